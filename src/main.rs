@@ -1,0 +1,3 @@
+//! extentd.
+
+fn main() {}
