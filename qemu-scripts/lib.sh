@@ -1,0 +1,105 @@
+# Shared by the scripts in this folder; sourced, never run. Written for bash.
+
+export LC_ALL=C
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$SCRIPTS")
+# Fetched packages and the kernel live here; removing it only costs a download.
+CACHE=${EXTENTD_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/extentd}
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# The major version of the installed QEMU, or 0.
+qemu_major() {
+    local line
+    line=$(qemu-system-x86_64 --version 2>/dev/null | head -n 1) || true
+    [[ $line =~ version\ ([0-9]+) ]] && echo "${BASH_REMATCH[1]}" || echo 0
+}
+
+# A statically linked busybox: the system's own, or the one setup.sh unpacked.
+static_busybox() {
+    local candidate
+    for candidate in "$(command -v busybox)" "$CACHE/busybox/bin/busybox" "$CACHE/busybox/usr/bin/busybox"; do
+        if [[ -n $candidate && -x $candidate ]] && ! ldd "$candidate" >/dev/null 2>&1; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# The unpacked kernel image and its release; both fail when setup.sh has not run.
+guest_kernel() {
+    local image
+    image=$(find "$CACHE/kernel/boot" -name 'vmlinuz-*' 2>/dev/null | sort | tail -n 1)
+    [[ -n $image ]] && echo "$image"
+}
+guest_release() {
+    local image
+    image=$(guest_kernel) && basename "$image" | sed 's/^vmlinuz-//'
+}
+
+# Waits until somebody listens on the unix socket $1 and the process $2 lives.
+# A connect() would count as a front-end, so the kernel's table is read instead.
+wait_socket() {
+    local turns
+    for ((turns = 0; turns < 500; turns++)); do
+        awk -v path="$1" '$8 == path && $4 == "00010000" { found = 1 } END { exit !found }' /proc/net/unix && return 0
+        kill -0 "$2" 2>/dev/null || return 1
+        sleep 0.02
+    done
+    return 1
+}
+
+# Builds extentd unless $EXTENTD names a binary; sets EXTENTD to its path.
+build_extentd() {
+    if [[ -z ${EXTENTD:-} ]]; then
+        have cargo || die "cargo is missing: install Rust first"
+        cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" --bin extentd || die "the build failed"
+        EXTENTD=${CARGO_TARGET_DIR:-$ROOT/target}/release/extentd
+    fi
+    [[ -x $EXTENTD ]] || die "$EXTENTD is not a program"
+}
+
+# Starts extentd on the socket $1 with the further arguments; sets EXTENTD_PID once it listens.
+start_extentd() {
+    local socket=$1
+    shift
+    "$EXTENTD" --socket-path "$socket" "$@" &
+    EXTENTD_PID=$!
+    wait_socket "$socket" "$EXTENTD_PID" || die "extentd did not start"
+}
+
+# Asks extentd to end and returns its exit status.
+stop_extentd() {
+    local pid=${EXTENTD_PID:-} status=0
+    [[ -n $pid ]] || return 0
+    EXTENTD_PID=''
+    kill -TERM "$pid" 2>/dev/null || true
+    wait "$pid" || status=$?
+    return "$status"
+}
+
+# QEMU's arguments for a guest whose memory a vhost-user back-end may share: accelerator $1,
+# memory in MiB $2, virtual CPUs $3. One a line, to be read with mapfile.
+guest_arguments() {
+    printf '%s\n' -machine "q35,memory-backend=mem,accel=$1" -m "$2M" -smp "$3" \
+        -object "memory-backend-memfd,id=mem,size=$2M,share=on" \
+        -nodefaults -no-user-config -display none -no-reboot
+    [[ $1 != kvm ]] || printf '%s\n' -cpu host
+}
+# The same for the disk behind the socket $1 with $2 queues.
+disk_arguments() {
+    printf '%s\n' -chardev "socket,id=disk,path=$1,reconnect-ms=200" \
+        -device "vhost-user-blk-pci,id=vd0,chardev=disk,num-queues=$2,bootindex=1"
+}
+
+# Opening it is not enough to know that KVM runs guests well, so it is used on request only.
+require_kvm() {
+    [[ -r /dev/kvm && -w /dev/kvm ]] || die "--kvm: /dev/kvm cannot be opened by $(id -un)"
+}

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Installs what the guests and the tests need on Debian 12 or later, as root or through sudo:
+# QEMU 10 (from backports where the release has an older one), file-system tools, and, unpacked
+# into a cache and never installed, a Debian cloud kernel and a static busybox for the guests.
+# Runs no package manager at all when everything is there.
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+case ${1:-} in
+"") ;;
+-h | --help)
+    say "usage: setup.sh
+Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE)."
+    exit 0
+    ;;
+*) die "unknown argument '$1' (see --help)" ;;
+esac
+
+[[ $(uname -m) == x86_64 ]] || die "only x86_64 machines are supported, this one is $(uname -m)"
+
+# command:package pairs; a package is asked for only when its command is missing.
+needs=(
+    mkfs.ext4:e2fsprogs debugfs:e2fsprogs e4defrag:e2fsprogs
+    mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.btrfs:btrfs-progs
+    cpio:cpio modprobe:kmod gzip:gzip cc:gcc
+    sfdisk:fdisk losetup:mount mount:mount blkdiscard:util-linux
+    ldd:libc-bin setpriv:util-linux
+)
+missing=()
+for pair in "${needs[@]}"; do
+    have "${pair%%:*}" || missing+=("${pair##*:}")
+done
+[[ -e /usr/lib/x86_64-linux-gnu/libc.a ]] || missing+=(libc6-dev)
+want_qemu=0
+if (($(qemu_major) < 10)) || ! have qemu-img || ! have qemu-storage-daemon; then want_qemu=1; fi
+want_busybox=0
+static_busybox >/dev/null || want_busybox=1
+want_kernel=0
+guest_kernel >/dev/null || want_kernel=1
+if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0)); then
+    exit 0
+fi
+
+have apt-get || die "this system has no apt-get; install by hand: QEMU 10 (qemu-system-x86_64, qemu-img, qemu-storage-daemon) ${missing[*]:-}"
+if [[ $(id -u) == 0 ]]; then
+    as_root() { "$@"; }
+elif have sudo; then
+    as_root() { sudo "$@"; }
+else
+    die "needs root to install packages: run it as root or install sudo"
+fi
+
+log=$(mktemp "${TMPDIR:-/tmp}/extentd-setup.XXXXXX")
+trap 'rm -f "$log"' EXIT
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" </dev/null >"$log" 2>&1
+}
+apt_or_die() {
+    local what=$1
+    shift
+    apt_get "$@" || die "cannot get $what: $(grep -E '^(E|Err)' "$log" | tail -n 1 | tr -s ' ')"
+}
+install() { apt_or_die "$*" install -y --no-install-recommends "$@"; }
+
+# The version apt would install, without its epoch; empty when it knows none.
+candidate() { apt-cache policy "$@" | sed -n 's/^  Candidate: \([0-9]*:\)\{0,1\}\([0-9].*\)/\2/p'; }
+
+say "setup: refreshing the package lists"
+apt_get update || true
+[[ -n $(candidate qemu-system-x86) ]] ||
+    die "apt knows no package qemu-system-x86; check the network and /etc/apt/sources.list.d: $(grep -E '^(E|W|Err)' "$log" | head -n 1)"
+
+if ((${#missing[@]} > 0)); then
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+    say "setup: installing ${missing[*]}"
+    install "${missing[@]}"
+fi
+
+# Adds the backports suite beside the release's own entry, from the same archive and with the same key.
+add_backports() {
+    local codename archive key list=/etc/apt/sources.list.d/extentd-backports.sources
+    # shellcheck disable=SC1091
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    [[ -n $codename ]] || die "/etc/os-release names no VERSION_CODENAME, so its backports cannot be found"
+    # shellcheck disable=SC2016
+    archive=$(apt-get indextargets --format '$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
+        awk -F'|' -v c="$codename" '$1 == c && $2 == "main" { print $3; exit }')
+    [[ -n $archive ]] || die "apt has no main archive of $codename to take backports from"
+    key=/usr/share/keyrings/debian-archive-keyring.gpg
+    [[ -r $key ]] || die "$key is missing (package debian-archive-keyring)"
+    printf 'Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\nSigned-By: %s\n' \
+        "$archive" "$codename" "$key" | as_root tee "$list" >/dev/null
+    say "setup: added $codename-backports in $list"
+    apt_or_die "the package list of $codename-backports" update
+}
+
+if ((want_qemu)); then
+    release=()
+    if dpkg --compare-versions "$(candidate qemu-system-x86)" lt 10; then
+        # shellcheck disable=SC1091
+        suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
+        apt-cache policy | grep -q "n=$suite" || add_backports
+        release=(-t "$suite")
+    fi
+    say "setup: installing QEMU 10 or later"
+    install "${release[@]}" qemu-system-x86 qemu-utils
+    (($(qemu_major) >= 10)) || die "QEMU 10 or later is needed, apt gave version $(qemu_major)"
+fi
+
+# Unpacks the package $1 into $CACHE/$2 without installing it, all or nothing.
+fetch() {
+    local package=$1 dest=$CACHE/$2 work
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/fetch.XXXXXX")
+    if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=3 download "$package" </dev/null) >"$log" 2>&1; then
+        rm -rf "$work"
+        die "cannot download $package: $(grep -E '^(E|Err)' "$log" | tail -n 1)"
+    fi
+    mkdir "$work/root"
+    dpkg -x "$work"/*.deb "$work/root"
+    rm -rf "$dest"
+    mv "$work/root" "$dest"
+    rm -rf "$work"
+}
+
+if ((want_busybox)); then
+    say "setup: fetching a static busybox for the guests"
+    fetch busybox-static busybox
+    static_busybox >/dev/null || die "the package busybox-static holds no static busybox"
+fi
+if ((want_kernel)); then
+    package=$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64, so there is no kernel for the guests"
+    say "setup: fetching $package for the guests"
+    fetch "$package" kernel
+    guest_kernel >/dev/null || die "$package holds no kernel image"
+    depmod -b "$CACHE/kernel" "$(guest_release)"
+fi
+say "setup: done"
