@@ -1,1 +1,44 @@
-//! A map.
+//! A lazily built map from the offsets of a file to the offsets of the disk under its file system.
+//!
+//! It costs nothing to start, loads what is touched and a little ahead, forgets what it is told to forget,
+//! and can be pinned whole. It knows nothing of who asks: a disk server, a swap daemon, a backup tool.
+//!
+//! - [`Map`] holds what is known, in windows; a [`Reader`] per thread looks offsets up without locks.
+//! - [`Filler`] loads what readers miss on a thread of its own, from an [`ExtentSource`]: [`Fiemap`] for
+//!   files, [`Identity`] for block devices.
+//! - [`Map::hold`] takes a range away while it changes; a [`Fence`] tells when nobody uses what was known.
+//! - `device` finds the block device under a file and says why it may not be used; `lease` tells when
+//!   somebody else wants the file.
+//!
+//! All offsets and sizes are bytes.
+
+mod advise;
+mod error;
+mod extent;
+mod fiemap;
+mod filler;
+mod hold;
+mod load;
+mod map;
+mod quiesce;
+mod reader;
+mod shared;
+mod slab;
+mod source;
+mod stream;
+mod sync;
+mod sys;
+mod table;
+mod wish;
+
+pub use advise::Progress;
+pub use error::Error;
+pub use extent::{Extent, Kind, Reason};
+pub use fiemap::{Fiemap, SyncPolicy};
+pub use filler::Filler;
+pub use hold::Hold;
+pub use map::{Config, Map, Stats};
+pub use quiesce::{Fence, MAX_READERS};
+pub use reader::{Lookup, Reader};
+pub use source::{ExtentSource, Identity, Sink};
+pub use stream::Access;

@@ -1,0 +1,184 @@
+//! Extents from the file system, by FIEMAP.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use crate::extent::{DISK_LIMIT, Extent, Kind, Reason};
+use crate::source::{ExtentSource, Sink};
+use crate::sync::Arc;
+use crate::sys;
+
+/// Records asked for in one call: 56 bytes each.
+const BATCH: usize = 512;
+
+pub(crate) const LAST: u32 = 0x1;
+const UNKNOWN: u32 = 0x2;
+const DELALLOC: u32 = 0x4;
+const ENCODED: u32 = 0x8;
+const DATA_ENCRYPTED: u32 = 0x80;
+const NOT_ALIGNED: u32 = 0x100;
+const DATA_INLINE: u32 = 0x200;
+const DATA_TAIL: u32 = 0x400;
+const UNWRITTEN: u32 = 0x800;
+const MERGED: u32 = 0x1000;
+const SHARED: u32 = 0x2000;
+
+/// Whether the kernel writes dirty pages out before it tells extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncPolicy {
+    /// Yes (`FIEMAP_FLAG_SYNC`): extents that wait for their place get one, and an extent told as
+    /// unwritten has no dirty page over it. Costs nothing when there are none; waits for ever if there are and
+    /// the file system is frozen.
+    Always,
+    /// No: ranges that wait for their place are opaque, and an extent told as unwritten or a hole may have data in
+    /// the page cache.
+    Never,
+}
+
+/// The extents of a regular file, as its file system tells them.
+///
+/// Numbers are checked: records are clamped to the file's size, and whatever overflows, is not aligned,
+/// or carries a flag that is not understood becomes [`Kind::Opaque`]. `FIEMAP_FLAG_CACHE` is never used
+/// (ext4 then reads the whole file's extents at every call), nor is `SEEK_DATA` or `FIBMAP`.
+#[derive(Clone, Debug)]
+pub struct Fiemap {
+    file: Arc<File>,
+    sync: SyncPolicy,
+    align: u64,
+    exclusive: bool,
+}
+
+impl Fiemap {
+    /// The extents of `file`, which any open mode will do for. [`SyncPolicy::Always`], alignment 512 bytes.
+    #[must_use]
+    pub fn new(file: Arc<File>) -> Fiemap {
+        Fiemap { file, sync: SyncPolicy::Always, align: 512, exclusive: false }
+    }
+
+    /// Sets whether dirty pages are written out first.
+    #[must_use]
+    pub fn sync(self, sync: SyncPolicy) -> Fiemap {
+        Fiemap { sync, ..self }
+    }
+
+    /// Extents that do not begin and end on multiples of `bytes` (a power of two: the device's logical block)
+    /// are [`Reason::NotAligned`].
+    #[must_use]
+    pub fn align(self, bytes: u32) -> Fiemap {
+        Fiemap { align: u64::from(bytes.max(1)), ..self }
+    }
+
+    /// For a file that nobody else uses and that is written past its page cache: a range is told only after
+    /// its pages are proved to be gone from the cache (written out and dropped if need be).
+    #[must_use]
+    pub fn exclusive(self) -> Fiemap {
+        Fiemap { exclusive: true, ..self }
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    fn call(&self, range: &Range<u64>, records: &mut Vec<sys::FiemapRecord>) -> io::Result<()> {
+        sys::fiemap(&self.file, range.start, range.end - range.start, self.sync == SyncPolicy::Always, records)
+    }
+}
+
+impl ExtentSource for Fiemap {
+    fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
+        let size = self.file.metadata()?.len();
+        let mut left = range.start..range.end.min(size);
+        let mut records = Vec::with_capacity(BATCH);
+        while !left.is_empty() {
+            self.call(&left, &mut records)?;
+            let (full, before) = (records.len() == BATCH, left.start);
+            for record in &records {
+                let Some(extent) = parse(record, &left, self.align) else { continue };
+                if sink(extent).is_break() {
+                    return Ok(());
+                }
+                left.start = extent.end();
+            }
+            let last = records.last().is_none_or(|record| record.flags & LAST != 0);
+            if last || !full {
+                break;
+            }
+            // A batch that led nowhere would be asked for again for ever.
+            if left.start == before {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "FIEMAP does not advance"));
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, range: Range<u64>) -> io::Result<bool> {
+        if !self.exclusive || sys::cached_pages(&self.file, &range)? == 0 {
+            return Ok(true);
+        }
+        self.file.sync_data()?;
+        sys::drop_cache(&self.file, &range)?;
+        Ok(sys::cached_pages(&self.file, &range)? == 0)
+    }
+
+    fn count(&self, range: Range<u64>) -> io::Result<u64> {
+        let size = self.file.metadata()?.len();
+        let range = range.start..range.end.min(size);
+        if range.is_empty() {
+            return Ok(0);
+        }
+        sys::fiemap_count(&self.file, range.start, range.end - range.start)
+    }
+}
+
+/// One record, clipped to `range`; `None` if nothing of it lies there.
+fn parse(record: &sys::FiemapRecord, range: &Range<u64>, align: u64) -> Option<Extent> {
+    let start = record.logical;
+    let len = record.length.min(u64::MAX - start);
+    let kind = kind_of(record, align);
+    let disk = if matches!(kind, Kind::Opaque(_)) { 0 } else { record.physical };
+    Extent { start, len, disk, kind }.clip(range)
+}
+
+fn kind_of(record: &sys::FiemapRecord, align: u64) -> Kind {
+    let flags = record.flags;
+    let known = LAST
+        | UNKNOWN
+        | DELALLOC
+        | ENCODED
+        | DATA_ENCRYPTED
+        | NOT_ALIGNED
+        | DATA_INLINE
+        | DATA_TAIL
+        | UNWRITTEN
+        | MERGED
+        | SHARED;
+    let reasons = [
+        (!known, Reason::UnknownFlag),
+        (UNKNOWN | DELALLOC, Reason::NotAllocated),
+        (DATA_ENCRYPTED, Reason::Encrypted),
+        (DATA_INLINE | DATA_TAIL, Reason::Inline),
+        (ENCODED, Reason::Encoded),
+        (NOT_ALIGNED, Reason::NotAligned),
+    ];
+    if let Some((_, reason)) = reasons.into_iter().find(|(mask, _)| flags & mask != 0) {
+        return Kind::Opaque(reason);
+    }
+    let end = record.physical.checked_add(record.length);
+    let beyond = end.is_none_or(|end| end > DISK_LIMIT) || record.logical.checked_add(record.length).is_none();
+    // No file system keeps file data in its first block: a place of 0 means none.
+    if beyond || record.length == 0 || record.physical == 0 {
+        return Kind::Opaque(Reason::Invalid);
+    }
+    if (record.physical | record.logical | record.length) % align != 0 {
+        return Kind::Opaque(Reason::NotAligned);
+    }
+    // Unwritten before shared: a shared unwritten extent reads zeros, not what lies on the disk.
+    match (flags & UNWRITTEN != 0, flags & SHARED != 0) {
+        (true, _) => Kind::Unwritten,
+        (false, true) => Kind::Shared,
+        (false, false) => Kind::Written,
+    }
+}

@@ -1,0 +1,230 @@
+//! The map and its configuration, counters and whole-map operations.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::extent::Kind;
+use crate::hold::Hold;
+use crate::quiesce::Fence;
+use crate::reader::Reader;
+use crate::shared::Shared;
+use crate::sync::{Arc, Ordering};
+
+/// How a map is built. All sizes are bytes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Size of a window, the unit of loading and eviction: a power of two, 64 KiB to 1 GiB. Default 4 MiB.
+    pub window: u64,
+    /// Memory that loaded windows may take before some are evicted; pinned windows do not count. Default 64 MiB.
+    pub budget: u64,
+    /// Memory set aside for pinned windows; pinning fails at once when it would not suffice. Default 0.
+    pub pin_reserve: u64,
+    /// Holds are widened to multiples of this: the larger of the file system's block and the page, because
+    /// a file write can move or cache the whole block around it. A power of two. Default 4096.
+    pub grain: u64,
+    /// How many wishes may wait for the filler; those beyond are dropped. Default 1024.
+    pub queue: usize,
+    /// How long no hold may have ended in a window before it is read again; it is read again anyway after
+    /// sixteen times as long. Default 10 ms.
+    pub quiet: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            window: 4 << 20,
+            budget: 64 << 20,
+            pin_reserve: 0,
+            grain: 4096,
+            queue: 1024,
+            quiet: Duration::from_millis(10),
+        }
+    }
+}
+
+/// A lazily built map from the offsets of a file to offsets of its disk.
+///
+/// A cheap handle: clones are the same map. Lookups go through a [`Reader`] per thread; loading through
+/// a [`Filler`](crate::Filler) or [`Map::load`].
+#[derive(Clone)]
+pub struct Map {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Map {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Map").field("stats", &self.stats()).finish()
+    }
+}
+
+/// Counters of a map since it was made, and what it holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Lookups answered with an extent that is not changing. Counted at quiescent points.
+    pub hits: u64,
+    /// Lookups in windows that were not loaded.
+    pub misses: u64,
+    /// Lookups in ranges that are held, or were and have not been read again.
+    pub changing: u64,
+    /// Windows loaded.
+    pub loads: u64,
+    /// Loads that failed because the file system could not tell its extents.
+    pub load_errors: u64,
+    /// Loads put off because the page cache held data of the window.
+    pub unsettled: u64,
+    /// Windows evicted to keep within the budget.
+    pub evictions: u64,
+    /// Windows not kept although loaded, because nothing could be evicted for them.
+    pub refused: u64,
+    /// Wishes dropped because the filler's queue was full or locked.
+    pub wishes_dropped: u64,
+    /// Bytes of extents in memory, pinned ones included, replaced ones not.
+    pub resident_bytes: u64,
+    /// Bytes of extents that are pinned.
+    pub pinned_bytes: u64,
+    /// Windows in memory.
+    pub resident_windows: u64,
+    /// Extents in memory by kind, in the order of [`Kind::index`]; an extent counts once per window.
+    pub extents: [u64; Kind::COUNT],
+    /// Bytes of the window table, untouched parts included.
+    pub table_bytes: u64,
+    /// Ranges held now.
+    pub holds: u64,
+    /// Replaced windows and tables that wait for readers to pass.
+    pub retired: u64,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Whether windows may be loaded.
+    pub enabled: bool,
+}
+
+impl Map {
+    /// A map of a file of `size` bytes with nothing loaded. Costs an allocation of untouched zero pages.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration cannot work.
+    pub fn new(size: u64, config: Config) -> Result<Map, Error> {
+        if !config.window.is_power_of_two() || !(64 << 10..=1 << 30).contains(&config.window) {
+            return Err(Error::Config("the window must be a power of two from 64 KiB to 1 GiB"));
+        }
+        if !config.grain.is_power_of_two() || config.grain > config.window {
+            return Err(Error::Config("the grain must be a power of two and no larger than a window"));
+        }
+        if size >= crate::extent::DISK_LIMIT {
+            return Err(Error::Config("the file is larger than a map can cover (64 PiB)"));
+        }
+        Ok(Map { shared: Arc::new(Shared::new(size, config)) })
+    }
+
+    /// A handle for lookups by one thread, offline until its first lookup.
+    ///
+    /// # Errors
+    /// [`Error::TooManyReaders`].
+    pub fn reader(&self) -> Result<Reader, Error> {
+        Reader::new(&self.shared)
+    }
+
+    /// Declares that `range` is going to change: from now on every lookup inside it (widened to
+    /// [`Config::grain`]) finds [`Reason::Changing`](crate::Reason::Changing) or nothing, and no load, even one
+    /// begun earlier, publishes anything there until the hold is released. The rest of each window stays usable.
+    ///
+    /// Readers may still act on extents they looked up before: see [`Hold::fence`]. Several ranges of one
+    /// window can be held at a time. Takes a lock that is never held for long.
+    ///
+    /// # Errors
+    /// [`Error::Overlap`] if part of the range is held already: the caller queues behind that hold;
+    /// [`Error::Range`] for an empty range or one that reaches beyond the file.
+    pub fn hold(&self, range: Range<u64>) -> Result<Hold, Error> {
+        Hold::new(&self.shared, range)
+    }
+
+    /// Forgets whatever is known about the windows that overlap `range`; loads begun earlier do not
+    /// publish there. Pinned windows too, which are loaded again by the filler.
+    pub fn forget(&self, range: Range<u64>) -> Fence {
+        self.shared.forget(range)
+    }
+
+    /// Forgets everything and loads nothing until [`Map::enable`]: the lease is broken. Once the fence has
+    /// passed and the caller's raw I/O is done, the disk is not used any more.
+    pub fn disable(&self) -> Fence {
+        self.shared.disable()
+    }
+
+    /// Lets windows be loaded again after [`Map::disable`]. Held ranges stay held.
+    pub fn enable(&self) {
+        self.shared.lock().enabled = true;
+        self.shared.wishes.poke();
+    }
+
+    /// Whether windows may be loaded.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.shared.lock().enabled
+    }
+
+    /// The file now has `size` bytes. Windows that lie wholly within both sizes stay.
+    ///
+    /// Shrinking must come before the file is truncated (and its fence be waited for), growing after.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the size is larger than a map can cover.
+    pub fn resize(&self, size: u64) -> Result<Fence, Error> {
+        if size >= crate::extent::DISK_LIMIT {
+            return Err(Error::Config("the file is larger than a map can cover (64 PiB)"));
+        }
+        Ok(self.shared.resize(size))
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let writer = self.shared.lock();
+        self.shared.table(&writer).size
+    }
+
+    /// Counts invalidations (holds, releases, forgets, resizes, disabling). Two lookups and whatever happened
+    /// between them can be compared only if the epoch is the same before and after.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::SeqCst)
+    }
+
+    /// The configuration the map was made with.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// The counters. Takes the writers' lock for a moment; not for the data path.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut writer = self.shared.lock();
+        self.shared.reclaim(&mut writer);
+        let table = self.shared.table(&writer);
+        let slots = self.shared.quiesce.used_slots();
+        let sum = |f: fn(&crate::quiesce::Slot) -> &crate::sync::AtomicU64| {
+            slots.iter().map(|slot| f(slot).load(Ordering::Relaxed)).sum()
+        };
+        Stats {
+            hits: sum(|slot| &slot.hits),
+            misses: sum(|slot| &slot.misses),
+            changing: sum(|slot| &slot.changing),
+            loads: writer.counts.loads,
+            load_errors: writer.counts.load_errors,
+            unsettled: writer.counts.unsettled,
+            evictions: writer.counts.evictions,
+            refused: writer.counts.refused,
+            wishes_dropped: self.shared.wishes.dropped(),
+            resident_bytes: writer.evictable + writer.pinned,
+            pinned_bytes: writer.pinned,
+            resident_windows: writer.windows,
+            extents: writer.tally,
+            table_bytes: table.bytes(),
+            holds: writer.holds.len() as u64,
+            retired: writer.retired() as u64,
+            size: table.size,
+            enabled: writer.enabled,
+        }
+    }
+}
