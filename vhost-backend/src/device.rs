@@ -1,0 +1,175 @@
+//! The seam to the process: what a disk is and how I/O is handed to it.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// Bytes of a sector, the unit of virtio-blk (virtio 1.2, 5.2.4).
+pub const SECTOR: u64 = 512;
+
+/// What a front-end and a guest may learn of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskInfo {
+    /// The disk offers no writes (`VIRTIO_BLK_F_RO`).
+    pub read_only: bool,
+    /// `blk_size` in bytes: a power of two, at least 512.
+    pub logical_block_size: u32,
+    /// The medium's physical blocks and preferred sizes.
+    pub topology: Topology,
+    /// DISCARD is offered with these limits.
+    pub discard: Option<DiscardLimits>,
+    /// WRITE_ZEROES is offered with these limits.
+    pub write_zeroes: Option<WriteZeroesLimits>,
+    /// The answer to GET_ID: padded with NUL.
+    pub serial: [u8; 20],
+}
+
+/// `struct virtio_blk_topology`, in units of `logical_block_size`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Topology {
+    /// Logical blocks per physical block, as a power of two.
+    pub physical_block_exp: u8,
+    /// Offset of the first aligned logical block.
+    pub alignment_offset: u8,
+    /// Suggested minimum I/O size in logical blocks.
+    pub min_io_size: u16,
+    /// Suggested optimal I/O size in logical blocks; 0 for none.
+    pub opt_io_size: u32,
+}
+
+/// Limits of one DISCARD segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiscardLimits {
+    /// Longest segment in 512-byte sectors.
+    pub max_sectors: u32,
+    /// Alignment in 512-byte sectors at which discarding frees anything.
+    pub alignment_sectors: u32,
+}
+
+/// Limits of one WRITE_ZEROES segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteZeroesLimits {
+    /// Longest segment in 512-byte sectors.
+    pub max_sectors: u32,
+    /// A segment with the `unmap` flag may free blocks.
+    pub may_unmap: bool,
+}
+
+/// One disk, shared by the session and all workers.
+pub trait Device: Send + Sync + 'static {
+    /// Where a worker's requests go.
+    type Channel: IoChannel;
+
+    /// The disk as it is offered; everything but the capacity stays the same
+    /// for the life of the process.
+    fn info(&self) -> DiskInfo;
+
+    /// The capacity now, in 512-byte sectors. Read for every request, so it
+    /// costs no more than an atomic load.
+    fn capacity_sectors(&self) -> u64;
+
+    /// Opens the I/O of worker `worker` (0, 1, ...). Called once on that
+    /// worker's own thread, before its first request. No more than `slots`
+    /// requests are in flight at any time, with tags below `slots`.
+    ///
+    /// # Errors
+    /// What the host says; the process then does not start.
+    fn channel(&self, worker: usize, slots: usize) -> io::Result<Self::Channel>;
+
+    /// The first ring is about to start: take the image for ourselves.
+    ///
+    /// # Errors
+    /// Somebody else owns the image; no ring is started then, and the
+    /// session asks again a little later.
+    fn rings_started(&self) -> io::Result<()>;
+
+    /// The last ring has stopped and is drained: let others have the image.
+    fn rings_stopped(&self);
+}
+
+/// Names a request in flight; below the `slots` of its channel, and free for
+/// the next request once its [`Completion`] was reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(pub u32);
+
+/// What to do. Ranges were checked against the capacity and are multiples of
+/// 512 bytes. `stable` asks that the data is on stable storage before the
+/// completion is reported (the guest runs its disk write-through).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Fill the data buffers from `offset` on.
+    Read {
+        /// First byte.
+        offset: u64,
+    },
+    /// Store the data buffers from `offset` on.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// Write-through.
+        stable: bool,
+    },
+    /// Make every write completed before this was submitted stable.
+    Flush,
+    /// The range is not needed any more; it may read as anything.
+    Discard {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The range reads as zeros from now on.
+    WriteZeroes {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Blocks may be freed.
+        unmap: bool,
+        /// Write-through.
+        stable: bool,
+    },
+}
+
+/// How a request ended (virtio 1.2, 5.2.6): the status byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// `VIRTIO_BLK_S_OK`
+    Ok = 0,
+    /// `VIRTIO_BLK_S_IOERR`
+    IoErr = 1,
+    /// `VIRTIO_BLK_S_UNSUPP`
+    Unsupp = 2,
+}
+
+/// A request that has ended; its buffers are not touched any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// Which one.
+    pub tag: Tag,
+    /// How.
+    pub status: Status,
+}
+
+/// The I/O of one worker thread. Nothing here blocks but [`wait`](Self::wait),
+/// and nothing allocates per request.
+pub trait IoChannel {
+    /// Takes a request. `data` are host addresses of guest memory that stay
+    /// mapped until the completion is reported; the list itself is only
+    /// borrowed for this call. Their sum is a multiple of 512; the pieces
+    /// have any length and alignment. Every request that is taken is reported by [`reap`](Self::reap) exactly
+    /// once, also when it could not be issued.
+    fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]);
+
+    /// Gives everything that was submitted to the kernel, with at most one
+    /// system call, and none if there is nothing to give.
+    fn flush_submissions(&mut self);
+
+    /// Reports the requests that have ended, each once.
+    fn reap(&mut self, done: &mut impl FnMut(Completion));
+
+    /// Sleeps until [`reap`](Self::reap) may have something to report, `wake`
+    /// becomes readable, or `timeout` has passed. May return early.
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>);
+}
