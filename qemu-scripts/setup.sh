@@ -10,8 +10,13 @@ set -euo pipefail
 case ${1:-} in
 "") ;;
 -h | --help)
-    say "usage: setup.sh
-Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE)."
+    say "usage: setup.sh [--kernel]
+Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
+  --kernel   install nothing, print the guest kernel's path"
+    exit 0
+    ;;
+--kernel)
+    guest_kernel || die "no guest kernel in $CACHE; run setup.sh first"
     exit 0
     ;;
 *) die "unknown argument '$1' (see --help)" ;;
