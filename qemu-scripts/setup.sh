@@ -7,11 +7,14 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+for_tests=0
 case ${1:-} in
 "") ;;
+--tests) for_tests=1 ;;
 -h | --help)
-    say "usage: setup.sh [--kernel]
+    say "usage: setup.sh [--tests | --kernel]
 Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
+  --tests    also what only the tests need
   --kernel   install nothing, print the guest kernel's path"
     exit 0
     ;;
@@ -26,17 +29,20 @@ esac
 
 # command:package pairs; a package is asked for only when its command is missing.
 needs=(
-    mkfs.ext4:e2fsprogs debugfs:e2fsprogs e4defrag:e2fsprogs
-    mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.btrfs:btrfs-progs
-    cpio:cpio modprobe:kmod gzip:gzip cc:gcc
-    sfdisk:fdisk losetup:mount mount:mount blkdiscard:util-linux
-    ldd:libc-bin setpriv:util-linux
+    cc:gcc mkfs.ext4:e2fsprogs debugfs:e2fsprogs cpio:cpio gzip:gzip modprobe:kmod
+    sfdisk:fdisk ldd:libc-bin blkdiscard:util-linux
 )
+if ((for_tests)); then
+    needs+=(
+        mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
+        c++:g++ strace:strace
+    )
+fi
 missing=()
 for pair in "${needs[@]}"; do
     have "${pair%%:*}" || missing+=("${pair##*:}")
 done
-[[ -e /usr/lib/x86_64-linux-gnu/libc.a ]] || missing+=(libc6-dev)
+[[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
 want_qemu=0
 if (($(qemu_major) < 10)) || ! have qemu-img || ! have qemu-storage-daemon; then want_qemu=1; fi
 want_busybox=0

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs all of them. The last line sums up: N passed, N failed, N skipped.
+set -uo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$ROOT" || exit 1
+# shellcheck source=results.sh
+. tests/results.sh
+
+case ${1:-} in
+"") ;;
+-h | --help)
+    echo "usage: tests/run.sh
+Runs format, lints, documentation, unit and integration tests with real guests, the quick start, model
+checks and a short run of each fuzz target. Root is needed to install packages and for loop devices.
+Environment:
+  EXTENTD_TEST_DIR   the folder for test images (default: a new one in /var/tmp)
+  FUZZ_SECONDS       how long each fuzz target runs (default 10)
+  CI=true            a skipped test counts as failed"
+    exit 0
+    ;;
+*)
+    echo "run.sh: unknown argument '$1' (see --help)" >&2
+    exit 2
+    ;;
+esac
+
+if ! command -v cargo >/dev/null; then
+    echo "run.sh: cargo is missing: install Rust first" >&2
+    exit 1
+fi
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+LOGS=$TARGET/test-logs
+rm -rf "$LOGS"
+mkdir -p "$LOGS"
+
+# Everything that the tests start inherits this mark, and their files live in one folder: so what they
+# leave behind can be told from the rest of the machine.
+export EXTENTD_TEST_RUN=run-$$-$(date +%s)
+own_dir=''
+if [[ -z ${EXTENTD_TEST_DIR:-} ]]; then
+    own_dir=$(mktemp -d /var/tmp/extentd-tests.XXXXXX)
+    export EXTENTD_TEST_DIR=$own_dir
+fi
+trap '[[ -z $own_dir ]] || rm -rf --one-file-system "$own_dir"' EXIT
+EXTENTD_TEST_DIR=$(cd "$EXTENTD_TEST_DIR" && pwd -P) || exit 1
+export TMPDIR=$EXTENTD_TEST_DIR/tmp
+mkdir -p "$TMPDIR"
+groups_before=$(own_groups)
+
+formatted() {
+    cargo fmt --all --check && rustfmt --edition 2024 --check tests/guest/verifier.rs || return 1
+    [[ ! -e tests/fuzz/Cargo.toml ]] || cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+}
+linted() { cargo clippy --workspace --all-targets -- -D warnings; }
+documented() { RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps; }
+scripts_parse() {
+    local script
+    for script in tests/*.sh qemu-scripts/*.sh .ci/run; do
+        bash -n "$script" || return 1
+    done
+}
+tested() {
+    # The time limit only keeps a stuck test from holding the run for ever.
+    timeout 2400 cargo test --workspace --no-fail-fast -- --show-output
+}
+# Model checks of the lock-free parts, in the crates that have them.
+modelled() {
+    local packages=() manifest
+    for manifest in mapping/Cargo.toml vhost-backend/Cargo.toml; do
+        ! grep -q '^loom' "$manifest" || packages+=(-p "$(dirname "$manifest")")
+    done
+    ((${#packages[@]} > 0)) || return 0
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom timeout 900 cargo test --release --lib "${packages[@]}" -- --show-output loom
+}
+quick_start() {
+    # The binary that the tests ran with; the quick start itself would build another.
+    EXTENTD=$TARGET/debug/extentd qemu-scripts/quickstart.sh
+}
+
+stage setup qemu-scripts/setup.sh --tests
+check format formatted
+check scripts scripts_parse
+check lints linted
+check documentation documented
+suite tests tested
+suite models modelled
+check "quick start" quick_start
+if [[ -e tests/fuzz/Cargo.toml ]]; then
+    if cargo +nightly --version >/dev/null 2>&1; then
+        # shellcheck source=fuzz.sh
+        . tests/fuzz.sh
+        fuzz_all
+    else
+        skip fuzz "no nightly toolchain"
+    fi
+fi
+check "nothing left behind" nothing_left
+summary
