@@ -172,7 +172,7 @@ fn kind_of(record: &sys::FiemapRecord, align: u64) -> Kind {
     if beyond || record.length == 0 || record.physical == 0 {
         return Kind::Opaque(Reason::Invalid);
     }
-    if (record.physical | record.logical | record.length) % align != 0 {
+    if !(record.physical | record.logical | record.length).is_multiple_of(align) {
         return Kind::Opaque(Reason::NotAligned);
     }
     // Unwritten before shared: a shared unwritten extent reads zeros, not what lies on the disk.
@@ -180,5 +180,71 @@ fn kind_of(record: &sys::FiemapRecord, align: u64) -> Kind {
         (true, _) => Kind::Unwritten,
         (false, true) => Kind::Shared,
         (false, false) => Kind::Written,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WHOLE: Range<u64> = 0..1 << 40;
+
+    fn one(flags: u32) -> Kind {
+        parse(&sys::FiemapRecord::new(4096, 8192, 4096, flags), &WHOLE, 512).unwrap().kind
+    }
+
+    #[test]
+    fn every_flag_has_its_kind_and_unknown_ones_are_opaque() {
+        assert_eq!(one(0), Kind::Written);
+        assert_eq!(one(LAST | MERGED), Kind::Written);
+        assert_eq!(one(UNWRITTEN), Kind::Unwritten);
+        assert_eq!(one(SHARED), Kind::Shared);
+        assert_eq!(one(SHARED | UNWRITTEN), Kind::Unwritten, "reads zeros, not the shared blocks");
+        assert_eq!(one(UNKNOWN), Kind::Opaque(Reason::NotAllocated));
+        assert_eq!(one(DELALLOC | UNKNOWN), Kind::Opaque(Reason::NotAllocated));
+        assert_eq!(one(ENCODED), Kind::Opaque(Reason::Encoded));
+        assert_eq!(one(DATA_ENCRYPTED | ENCODED), Kind::Opaque(Reason::Encrypted));
+        assert_eq!(one(DATA_INLINE | NOT_ALIGNED), Kind::Opaque(Reason::Inline));
+        assert_eq!(one(NOT_ALIGNED), Kind::Opaque(Reason::NotAligned));
+        for bit in [0x10, 0x20, 0x40, 0x4000, 0x8000_0000] {
+            assert_eq!(one(bit), Kind::Opaque(Reason::UnknownFlag), "{bit:#x}");
+        }
+    }
+
+    #[test]
+    fn misaligned_overflowing_and_nowhere_places_are_opaque() {
+        let kind = |logical, physical, length| {
+            parse(&sys::FiemapRecord::new(logical, physical, length, 0), &(0..u64::MAX), 4096).unwrap().kind
+        };
+        assert_eq!(kind(0, 4096, 4096), Kind::Written);
+        assert_eq!(kind(0, 1024, 4096), Kind::Opaque(Reason::NotAligned));
+        assert_eq!(kind(512, 4096, 4096), Kind::Opaque(Reason::NotAligned));
+        assert_eq!(kind(0, 4096, 512), Kind::Opaque(Reason::NotAligned));
+        assert_eq!(kind(0, u64::MAX - 4095, 8192), Kind::Opaque(Reason::Invalid));
+        assert_eq!(kind(0, 1 << 56, 4096), Kind::Opaque(Reason::Invalid));
+        assert_eq!(kind(0, 0, 4096), Kind::Opaque(Reason::Invalid), "the first block is no place for data");
+    }
+
+    #[test]
+    fn records_are_clamped_to_the_file() {
+        let record = sys::FiemapRecord::new(4096, 1 << 20, 8192, 0);
+        let extent = parse(&record, &(6000..9000), 512).unwrap();
+        assert_eq!((extent.start, extent.len, extent.disk), (6000, 3000, (1 << 20) + 6000 - 4096));
+        assert_eq!(parse(&record, &(0..4096), 512), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_record_leads_out_of_its_range_or_off_the_disk(
+            logical: u64, physical: u64, length: u64, flags: u32, start: u64, size: u64,
+        ) {
+            let range = start..start.saturating_add(size);
+            if let Some(extent) = parse(&sys::FiemapRecord::new(logical, physical, length, flags), &range, 512) {
+                prop_assert!(extent.start >= range.start && extent.end() <= range.end && extent.len > 0);
+                prop_assert!(extent.disk.checked_add(extent.len).is_some());
+                prop_assert!(extent.disk + extent.len <= DISK_LIMIT || !extent.kind.on_disk());
+            }
+        }
     }
 }

@@ -7,19 +7,23 @@
 //! - [`Filler`] loads what readers miss on a thread of its own, from an [`ExtentSource`]: [`Fiemap`] for
 //!   files, [`Identity`] for block devices.
 //! - [`Map::hold`] takes a range away while it changes; a [`Fence`] tells when nobody uses what was known.
-//! - `device` finds the block device under a file and says why it may not be used; `lease` tells when
+//! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
 //!   somebody else wants the file.
 //!
 //! All offsets and sizes are bytes.
 
+mod admission;
 mod advise;
+pub mod device;
 mod error;
 mod extent;
 mod fiemap;
 mod filler;
 mod hold;
+pub mod lease;
 mod load;
 mod map;
+mod proof;
 mod quiesce;
 mod reader;
 mod shared;

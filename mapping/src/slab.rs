@@ -190,10 +190,8 @@ pub(crate) fn find(entries: &[Packed], at: u32, hint: usize) -> Place {
         if entry.contains(at) {
             return Place::In(hint);
         }
-        if let Some(next) = entries.get(hint + 1) {
-            if next.contains(at) {
-                return Place::In(hint + 1);
-            }
+        if entries.get(hint + 1).is_some_and(|next| next.contains(at)) {
+            return Place::In(hint + 1);
         }
     }
     search(entries, at)

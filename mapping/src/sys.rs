@@ -147,3 +147,159 @@ pub(crate) fn drop_cache(file: &File, range: &Range<u64>) -> io::Result<()> {
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
+
+/// The attributes of a file that decide about its disk path, from statx(2).
+pub(crate) struct Attributes {
+    /// `STATX_ATTR_*`.
+    pub(crate) bits: u64,
+    /// The identifier of the mount in mountinfo, if the kernel tells it.
+    pub(crate) mount: Option<u64>,
+}
+
+pub(crate) fn attributes(file: &File) -> io::Result<Attributes> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
+    // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; the kernel fills the structure, of
+    // which all zero bytes are valid too.
+    let stat = unsafe {
+        check(libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, stat.as_mut_ptr()))?;
+        stat.assume_init()
+    };
+    let mount = (stat.stx_mask & libc::STATX_MNT_ID != 0).then_some(stat.stx_mnt_id);
+    Ok(Attributes { bits: stat.stx_attributes, mount })
+}
+
+/// The magic number of the file system.
+pub(crate) fn filesystem(file: &File) -> io::Result<i64> {
+    let mut stat = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel fills the structure, of which all zero bytes are valid too.
+    let stat = unsafe {
+        check(libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()))?;
+        stat.assume_init()
+    };
+    #[allow(clippy::unnecessary_cast)]
+    Ok(stat.f_type as i64)
+}
+
+/// `FS_IOC_GETFLAGS`, the flags of chattr(1).
+pub(crate) fn inode_flags(file: &File) -> io::Result<u32> {
+    const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
+    let mut flags = [0u32; 2];
+    // SAFETY: the kernel writes 4 bytes (its header says a long) into 8.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_GETFLAGS as _, flags.as_mut_ptr()) })?;
+    Ok(flags[0])
+}
+
+/// `FS_IOC_FSGETXATTR`, the flags of xfs_io's lsattr.
+pub(crate) fn extended_flags(file: &File) -> io::Result<u32> {
+    const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801C_581F;
+    let mut attributes = [0u32; 7];
+    // SAFETY: the kernel writes the 28 bytes of `struct fsxattr`, whose first field the flags are.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR as _, attributes.as_mut_ptr()) })?;
+    Ok(attributes[0])
+}
+
+/// The flags the file was opened with.
+pub(crate) fn open_flags(file: &File) -> io::Result<libc::c_int> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })
+}
+
+/// Sizes of a block device, in bytes.
+#[derive(Debug)]
+pub(crate) struct BlockSizes {
+    pub(crate) device: u64,
+    pub(crate) logical: u32,
+    pub(crate) physical: u32,
+    pub(crate) page_cache: u32,
+}
+
+pub(crate) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
+    const BLKSSZGET: libc::c_ulong = 0x1268;
+    const BLKPBSZGET: libc::c_ulong = 0x127B;
+    const BLKBSZGET: libc::c_ulong = 0x8008_1270;
+    const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+    let int = |request: libc::c_ulong| -> io::Result<u32> {
+        let mut value = [0u32; 2];
+        // SAFETY: the kernel writes 4 bytes (BLKBSZGET's header says 8) into 8.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), request as _, value.as_mut_ptr()) })?;
+        Ok(value[0])
+    };
+    let mut bytes = 0u64;
+    // SAFETY: the kernel writes 8 bytes into a live local.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64 as _, &raw mut bytes) })?;
+    Ok(BlockSizes {
+        device: bytes,
+        logical: int(BLKSSZGET)?,
+        physical: int(BLKPBSZGET)?,
+        page_cache: int(BLKBSZGET)?,
+    })
+}
+
+/// Takes (`F_RDLCK`, `F_WRLCK`) or gives back (`F_UNLCK`) a lease.
+pub(crate) fn set_lease(file: &File, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
+}
+
+/// The lease held, or the one that a pending break allows.
+pub(crate) fn get_lease(file: &File) -> io::Result<libc::c_int> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) })
+}
+
+/// Directs the signal of a lease break to one thread.
+pub(crate) fn direct_signal(file: &File, signal: libc::c_int, thread: libc::pid_t) -> io::Result<()> {
+    const F_SETSIG: libc::c_int = 10;
+    const F_SETOWN_EX: libc::c_int = 15;
+    const F_OWNER_TID: libc::c_int = 0;
+    let owner = [F_OWNER_TID, thread];
+    // SAFETY: the first call involves no memory; the second reads `struct f_owner_ex`, two ints, from a
+    // live local.
+    unsafe {
+        check(libc::fcntl(file.as_raw_fd(), F_SETSIG, signal))?;
+        check(libc::fcntl(file.as_raw_fd(), F_SETOWN_EX, owner.as_ptr())).map(drop)
+    }
+}
+
+/// Blocks `signals` for the calling thread and makes a descriptor that reads them; and the thread's id.
+pub(crate) fn own_signals(signals: &[libc::c_int]) -> io::Result<(OwnedFd, libc::pid_t)> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by sigemptyset before anything else reads it, and outlives the calls.
+    unsafe {
+        check(libc::sigemptyset(set.as_mut_ptr()))?;
+        for signal in signals {
+            check(libc::sigaddset(set.as_mut_ptr(), *signal))?;
+        }
+        match libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        let fd = check(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        Ok((OwnedFd::from_raw_fd(fd), libc::gettid()))
+    }
+}
+
+/// Reads all pending signals off; how many there were.
+pub(crate) fn drain_signals(signals: &OwnedFd) -> usize {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+    let size = size_of::<libc::signalfd_siginfo>();
+    let mut count = 0;
+    // SAFETY: the kernel writes at most one record into a buffer of its size, which nobody reads.
+    while unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), size) } > 0 {
+        count += 1;
+    }
+    count
+}
+
+/// Waits until one of two descriptors is readable; which are.
+pub(crate) fn wait_readable(a: &OwnedFd, b: &OwnedFd) -> io::Result<(bool, bool)> {
+    let poll = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut fds = [poll(a), poll(b)];
+    // SAFETY: two live records.
+    match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) }) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok((false, false)),
+        Err(error) => Err(error),
+        Ok(_) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
+    }
+}

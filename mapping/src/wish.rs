@@ -59,13 +59,13 @@ impl Wishes {
         if state.load(Ordering::Relaxed) & WANTED != 0 || state.fetch_or(WANTED, Ordering::AcqRel) & WANTED != 0 {
             return;
         }
-        if let Ok(mut queue) = self.queue.try_lock() {
-            if queue.wishes.len() < self.capacity {
-                queue.wishes.push_back(wish);
-                drop(queue);
-                self.ready.notify_one();
-                return;
-            }
+        if let Ok(mut queue) = self.queue.try_lock()
+            && queue.wishes.len() < self.capacity
+        {
+            queue.wishes.push_back(wish);
+            drop(queue);
+            self.ready.notify_one();
+            return;
         }
         state.fetch_and(!WANTED, Ordering::AcqRel);
         self.dropped.fetch_add(1, Ordering::Relaxed);

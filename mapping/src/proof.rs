@@ -1,0 +1,121 @@
+//! The read-compare proof: blocks read by the file and by the device must agree.
+
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+
+use crate::device::{BackingDevice, Refusal, failed};
+use crate::extent::Extent;
+use crate::fiemap::Fiemap;
+use crate::source::ExtentSource;
+use crate::sync::Arc;
+use crate::sys;
+
+/// Places of the file that are looked at.
+const PLACES: u64 = 16;
+/// How much of the file is searched for an extent from each place on.
+const REACH: u64 = 4 << 20;
+/// Blocks compared per place.
+const TRIES: u64 = 3;
+
+/// What the proof rests on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// Blocks compared.
+    pub blocks: usize,
+    /// Of those, blocks that were not all zeros. 0 for an image with no data yet: nothing was disproved.
+    pub nonzero: usize,
+}
+
+#[repr(align(4096))]
+struct Block([u8; 4096]);
+
+impl Block {
+    fn new() -> Box<Block> {
+        Box::new(Block([0; 4096]))
+    }
+}
+
+impl BackingDevice {
+    /// Compares blocks spread over the file, read by the file and by this device, past all caches.
+    ///
+    /// `file` must be open with `O_DIRECT`, and nobody else must be changing it (the lease is held). It is
+    /// written out, dropped from the page cache, and the cache is proved empty first, as it must be before
+    /// the disk path is entered. Reads a few dozen blocks and their extents; on XFS the first look at a badly
+    /// fragmented file may take seconds.
+    ///
+    /// # Errors
+    /// [`Refusal::NotDirect`], [`Refusal::Cached`], [`Refusal::NoCachestat`], [`Refusal::Mismatch`].
+    pub fn prove(&self, file: &Arc<File>) -> Result<Proof, Refusal> {
+        let flags = sys::open_flags(file).map_err(failed("F_GETFL"))?;
+        if flags & libc::O_DIRECT == 0 {
+            return Err(Refusal::NotDirect);
+        }
+        if self.is_image() {
+            return Ok(Proof::default());
+        }
+        let size = file.metadata().map_err(failed("fstat"))?.len();
+        empty_cache(file, size)?;
+        let source = Fiemap::new(Arc::clone(file)).align(self.logical_block());
+        let (mut ours, mut theirs) = (Block::new(), Block::new());
+        let mut proof = Proof::default();
+        for place in 0..PLACES {
+            let start = size / PLACES * place;
+            let Some(extent) = first_on_disk(&source, start, size).map_err(failed("FIEMAP"))? else { continue };
+            for at in self.blocks_of(&extent) {
+                let disk = extent.disk_at(at).unwrap_or(0) + self.offset();
+                let len = usize::try_from(self.logical_block()).unwrap_or(4096);
+                let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
+                file.read_exact_at(a, at).map_err(failed("reading the file"))?;
+                self.file().read_exact_at(b, disk).map_err(failed("reading the device"))?;
+                if a != b {
+                    return Err(Refusal::Mismatch { file: at, disk });
+                }
+                proof.blocks += 1;
+                proof.nonzero += usize::from(a.iter().any(|byte| *byte != 0));
+            }
+        }
+        Ok(proof)
+    }
+
+    /// Offsets of some whole logical blocks of the extent: the first, the last and one between.
+    fn blocks_of(&self, extent: &Extent) -> Vec<u64> {
+        let block = u64::from(self.logical_block());
+        let count = extent.len / block;
+        let mut blocks: Vec<u64> = (0..TRIES)
+            .filter(|_| count > 0)
+            .map(|step| extent.start + (count - 1) * step / (TRIES - 1) * block)
+            .collect();
+        blocks.dedup();
+        blocks
+    }
+}
+
+/// Writes the file out, drops it from the page cache and proves that nothing is left there.
+fn empty_cache(file: &File, size: u64) -> Result<(), Refusal> {
+    file.sync_data().map_err(failed("fdatasync"))?;
+    // Beyond the end too: a page of the last block may lie there.
+    let all = 0..size.saturating_add(1 << 20);
+    sys::drop_cache(file, &all).map_err(failed("posix_fadvise"))?;
+    match sys::cached_pages(file, &all) {
+        Ok(0) => Ok(()),
+        Ok(pages) => Err(Refusal::Cached(pages)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Err(Refusal::NoCachestat),
+        Err(error) => Err(failed("cachestat")(error)),
+    }
+}
+
+/// The first extent from `start` on, not too far away, whose bytes are on the disk.
+fn first_on_disk(source: &Fiemap, start: u64, size: u64) -> io::Result<Option<Extent>> {
+    let mut found = None;
+    let end = start.saturating_add(REACH).min(size);
+    source.fill(start & !4095..end, &mut |extent| {
+        if !extent.kind.on_disk() {
+            return ControlFlow::Continue(());
+        }
+        found = Some(extent);
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
