@@ -51,9 +51,11 @@ pub fn admit(file: &File) -> Result<(), Refusal> {
     check_attributes(attributes.bits)?;
     check_flags(sys::inode_flags(file).map_err(failed("FS_IOC_GETFLAGS"))?)?;
     check_extended(sys::extended_flags(file).map_err(failed("FS_IOC_FSGETXATTR"))?)?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(failed("reading /proc/self/mountinfo"))?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")
+        .map_err(failed("reading /proc/self/mountinfo"))?;
     let device = format!("{major}:{minor}");
-    let mount = find_mount(&mounts, attributes.mount, &device).ok_or(Refusal::NoDevice { major, minor })?;
+    let mount =
+        find_mount(&mounts, attributes.mount, &device).ok_or(Refusal::NoDevice { major, minor })?;
     if mount.kind != "ext4" && mount.kind != "xfs" {
         return Err(Refusal::FileSystem(mount.kind.to_owned()));
     }
@@ -95,7 +97,10 @@ fn check_flags(flags: u32) -> Result<(), Refusal> {
         (FLAG_IMMUTABLE, Refusal::Immutable),
         (FLAG_APPEND, Refusal::AppendOnly),
     ];
-    refuse(u64::from(flags), reasons.map(|(mask, reason)| (u64::from(mask), reason)))
+    refuse(
+        u64::from(flags),
+        reasons.map(|(mask, reason)| (u64::from(mask), reason)),
+    )
 }
 
 fn check_extended(flags: u32) -> Result<(), Refusal> {
@@ -105,13 +110,27 @@ fn check_extended(flags: u32) -> Result<(), Refusal> {
         (XFLAG_IMMUTABLE, Refusal::Immutable),
         (XFLAG_APPEND, Refusal::AppendOnly),
     ];
-    refuse(u64::from(flags), reasons.map(|(mask, reason)| (u64::from(mask), reason)))
+    refuse(
+        u64::from(flags),
+        reasons.map(|(mask, reason)| (u64::from(mask), reason)),
+    )
 }
 
 fn check_options<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<(), Refusal> {
-    const UNSAFE: [&str; 5] = ["data=journal", "nobarrier", "barrier=0", "dax", "dax=always"];
-    let found = options.into_iter().map(str::trim).find(|option| UNSAFE.contains(option));
-    found.map_or(Ok(()), |option| Err(Refusal::MountOption(option.to_owned())))
+    const UNSAFE: [&str; 5] = [
+        "data=journal",
+        "nobarrier",
+        "barrier=0",
+        "dax",
+        "dax=always",
+    ];
+    let found = options
+        .into_iter()
+        .map(str::trim)
+        .find(|option| UNSAFE.contains(option));
+    found.map_or(Ok(()), |option| {
+        Err(Refusal::MountOption(option.to_owned()))
+    })
 }
 
 /// What mountinfo says of one mount.
@@ -137,7 +156,10 @@ fn find_mount<'a>(mounts: &'a str, number: Option<u64>, device: &str) -> Option<
     let (_, rest) = line.split_once(" - ")?;
     let mut fields = rest.split(' ');
     let kind = fields.next()?;
-    Some(Mount { kind, options: fields.nth(1)? })
+    Some(Mount {
+        kind,
+        options: fields.nth(1)?,
+    })
 }
 
 fn all_ext4_options(device: &str) -> Option<String> {
@@ -175,8 +197,17 @@ mod tests {
 
     #[test]
     fn mounts_are_found_by_number_and_else_by_device() {
-        assert_eq!(find_mount(MOUNTS, Some(31), "7:4").unwrap(), Mount { kind: "xfs", options: "rw,attr2,inode64" });
-        assert_eq!(find_mount(MOUNTS, Some(99), "7:3").unwrap().options, "rw,nobarrier");
+        assert_eq!(
+            find_mount(MOUNTS, Some(31), "7:4").unwrap(),
+            Mount {
+                kind: "xfs",
+                options: "rw,attr2,inode64"
+            }
+        );
+        assert_eq!(
+            find_mount(MOUNTS, Some(99), "7:3").unwrap().options,
+            "rw,nobarrier"
+        );
         assert_eq!(find_mount(MOUNTS, None, "252:0").unwrap().kind, "ext4");
         assert_eq!(find_mount(MOUNTS, None, "8:1"), None);
     }
@@ -186,17 +217,32 @@ mod tests {
         assert!(check_options("rw,relatime,data=ordered".split(',')).is_ok());
         assert!(check_options("rw,dax=never".split(',')).is_ok());
         for bad in ["rw,data=journal", "nobarrier", "rw,barrier=0", "dax=always"] {
-            assert!(matches!(check_options(bad.split(',')), Err(Refusal::MountOption(_))), "{bad}");
+            assert!(
+                matches!(check_options(bad.split(',')), Err(Refusal::MountOption(_))),
+                "{bad}"
+            );
         }
         assert!(check_options("rw\nbarrier\ndata=journal\n".lines()).is_err());
     }
 
     #[test]
     fn every_attribute_named_has_its_own_reason() {
-        assert!(matches!(check_flags(FLAG_JOURNAL_DATA), Err(Refusal::DataJournal)));
-        assert!(matches!(check_flags(FLAG_INLINE_DATA), Err(Refusal::Inline)));
-        assert!(matches!(check_extended(XFLAG_REALTIME), Err(Refusal::Realtime)));
-        assert!(matches!(check_attributes(STATX_VERITY), Err(Refusal::Verity)));
+        assert!(matches!(
+            check_flags(FLAG_JOURNAL_DATA),
+            Err(Refusal::DataJournal)
+        ));
+        assert!(matches!(
+            check_flags(FLAG_INLINE_DATA),
+            Err(Refusal::Inline)
+        ));
+        assert!(matches!(
+            check_extended(XFLAG_REALTIME),
+            Err(Refusal::Realtime)
+        ));
+        assert!(matches!(
+            check_attributes(STATX_VERITY),
+            Err(Refusal::Verity)
+        ));
         // Extents, journal of directories, "no dump": harmless.
         assert!(check_flags(0x8_0000 | 0x1000 | 0x40).is_ok());
         assert!(check_extended(0x8000_0000).is_ok());
@@ -206,6 +252,9 @@ mod tests {
     fn a_pipe_is_refused_with_a_sentence() {
         let null = File::open("/dev/null").unwrap();
         assert!(matches!(admit(&null), Err(Refusal::NotRegular)));
-        assert_eq!(admit(&null).unwrap_err().to_string(), "the image is neither a regular file nor a block device");
+        assert_eq!(
+            admit(&null).unwrap_err().to_string(),
+            "the image is neither a regular file nor a block device"
+        );
     }
 }

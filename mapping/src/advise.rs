@@ -42,7 +42,8 @@ impl Map {
         let windows = self.shared.windows_over(&writer, &range);
         for window in windows {
             let table = self.shared.table(&writer);
-            let whole = self.shared.inside(&writer, window, &range) == (0..table.window_end(window));
+            let whole =
+                self.shared.inside(&writer, window, &range) == (0..table.window_end(window));
             let pinned = table.state(window).load(Ordering::Relaxed) & PINNED != 0;
             if whole && !pinned {
                 self.shared.replace(&mut writer, window, None);
@@ -81,7 +82,9 @@ impl<S: ExtentSource> Filler<S> {
     pub fn access(&self, range: Range<u64>, access: Access) -> Result<(), Error> {
         let windows = self.windows(&range)?;
         let mut advice = lock(&self.control.advice);
-        advice.access.retain(|(old, _)| !(windows.start <= old.start && old.end <= windows.end));
+        advice
+            .access
+            .retain(|(old, _)| !(windows.start <= old.start && old.end <= windows.end));
         if advice.access.len() >= MOST_RANGES {
             advice.access.remove(0);
         }
@@ -111,7 +114,11 @@ impl<S: ExtentSource> Filler<S> {
     ///
     /// # Errors
     /// [`Error::Reserve`]; else as [`Filler::populate`], and then nothing new is pinned.
-    pub fn pin(&self, range: Range<u64>, progress: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<(), Error> {
+    pub fn pin(
+        &self,
+        range: Range<u64>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
         let windows = self.windows(&range)?;
         let shared = &self.map.shared;
         let new = shared.unpinned(&windows);
@@ -130,7 +137,9 @@ impl<S: ExtentSource> Filler<S> {
         let result = self.populate_windows(windows, progress);
         match &result {
             Ok(()) => lock(&self.control.advice).pinned.extend(new),
-            Err(_) => new.into_iter().for_each(|run| shared.set_pinned(run, false)),
+            Err(_) => new
+                .into_iter()
+                .for_each(|run| shared.set_pinned(run, false)),
         }
         result
     }
@@ -146,7 +155,9 @@ impl<S: ExtentSource> Filler<S> {
         for old in pinned {
             let before = old.start..old.end.min(windows.start);
             let behind = old.start.max(windows.end)..old.end;
-            advice.pinned.extend([before, behind].into_iter().filter(|rest| !rest.is_empty()));
+            advice
+                .pinned
+                .extend([before, behind].into_iter().filter(|rest| !rest.is_empty()));
         }
         drop(advice);
         self.map.shared.set_pinned(windows, false);
@@ -156,7 +167,11 @@ impl<S: ExtentSource> Filler<S> {
     fn windows(&self, range: &Range<u64>) -> Result<Range<usize>, Error> {
         let writer = self.map.shared.lock();
         let windows = self.map.shared.windows_over(&writer, range);
-        if windows.is_empty() { Err(Error::Range(range.clone())) } else { Ok(windows) }
+        if windows.is_empty() {
+            Err(Error::Range(range.clone()))
+        } else {
+            Ok(windows)
+        }
     }
 
     fn populate_windows(
@@ -170,7 +185,12 @@ impl<S: ExtentSource> Filler<S> {
         while let Some(run) = shared.next_missing(&mut left, CHUNK) {
             let done = shared.bytes_of(&run).end - all.start;
             shared.load_windows(&*self.source, run, Style::Advised)?;
-            if progress(Progress { done, total: all.end - all.start }).is_break() {
+            if progress(Progress {
+                done,
+                total: all.end - all.start,
+            })
+            .is_break()
+            {
                 return Err(Error::Stopped);
             }
         }
@@ -222,10 +242,17 @@ impl Shared {
         let reserve = self.config.pin_reserve;
         let left = reserve.saturating_sub(writer.pinned + writer.promised);
         if needed > left {
-            return Err(Error::Reserve { needed, left, reserve });
+            return Err(Error::Reserve {
+                needed,
+                left,
+                reserve,
+            });
         }
         writer.promised += needed;
-        Ok(Promise { shared: self, bytes: needed })
+        Ok(Promise {
+            shared: self,
+            bytes: needed,
+        })
     }
 
     fn set_pinned(&self, windows: Range<usize>, pin: bool) {
@@ -242,7 +269,9 @@ impl Shared {
             if (old & PINNED != 0) == pin {
                 continue;
             }
-            let Some(bytes) = self.with_slab(table, window, |slab| slab.bytes()) else { continue };
+            let Some(bytes) = self.with_slab(table, window, |slab| slab.bytes()) else {
+                continue;
+            };
             writer.discharge(bytes, !pin);
             writer.charge(bytes, pin);
             if !pin && state.fetch_or(IN_CLOCK, Ordering::Relaxed) & IN_CLOCK == 0 {

@@ -87,10 +87,14 @@ pub enum Refusal {
     #[error("{0} pages of the file stay in the page cache: somebody has it mapped")]
     Cached(u64),
     /// cachestat(2) does not exist: the page cache cannot be proved empty.
-    #[error("this kernel has no cachestat (it is older than Linux 6.5), so the page cache cannot be proved empty")]
+    #[error(
+        "this kernel has no cachestat (it is older than Linux 6.5), so the page cache cannot be proved empty"
+    )]
     NoCachestat,
     /// A block read by the file and by the device differs.
-    #[error("byte {file} of the file and byte {disk} of the device differ, where the file system says they are the same")]
+    #[error(
+        "byte {file} of the file and byte {disk} of the device differ, where the file system says they are the same"
+    )]
     Mismatch {
         /// Offset in the file.
         file: u64,
@@ -155,21 +159,39 @@ impl BackingDevice {
             .write(write)
             .custom_flags(libc::O_DIRECT)
             .open(&path)
-            .map_err(|source| Refusal::DeviceOpen { path: path.clone(), source })?;
+            .map_err(|source| Refusal::DeviceOpen {
+                path: path.clone(),
+                source,
+            })?;
         // The node may have been replaced between the look and the open.
         let opened = device.metadata().map_err(failed("fstat"))?;
         if !opened.file_type().is_block_device() || opened.rdev() != number {
-            return Err(Refusal::NoNode { major: major(number), minor: minor(number) });
+            return Err(Refusal::NoNode {
+                major: major(number),
+                minor: minor(number),
+            });
         }
         BackingDevice::opened(device, Some(path), number, false)
     }
 
-    fn opened(file: File, path: Option<PathBuf>, number: u64, identity: bool) -> Result<BackingDevice, Refusal> {
-        let sizes = sys::block_sizes(&file).map_err(failed("asking for the device's block sizes"))?;
+    fn opened(
+        file: File,
+        path: Option<PathBuf>,
+        number: u64,
+        identity: bool,
+    ) -> Result<BackingDevice, Refusal> {
+        let sizes =
+            sys::block_sizes(&file).map_err(failed("asking for the device's block sizes"))?;
         if sizes.logical > 4096 {
             return Err(Refusal::BlockSize(sizes.logical));
         }
-        Ok(BackingDevice { file, path, number, sizes, identity })
+        Ok(BackingDevice {
+            file,
+            path,
+            number,
+            sizes,
+            identity,
+        })
     }
 
     /// The open device.
@@ -242,12 +264,20 @@ pub(crate) fn minor(number: u64) -> u32 {
 /// The node of a block device, named by the kernel's own listing.
 fn node(number: u64) -> Result<PathBuf, Refusal> {
     let (major, minor) = (major(number), minor(number));
-    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).unwrap_or_default();
-    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent"))
+        .unwrap_or_default();
+    let name = uevent
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="));
     let named = name.map(|name| Path::new("/dev").join(name));
     let numbered = PathBuf::from(format!("/dev/block/{major}:{minor}"));
     let fits = |path: &PathBuf| {
-        std::fs::metadata(path).is_ok_and(|stat| stat.file_type().is_block_device() && stat.rdev() == number)
+        std::fs::metadata(path)
+            .is_ok_and(|stat| stat.file_type().is_block_device() && stat.rdev() == number)
     };
-    named.into_iter().chain([numbered]).find(fits).ok_or(Refusal::NoNode { major, minor })
+    named
+        .into_iter()
+        .chain([numbered])
+        .find(fits)
+        .ok_or(Refusal::NoNode { major, minor })
 }

@@ -25,7 +25,9 @@ pub enum Error {
     #[error("loading is disabled while the image is not exclusively ours")]
     Disabled,
     /// Pinning needs more memory than what is left of the reserve.
-    #[error("pinning needs {needed} bytes of map, {left} bytes of the reserve of {reserve} are left")]
+    #[error(
+        "pinning needs {needed} bytes of map, {left} bytes of the reserve of {reserve} are left"
+    )]
     Reserve {
         /// Bytes the range's extents take.
         needed: u64,

@@ -190,7 +190,12 @@ impl Extent {
             Kind::Hole | Kind::Opaque(_) => 0,
             _ => self.disk + (start - self.start),
         };
-        Some(Extent { start, len: end - start, disk, kind: self.kind })
+        Some(Extent {
+            start,
+            len: end - start,
+            disk,
+            kind: self.kind,
+        })
     }
 }
 
@@ -211,11 +216,20 @@ pub(crate) const DISK_LIMIT: u64 = 1 << PLACE_BITS;
 impl Packed {
     pub(crate) fn new(start: u32, len: u32, disk: u64, kind: Kind) -> Packed {
         debug_assert!(disk < DISK_LIMIT);
-        Packed { start, len, place: disk & (DISK_LIMIT - 1) | u64::from(kind.code()) << PLACE_BITS }
+        Packed {
+            start,
+            len,
+            place: disk & (DISK_LIMIT - 1) | u64::from(kind.code()) << PLACE_BITS,
+        }
     }
 
     pub(crate) fn changing(range: Range<u32>) -> Packed {
-        Packed::new(range.start, range.end - range.start, 0, Kind::Opaque(Reason::Changing))
+        Packed::new(
+            range.start,
+            range.end - range.start,
+            0,
+            Kind::Opaque(Reason::Changing),
+        )
     }
 
     #[inline]
@@ -282,7 +296,9 @@ pub(crate) fn carve(entries: &[Packed], hole: Range<u32>, out: &mut Vec<Packed>)
         }
     }
     let before = entries.iter().filter_map(|entry| entry.clip(0..hole.start));
-    let behind = entries.iter().filter_map(|entry| entry.clip(hole.end..u32::MAX));
+    let behind = entries
+        .iter()
+        .filter_map(|entry| entry.clip(hole.end..u32::MAX));
     out.extend(before);
     out.push(Packed::changing(hole.clone()));
     out.extend(behind);
@@ -301,7 +317,10 @@ mod tests {
     #[test]
     fn every_kind_survives_packing() {
         let reasons = Reason::ALL.map(Kind::Opaque);
-        for kind in [Kind::Written, Kind::Unwritten, Kind::Hole, Kind::Shared].into_iter().chain(reasons) {
+        for kind in [Kind::Written, Kind::Unwritten, Kind::Hole, Kind::Shared]
+            .into_iter()
+            .chain(reasons)
+        {
             let packed = Packed::new(4096, 8192, DISK_LIMIT - 512, kind);
             assert_eq!(packed.kind(), kind);
             assert_eq!(packed.disk(), DISK_LIMIT - 512);
@@ -312,9 +331,23 @@ mod tests {
     #[test]
     fn unwritten_and_opaque_places_are_never_handed_out_for_reading() {
         for kind in [Kind::Unwritten, Kind::Hole, Kind::Opaque(Reason::Encoded)] {
-            assert_eq!(Extent { start: 0, len: 10, disk: 100, kind }.disk_at(5), None);
+            assert_eq!(
+                Extent {
+                    start: 0,
+                    len: 10,
+                    disk: 100,
+                    kind
+                }
+                .disk_at(5),
+                None
+            );
         }
-        let shared = Extent { start: 10, len: 10, disk: 100, kind: Kind::Shared };
+        let shared = Extent {
+            start: 10,
+            len: 10,
+            disk: 100,
+            kind: Kind::Shared,
+        };
         assert_eq!(shared.disk_at(12), Some(102));
         assert_eq!(shared.disk_at(20), None);
     }
@@ -341,7 +374,14 @@ mod tests {
     fn byte(entries: &[Packed], at: u32) -> Option<(Kind, u64)> {
         let entry = entries.iter().find(|entry| entry.contains(at))?;
         let opaque = matches!(entry.kind(), Kind::Opaque(_));
-        Some((entry.kind(), if opaque { 0 } else { entry.disk() + u64::from(at - entry.start()) }))
+        Some((
+            entry.kind(),
+            if opaque {
+                0
+            } else {
+                entry.disk() + u64::from(at - entry.start())
+            },
+        ))
     }
 
     proptest! {

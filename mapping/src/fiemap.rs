@@ -53,7 +53,12 @@ impl Fiemap {
     /// The extents of `file`, which any open mode will do for. [`SyncPolicy::Always`], alignment 512 bytes.
     #[must_use]
     pub fn new(file: Arc<File>) -> Fiemap {
-        Fiemap { file, sync: SyncPolicy::Always, align: 512, exclusive: false }
+        Fiemap {
+            file,
+            sync: SyncPolicy::Always,
+            align: 512,
+            exclusive: false,
+        }
     }
 
     /// Sets whether dirty pages are written out first.
@@ -66,14 +71,20 @@ impl Fiemap {
     /// are [`Reason::NotAligned`].
     #[must_use]
     pub fn align(self, bytes: u32) -> Fiemap {
-        Fiemap { align: u64::from(bytes.max(1)), ..self }
+        Fiemap {
+            align: u64::from(bytes.max(1)),
+            ..self
+        }
     }
 
     /// For a file that nobody else uses and that is written past its page cache: a range is told only after
     /// its pages are proved to be gone from the cache (written out and dropped if need be).
     #[must_use]
     pub fn exclusive(self) -> Fiemap {
-        Fiemap { exclusive: true, ..self }
+        Fiemap {
+            exclusive: true,
+            ..self
+        }
     }
 
     /// The file.
@@ -83,7 +94,13 @@ impl Fiemap {
     }
 
     fn call(&self, range: &Range<u64>, records: &mut Vec<sys::FiemapRecord>) -> io::Result<()> {
-        sys::fiemap(&self.file, range.start, range.end - range.start, self.sync == SyncPolicy::Always, records)
+        sys::fiemap(
+            &self.file,
+            range.start,
+            range.end - range.start,
+            self.sync == SyncPolicy::Always,
+            records,
+        )
     }
 }
 
@@ -96,7 +113,9 @@ impl ExtentSource for Fiemap {
             self.call(&left, &mut records)?;
             let (full, before) = (records.len() == BATCH, left.start);
             for record in &records {
-                let Some(extent) = parse(record, &left, self.align) else { continue };
+                let Some(extent) = parse(record, &left, self.align) else {
+                    continue;
+                };
                 if sink(extent).is_break() {
                     return Ok(());
                 }
@@ -108,7 +127,10 @@ impl ExtentSource for Fiemap {
             }
             // A batch that led nowhere would be asked for again for ever.
             if left.start == before {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "FIEMAP does not advance"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "FIEMAP does not advance",
+                ));
             }
         }
         Ok(())
@@ -138,8 +160,18 @@ fn parse(record: &sys::FiemapRecord, range: &Range<u64>, align: u64) -> Option<E
     let start = record.logical;
     let len = record.length.min(u64::MAX - start);
     let kind = kind_of(record, align);
-    let disk = if matches!(kind, Kind::Opaque(_)) { 0 } else { record.physical };
-    Extent { start, len, disk, kind }.clip(range)
+    let disk = if matches!(kind, Kind::Opaque(_)) {
+        0
+    } else {
+        record.physical
+    };
+    Extent {
+        start,
+        len,
+        disk,
+        kind,
+    }
+    .clip(range)
 }
 
 fn kind_of(record: &sys::FiemapRecord, align: u64) -> Kind {
@@ -167,7 +199,8 @@ fn kind_of(record: &sys::FiemapRecord, align: u64) -> Kind {
         return Kind::Opaque(reason);
     }
     let end = record.physical.checked_add(record.length);
-    let beyond = end.is_none_or(|end| end > DISK_LIMIT) || record.logical.checked_add(record.length).is_none();
+    let beyond = end.is_none_or(|end| end > DISK_LIMIT)
+        || record.logical.checked_add(record.length).is_none();
     // No file system keeps file data in its first block: a place of 0 means none.
     if beyond || record.length == 0 || record.physical == 0 {
         return Kind::Opaque(Reason::Invalid);
@@ -191,7 +224,13 @@ mod tests {
     const WHOLE: Range<u64> = 0..1 << 40;
 
     fn one(flags: u32) -> Kind {
-        parse(&sys::FiemapRecord::new(4096, 8192, 4096, flags), &WHOLE, 512).unwrap().kind
+        parse(
+            &sys::FiemapRecord::new(4096, 8192, 4096, flags),
+            &WHOLE,
+            512,
+        )
+        .unwrap()
+        .kind
     }
 
     #[test]
@@ -200,11 +239,18 @@ mod tests {
         assert_eq!(one(LAST | MERGED), Kind::Written);
         assert_eq!(one(UNWRITTEN), Kind::Unwritten);
         assert_eq!(one(SHARED), Kind::Shared);
-        assert_eq!(one(SHARED | UNWRITTEN), Kind::Unwritten, "reads zeros, not the shared blocks");
+        assert_eq!(
+            one(SHARED | UNWRITTEN),
+            Kind::Unwritten,
+            "reads zeros, not the shared blocks"
+        );
         assert_eq!(one(UNKNOWN), Kind::Opaque(Reason::NotAllocated));
         assert_eq!(one(DELALLOC | UNKNOWN), Kind::Opaque(Reason::NotAllocated));
         assert_eq!(one(ENCODED), Kind::Opaque(Reason::Encoded));
-        assert_eq!(one(DATA_ENCRYPTED | ENCODED), Kind::Opaque(Reason::Encrypted));
+        assert_eq!(
+            one(DATA_ENCRYPTED | ENCODED),
+            Kind::Opaque(Reason::Encrypted)
+        );
         assert_eq!(one(DATA_INLINE | NOT_ALIGNED), Kind::Opaque(Reason::Inline));
         assert_eq!(one(NOT_ALIGNED), Kind::Opaque(Reason::NotAligned));
         for bit in [0x10, 0x20, 0x40, 0x4000, 0x8000_0000] {
@@ -215,22 +261,38 @@ mod tests {
     #[test]
     fn misaligned_overflowing_and_nowhere_places_are_opaque() {
         let kind = |logical, physical, length| {
-            parse(&sys::FiemapRecord::new(logical, physical, length, 0), &(0..u64::MAX), 4096).unwrap().kind
+            parse(
+                &sys::FiemapRecord::new(logical, physical, length, 0),
+                &(0..u64::MAX),
+                4096,
+            )
+            .unwrap()
+            .kind
         };
         assert_eq!(kind(0, 4096, 4096), Kind::Written);
         assert_eq!(kind(0, 1024, 4096), Kind::Opaque(Reason::NotAligned));
         assert_eq!(kind(512, 4096, 4096), Kind::Opaque(Reason::NotAligned));
         assert_eq!(kind(0, 4096, 512), Kind::Opaque(Reason::NotAligned));
-        assert_eq!(kind(0, u64::MAX - 4095, 8192), Kind::Opaque(Reason::Invalid));
+        assert_eq!(
+            kind(0, u64::MAX - 4095, 8192),
+            Kind::Opaque(Reason::Invalid)
+        );
         assert_eq!(kind(0, 1 << 56, 4096), Kind::Opaque(Reason::Invalid));
-        assert_eq!(kind(0, 0, 4096), Kind::Opaque(Reason::Invalid), "the first block is no place for data");
+        assert_eq!(
+            kind(0, 0, 4096),
+            Kind::Opaque(Reason::Invalid),
+            "the first block is no place for data"
+        );
     }
 
     #[test]
     fn records_are_clamped_to_the_file() {
         let record = sys::FiemapRecord::new(4096, 1 << 20, 8192, 0);
         let extent = parse(&record, &(6000..9000), 512).unwrap();
-        assert_eq!((extent.start, extent.len, extent.disk), (6000, 3000, (1 << 20) + 6000 - 4096));
+        assert_eq!(
+            (extent.start, extent.len, extent.disk),
+            (6000, 3000, (1 << 20) + 6000 - 4096)
+        );
         assert_eq!(parse(&record, &(0..4096), 512), None);
     }
 

@@ -59,7 +59,11 @@ pub(crate) struct Advice {
 
 impl Advice {
     pub(crate) fn access(&self, window: usize) -> Access {
-        let named = self.access.iter().rev().find(|(range, _)| range.contains(&window));
+        let named = self
+            .access
+            .iter()
+            .rev()
+            .find(|(range, _)| range.contains(&window));
         named.map_or(Access::Normal, |(_, access)| *access)
     }
 
@@ -77,7 +81,9 @@ impl Advice {
 
 impl<S: ExtentSource> std::fmt::Debug for Filler<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Filler").field("map", &self.map).finish_non_exhaustive()
+        f.debug_struct("Filler")
+            .field("map", &self.map)
+            .finish_non_exhaustive()
     }
 }
 
@@ -103,7 +109,11 @@ impl<S: ExtentSource> Filler<S> {
         };
         spawn(move || worker.run()).map_err(Error::Thread)?;
         map.shared.wishes.listen(true);
-        Ok(Filler { map: map.clone(), source, control })
+        Ok(Filler {
+            map: map.clone(),
+            source,
+            control,
+        })
     }
 
     /// The map it fills.
@@ -129,7 +139,9 @@ impl<S: ExtentSource> Drop for Filler<S> {
         while !*stopped {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                log::warn!("the file system does not answer: leaving the map's helper thread behind");
+                log::warn!(
+                    "the file system does not answer: leaving the map's helper thread behind"
+                );
                 return;
             }
             stopped = match self.control.ended.wait_timeout(stopped, left) {
@@ -141,7 +153,10 @@ impl<S: ExtentSource> Drop for Filler<S> {
 }
 
 fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name("map-filler".into()).spawn(run).map(|_| ())
+    std::thread::Builder::new()
+        .name("map-filler".into())
+        .spawn(run)
+        .map(|_| ())
 }
 
 struct Worker<S> {
@@ -188,7 +203,11 @@ impl<S: ExtentSource> Worker<S> {
             return Some(Duration::ZERO);
         }
         let now = Instant::now();
-        let due = self.later.iter().map(|(at, _)| at.saturating_duration_since(now)).min();
+        let due = self
+            .later
+            .iter()
+            .map(|(at, _)| at.saturating_duration_since(now))
+            .min();
         let retired = (self.map.shared.lock().retired() != 0).then_some(RECLAIM);
         due.into_iter().chain(retired).min()
     }
@@ -198,7 +217,10 @@ impl<S: ExtentSource> Worker<S> {
         self.later.retain(|&(at, window)| {
             let due = at <= now;
             if due {
-                wishes.push(Wish { window, ahead: false });
+                wishes.push(Wish {
+                    window,
+                    ahead: false,
+                });
             }
             !due
         });
@@ -215,7 +237,11 @@ impl<S: ExtentSource> Worker<S> {
             if !ahead.is_empty() {
                 self.ahead.push_back(ahead);
             }
-            match if wish.ahead { Ready::Never } else { self.map.shared.ready(wish.window) } {
+            match if wish.ahead {
+                Ready::Never
+            } else {
+                self.map.shared.ready(wish.window)
+            } {
                 Ready::Now => wanted.push(wish.window),
                 Ready::Later(time) => self.later.push((now + time, wish.window)),
                 Ready::Never => self.map.shared.answered(wish.window),
@@ -224,14 +250,22 @@ impl<S: ExtentSource> Worker<S> {
         wanted.sort_unstable();
         wanted.dedup();
         for run in wanted.chunk_by(|a, b| a + 1 == *b) {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let result = self.map.shared.load_windows(&*self.source, *first..*last + 1, Style::Wanted);
+            let (Some(first), Some(last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            let result =
+                self.map
+                    .shared
+                    .load_windows(&*self.source, *first..*last + 1, Style::Wanted);
             match result {
                 Err(error @ (Error::Unsettled(_) | Error::Source(_))) => {
                     log::debug!("windows {first} to {last} of the map: {error}");
-                    self.later.extend(run.iter().map(|&window| (Instant::now() + RETRY, window)));
+                    self.later
+                        .extend(run.iter().map(|&window| (Instant::now() + RETRY, window)));
                 }
-                _ => run.iter().for_each(|&window| self.map.shared.answered(window)),
+                _ => run
+                    .iter()
+                    .for_each(|&window| self.map.shared.answered(window)),
             }
         }
     }
@@ -246,9 +280,15 @@ impl<S: ExtentSource> Worker<S> {
 
     /// One chunk of what streams will need.
     fn load_ahead(&mut self) {
-        let Some(mut windows) = self.ahead.pop_front() else { return };
+        let Some(mut windows) = self.ahead.pop_front() else {
+            return;
+        };
         if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK) {
-            let went_well = self.map.shared.load_windows(&*self.source, run, Style::Ahead).is_ok();
+            let went_well = self
+                .map
+                .shared
+                .load_windows(&*self.source, run, Style::Ahead)
+                .is_ok();
             if went_well && !windows.is_empty() {
                 self.ahead.push_front(windows);
             }
@@ -257,9 +297,15 @@ impl<S: ExtentSource> Worker<S> {
 
     /// One chunk of what advice asks for.
     fn follow_advice(&mut self) {
-        let Some(mut windows) = lock(&self.control.advice).jobs.pop_front() else { return };
+        let Some(mut windows) = lock(&self.control.advice).jobs.pop_front() else {
+            return;
+        };
         if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK) {
-            let went_well = self.map.shared.load_windows(&*self.source, run, Style::Advised).is_ok();
+            let went_well = self
+                .map
+                .shared
+                .load_windows(&*self.source, run, Style::Advised)
+                .is_ok();
             if went_well && !windows.is_empty() {
                 lock(&self.control.advice).jobs.push_front(windows);
             }
@@ -281,7 +327,12 @@ impl<S: ExtentSource> Worker<S> {
                     match self.map.shared.ready(window) {
                         Ready::Now => {
                             let one = window..window + 1;
-                            if self.map.shared.load_windows(&*self.source, one, Style::Wanted).is_err() {
+                            if self
+                                .map
+                                .shared
+                                .load_windows(&*self.source, one, Style::Wanted)
+                                .is_err()
+                            {
                                 self.later.push((Instant::now() + RETRY, window));
                             }
                         }

@@ -24,7 +24,9 @@ pub struct Hold {
 
 impl std::fmt::Debug for Hold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hold").field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("Hold")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,7 +41,11 @@ impl Hold {
         shared.take_away(&mut writer, &range);
         let target = shared.seal(&mut writer);
         drop(writer);
-        Ok(Hold { shared: Arc::clone(shared), range, target })
+        Ok(Hold {
+            shared: Arc::clone(shared),
+            range,
+            target,
+        })
     }
 
     /// The bytes held: the range asked for, widened to [`Config::grain`](crate::Config::grain), but not
@@ -124,7 +130,11 @@ impl Shared {
             });
             if let Some(flags) = loaded {
                 // Short of memory, the whole window goes: that is always safe.
-                let new = if whole { None } else { SlabBox::new(&carved, flags) };
+                let new = if whole {
+                    None
+                } else {
+                    SlabBox::new(&carved, flags)
+                };
                 self.replace(writer, window, new);
             }
             writer.carved = carved;
@@ -138,7 +148,11 @@ impl Shared {
             if overlap.is_empty() {
                 continue;
             }
-            match load.stale.iter_mut().find(|stale| stale.start <= overlap.end && overlap.start <= stale.end) {
+            match load
+                .stale
+                .iter_mut()
+                .find(|stale| stale.start <= overlap.end && overlap.start <= stale.end)
+            {
                 Some(stale) => *stale = stale.start.min(overlap.start)..stale.end.max(overlap.end),
                 None => load.stale.push(overlap),
             }
@@ -150,12 +164,21 @@ impl Shared {
         let now = Instant::now();
         let quiet = self.config.quiet;
         if writer.released.len() >= 4096 {
-            writer.released.retain(|_, released| now.duration_since(released.last) < quiet);
+            writer
+                .released
+                .retain(|_, released| now.duration_since(released.last) < quiet);
         }
         let windows = self.windows_over(writer, range);
         for window in [windows.start, windows.end.saturating_sub(1)] {
             if windows.contains(&window) {
-                writer.released.entry(window).or_insert(Released { first: now, last: now }).last = now;
+                writer
+                    .released
+                    .entry(window)
+                    .or_insert(Released {
+                        first: now,
+                        last: now,
+                    })
+                    .last = now;
             }
         }
     }
@@ -174,7 +197,11 @@ impl Shared {
     pub(crate) fn inside(&self, writer: &Writer, window: usize, range: &Range<u64>) -> Range<u32> {
         let table = self.table(writer);
         let (base, end) = (table.base(window), table.window_end(window));
-        let clamp = |at: u64| u32::try_from(at.saturating_sub(base)).unwrap_or(u32::MAX).min(end);
+        let clamp = |at: u64| {
+            u32::try_from(at.saturating_sub(base))
+                .unwrap_or(u32::MAX)
+                .min(end)
+        };
         clamp(range.start)..clamp(range.end)
     }
 

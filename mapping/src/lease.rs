@@ -101,7 +101,10 @@ impl Backoff {
     /// The lease was refused or given back: the next try has to wait, longer each time unless the lease
     /// lasted for a while.
     fn lost(&mut self, now: Instant) {
-        let lasted = self.taken.take().is_some_and(|at| now.duration_since(at) >= LONGEST_DELAY);
+        let lasted = self
+            .taken
+            .take()
+            .is_some_and(|at| now.duration_since(at) >= LONGEST_DELAY);
         self.delay = if lasted { FIRST_DELAY } else { self.delay };
         self.retry = Some(now + self.delay);
         self.delay = (self.delay * 2).min(LONGEST_DELAY);
@@ -123,9 +126,22 @@ impl Lease {
             .name("map-lease".into())
             .spawn(move || receive(signal, &report, &to_set, &to_read))?;
         let thread = started.recv().map_err(io::Error::other)??;
-        let backoff = Backoff { delay: FIRST_DELAY, taken: None, retry: None };
+        let backoff = Backoff {
+            delay: FIRST_DELAY,
+            taken: None,
+            retry: None,
+        };
         let backoff = Mutex::new(backoff);
-        Ok(Lease { file, mode, signal, thread, event, stop, receiver: Some(receiver), backoff })
+        Ok(Lease {
+            file,
+            mode,
+            signal,
+            thread,
+            event,
+            stop,
+            receiver: Some(receiver),
+            backoff,
+        })
     }
 
     /// Takes the lease, again after a break too. Whatever lease was held or being broken is given back first,
@@ -147,11 +163,13 @@ impl Lease {
 
     fn take_once(&self) -> Result<(), LeaseError> {
         sys::direct_signal(&self.file, self.signal, self.thread)?;
-        sys::set_lease(&self.file, self.mode.code()).map_err(|error| match error.raw_os_error() {
-            Some(libc::EAGAIN | libc::EBUSY) => LeaseError::InUse,
-            Some(libc::EACCES | libc::EPERM) => LeaseError::NotOwner,
-            Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOLCK) => LeaseError::Unsupported,
-            _ => LeaseError::Io(error),
+        sys::set_lease(&self.file, self.mode.code()).map_err(|error| {
+            match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EBUSY) => LeaseError::InUse,
+                Some(libc::EACCES | libc::EPERM) => LeaseError::NotOwner,
+                Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOLCK) => LeaseError::Unsupported,
+                _ => LeaseError::Io(error),
+            }
         })?;
         if self.is_held() {
             return Ok(());
@@ -247,7 +265,11 @@ mod tests {
 
     #[test]
     fn the_delay_grows_to_its_limit_and_starts_anew_after_a_lease_that_lasted() {
-        let mut backoff = Backoff { delay: FIRST_DELAY, taken: None, retry: None };
+        let mut backoff = Backoff {
+            delay: FIRST_DELAY,
+            taken: None,
+            retry: None,
+        };
         let start = Instant::now();
         backoff.lost(start);
         assert_eq!(backoff.retry, Some(start + FIRST_DELAY));
@@ -258,7 +280,10 @@ mod tests {
         backoff.taken(start);
         assert_eq!(backoff.retry, None);
         backoff.lost(start + Duration::from_secs(1));
-        assert_eq!(backoff.retry, Some(start + Duration::from_secs(1) + LONGEST_DELAY));
+        assert_eq!(
+            backoff.retry,
+            Some(start + Duration::from_secs(1) + LONGEST_DELAY)
+        );
         backoff.taken(start);
         backoff.lost(start + LONGEST_DELAY);
         assert_eq!(backoff.retry, Some(start + LONGEST_DELAY + FIRST_DELAY));

@@ -42,7 +42,11 @@ impl Map {
     /// # Errors
     /// [`Error::Source`] if the source failed, [`Error::Unsettled`] if a cache holds data of the range,
     /// [`Error::Disabled`] if loading is disabled or the map was resized meanwhile, [`Error::Budget`].
-    pub fn load<S: ExtentSource + ?Sized>(&self, source: &S, range: Range<u64>) -> Result<(), Error> {
+    pub fn load<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
         let mut windows = {
             let writer = self.shared.lock();
             self.shared.windows_over(&writer, &range)
@@ -56,18 +60,27 @@ impl Map {
 
 impl Shared {
     /// Takes the first run of windows to be loaded off `windows`, at most `most` of them.
-    pub(crate) fn next_missing(&self, windows: &mut Range<usize>, most: usize) -> Option<Range<usize>> {
+    pub(crate) fn next_missing(
+        &self,
+        windows: &mut Range<usize>,
+        most: usize,
+    ) -> Option<Range<usize>> {
         let writer = self.lock();
         let table = self.table(&writer);
         windows.end = windows.end.min(table.len());
-        let lacks = |&window: &usize| self.with_slab(table, window, |slab| slab.changing()).unwrap_or(true);
+        let lacks = |&window: &usize| {
+            self.with_slab(table, window, |slab| slab.changing())
+                .unwrap_or(true)
+        };
         let start = windows.clone().find(lacks);
         let Some(start) = start else {
             windows.start = windows.end;
             return None;
         };
         let limit = windows.end.min(start.saturating_add(most));
-        let end = (start..limit).find(|window| !lacks(window)).unwrap_or(limit);
+        let end = (start..limit)
+            .find(|window| !lacks(window))
+            .unwrap_or(limit);
         windows.start = end;
         Some(start..end)
     }
@@ -98,7 +111,9 @@ impl Shared {
             first: windows.start,
             result: Ok(()),
         };
-        source.fill(range, &mut |extent| publisher.push(extent)).map_err(|error| self.failed(error))?;
+        source
+            .fill(range, &mut |extent| publisher.push(extent))
+            .map_err(|error| self.failed(error))?;
         publisher.finish(windows.end)
     }
 
@@ -117,15 +132,36 @@ impl Shared {
         let shift = table.shift;
         let id = writer.next_load;
         writer.next_load += 1;
-        writer.loads.push(Load { id, range: range.clone(), stale: Vec::new(), cancelled: false });
-        Ok(Loading { shared: self, id, range, shift })
+        writer.loads.push(Load {
+            id,
+            range: range.clone(),
+            stale: Vec::new(),
+            cancelled: false,
+        });
+        Ok(Loading {
+            shared: self,
+            id,
+            range,
+            shift,
+        })
     }
 
     /// Puts what a load has read of a window in its place, but for what is held or may be stale.
-    fn publish(&self, id: u64, window: usize, entries: &[Packed], style: Style, mark: bool) -> Result<(), Error> {
+    fn publish(
+        &self,
+        id: u64,
+        window: usize,
+        entries: &[Packed],
+        style: Style,
+        mark: bool,
+    ) -> Result<(), Error> {
         let mut guard = self.lock();
         let writer = &mut *guard;
-        if writer.loads.iter().any(|load| load.id == id && load.cancelled) {
+        if writer
+            .loads
+            .iter()
+            .any(|load| load.id == id && load.cancelled)
+        {
             return Err(Error::Disabled);
         }
         let table = self.table(writer);
@@ -185,10 +221,20 @@ impl Shared {
         let table = self.table(writer);
         let base = table.base(window);
         let whole = base..base + u64::from(table.window_end(window));
-        let held = writer.holds.range(..whole.end).rev().map(|(&start, &end)| start..end);
+        let held = writer
+            .holds
+            .range(..whole.end)
+            .rev()
+            .map(|(&start, &end)| start..end);
         let held = held.take_while(|range| range.end > whole.start);
-        let stale = writer.loads.iter().filter(|load| load.id == id).flat_map(|load| load.stale.iter().cloned());
-        let inside = held.chain(stale).map(|range| self.inside(writer, window, &range));
+        let stale = writer
+            .loads
+            .iter()
+            .filter(|load| load.id == id)
+            .flat_map(|load| load.stale.iter().cloned());
+        let inside = held
+            .chain(stale)
+            .map(|range| self.inside(writer, window, &range));
         inside.filter(|cut| !cut.is_empty()).collect()
     }
 
@@ -235,13 +281,19 @@ impl Shared {
         let held = writer.held(&whole);
         match self.with_slab(table, window, |slab| slab.changing()) {
             Some(false) => Ready::Never,
-            None if held.as_ref().is_some_and(|held| held.start <= whole.start && held.end >= whole.end) => Ready::Later(quiet),
+            None if held
+                .as_ref()
+                .is_some_and(|held| held.start <= whole.start && held.end >= whole.end) =>
+            {
+                Ready::Later(quiet)
+            }
             None => Ready::Now,
             Some(true) => match writer.released.get(&window) {
                 Some(released) => {
                     let now = Instant::now();
                     let calm = now.saturating_duration_since(released.last);
-                    if calm >= quiet || now.saturating_duration_since(released.first) >= quiet * 16 {
+                    if calm >= quiet || now.saturating_duration_since(released.first) >= quiet * 16
+                    {
                         Ready::Now
                     } else {
                         Ready::Later(quiet - calm)
@@ -295,8 +347,16 @@ impl Publisher<'_> {
         let Some(mut rest) = extent.clip(&(self.at..self.load.range.end)) else {
             return ControlFlow::Continue(());
         };
-        if rest.disk.checked_add(rest.len).is_none_or(|end| end > DISK_LIMIT) {
-            rest = Extent { disk: 0, kind: Kind::Opaque(Reason::Invalid), ..rest };
+        if rest
+            .disk
+            .checked_add(rest.len)
+            .is_none_or(|end| end > DISK_LIMIT)
+        {
+            rest = Extent {
+                disk: 0,
+                kind: Kind::Opaque(Reason::Invalid),
+                ..rest
+            };
         }
         self.at = rest.end();
         while let Some(part) = self.cut(&mut rest)? {
@@ -304,7 +364,8 @@ impl Publisher<'_> {
                 let base = (self.window as u64) << self.load.shift;
                 let relative = u32::try_from(part.start - base).unwrap_or(0);
                 let len = u32::try_from(part.len).unwrap_or(0);
-                self.entries.push(Packed::new(relative, len, part.disk, part.kind));
+                self.entries
+                    .push(Packed::new(relative, len, part.disk, part.kind));
             }
         }
         ControlFlow::Continue(())
@@ -328,7 +389,9 @@ impl Publisher<'_> {
         while self.window < end {
             let mark = self.style == Style::Ahead && self.window == self.first;
             let load = self.load;
-            self.result = load.shared.publish(load.id, self.window, &self.entries, self.style, mark);
+            self.result =
+                load.shared
+                    .publish(load.id, self.window, &self.entries, self.style, mark);
             if self.result.is_err() {
                 return ControlFlow::Break(());
             }

@@ -106,15 +106,23 @@ impl Map {
     /// [`Error::Config`] if the configuration cannot work.
     pub fn new(size: u64, config: Config) -> Result<Map, Error> {
         if !config.window.is_power_of_two() || !(64 << 10..=1 << 30).contains(&config.window) {
-            return Err(Error::Config("the window must be a power of two from 64 KiB to 1 GiB"));
+            return Err(Error::Config(
+                "the window must be a power of two from 64 KiB to 1 GiB",
+            ));
         }
         if !config.grain.is_power_of_two() || config.grain > config.window {
-            return Err(Error::Config("the grain must be a power of two and no larger than a window"));
+            return Err(Error::Config(
+                "the grain must be a power of two and no larger than a window",
+            ));
         }
         if size >= crate::extent::DISK_LIMIT {
-            return Err(Error::Config("the file is larger than a map can cover (64 PiB)"));
+            return Err(Error::Config(
+                "the file is larger than a map can cover (64 PiB)",
+            ));
         }
-        Ok(Map { shared: Arc::new(Shared::new(size, config)) })
+        Ok(Map {
+            shared: Arc::new(Shared::new(size, config)),
+        })
     }
 
     /// A handle for lookups by one thread, offline until its first lookup.
@@ -171,7 +179,9 @@ impl Map {
     /// [`Error::Config`] if the size is larger than a map can cover.
     pub fn resize(&self, size: u64) -> Result<Fence, Error> {
         if size >= crate::extent::DISK_LIMIT {
-            return Err(Error::Config("the file is larger than a map can cover (64 PiB)"));
+            return Err(Error::Config(
+                "the file is larger than a map can cover (64 PiB)",
+            ));
         }
         Ok(self.shared.resize(size))
     }
@@ -204,7 +214,10 @@ impl Map {
         let table = self.shared.table(&writer);
         let slots = self.shared.quiesce.used_slots();
         let sum = |f: fn(&crate::quiesce::Slot) -> &crate::sync::AtomicU64| {
-            slots.iter().map(|slot| f(slot).load(Ordering::Relaxed)).sum()
+            slots
+                .iter()
+                .map(|slot| f(slot).load(Ordering::Relaxed))
+                .sum()
         };
         Stats {
             hits: sum(|slot| &slot.hits),

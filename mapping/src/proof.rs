@@ -62,13 +62,19 @@ impl BackingDevice {
         let mut proof = Proof::default();
         for place in 0..PLACES {
             let start = size / PLACES * place;
-            let Some(extent) = first_on_disk(&source, start, size).map_err(failed("FIEMAP"))? else { continue };
+            let Some(extent) = first_on_disk(&source, start, size).map_err(failed("FIEMAP"))?
+            else {
+                continue;
+            };
             for at in self.blocks_of(&extent) {
                 let disk = extent.disk_at(at).unwrap_or(0) + self.offset();
                 let len = usize::try_from(self.logical_block()).unwrap_or(4096);
                 let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
-                file.read_exact_at(a, at).map_err(failed("reading the file"))?;
-                self.file().read_exact_at(b, disk).map_err(failed("reading the device"))?;
+                file.read_exact_at(a, at)
+                    .map_err(failed("reading the file"))?;
+                self.file()
+                    .read_exact_at(b, disk)
+                    .map_err(failed("reading the device"))?;
                 if a != b {
                     return Err(Refusal::Mismatch { file: at, disk });
                 }

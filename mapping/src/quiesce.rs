@@ -182,13 +182,19 @@ pub struct Fence {
 
 impl std::fmt::Debug for Fence {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fence").field("target", &self.target).field("passed", &self.passed()).finish()
+        f.debug_struct("Fence")
+            .field("target", &self.target)
+            .field("passed", &self.passed())
+            .finish()
     }
 }
 
 impl Fence {
     pub(crate) fn new(quiesce: &Arc<Quiesce>, target: u64) -> Fence {
-        Fence { quiesce: Arc::clone(quiesce), target }
+        Fence {
+            quiesce: Arc::clone(quiesce),
+            target,
+        }
     }
 
     /// Whether every reader has passed. Never blocks; a few loads per reader.
@@ -267,7 +273,10 @@ mod tests {
         quiesce.announce(a, seen);
         assert!(crate::sys::eventfd_take(event.as_raw_fd()));
         fence.notify(Arc::clone(&event));
-        assert!(crate::sys::eventfd_take(event.as_raw_fd()), "already passed: at once");
+        assert!(
+            crate::sys::eventfd_take(event.as_raw_fd()),
+            "already passed: at once"
+        );
     }
 
     #[test]

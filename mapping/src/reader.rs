@@ -43,7 +43,10 @@ pub struct Reader {
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("slot", &self.slot).field("online", &self.online).finish()
+        f.debug_struct("Reader")
+            .field("slot", &self.slot)
+            .field("online", &self.online)
+            .finish()
     }
 }
 
@@ -97,7 +100,11 @@ impl Reader {
         let base = table.base(window);
         let at = low32(offset - base);
         let entries = slab.entries();
-        let hint = if window == self.window { self.index } else { guess(entries.len(), at, table.shift) };
+        let hint = if window == self.window {
+            self.index
+        } else {
+            guess(entries.len(), at, table.shift)
+        };
         self.window = window;
         match find(entries, at, hint) {
             Place::In(index) => {
@@ -113,10 +120,19 @@ impl Reader {
             Place::Before(index) => {
                 self.index = index.saturating_sub(1);
                 self.hits += 1;
-                let start = index.checked_sub(1).map_or(0, |before| entries[before].end());
-                let end = entries.get(index).map_or_else(|| table.window_end(window), |next| next.start());
+                let start = index
+                    .checked_sub(1)
+                    .map_or(0, |before| entries[before].end());
+                let end = entries
+                    .get(index)
+                    .map_or_else(|| table.window_end(window), |next| next.start());
                 let len = u64::from(end - start);
-                Lookup::Found(Extent { start: base + u64::from(start), len, disk: 0, kind: Kind::Hole })
+                Lookup::Found(Extent {
+                    start: base + u64::from(start),
+                    len,
+                    disk: 0,
+                    kind: Kind::Hole,
+                })
             }
         }
     }
@@ -158,21 +174,39 @@ impl Reader {
     fn touch(&self, table: &Table, slab: SlabRef<'_>, window: usize, flags: u8) {
         slab.flags().store(REFERENCED, Ordering::Relaxed);
         if flags & AHEAD != 0 {
-            self.shared.wishes.ask(table, Wish { window, ahead: true });
+            self.shared.wishes.ask(
+                table,
+                Wish {
+                    window,
+                    ahead: true,
+                },
+            );
         }
     }
 
     #[cold]
     fn missing(&mut self, table: &Table, window: usize) -> Lookup {
         self.misses += 1;
-        self.shared.wishes.ask(table, Wish { window, ahead: false });
+        self.shared.wishes.ask(
+            table,
+            Wish {
+                window,
+                ahead: false,
+            },
+        );
         Lookup::Missing
     }
 
     #[cold]
     fn wait_for(&mut self, table: &Table, window: usize) {
         self.changing += 1;
-        self.shared.wishes.ask(table, Wish { window, ahead: false });
+        self.shared.wishes.ask(
+            table,
+            Wish {
+                window,
+                ahead: false,
+            },
+        );
     }
 }
 
@@ -184,7 +218,12 @@ impl Drop for Reader {
 }
 
 fn beyond(size: u64) -> Extent {
-    Extent { start: size, len: u64::MAX - size, disk: 0, kind: Kind::Opaque(Reason::BeyondEnd) }
+    Extent {
+        start: size,
+        len: u64::MAX - size,
+        disk: 0,
+        kind: Kind::Opaque(Reason::BeyondEnd),
+    }
 }
 
 /// Where among evenly spread entries `at` would be: right at once for the worst fragmented files.

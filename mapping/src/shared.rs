@@ -138,7 +138,12 @@ impl Shared {
     }
 
     /// Shows `f` the window's slab, if it is loaded. Called with the lock held, under which slabs are freed.
-    pub(crate) fn with_slab<R>(&self, table: &Table, window: usize, f: impl FnOnce(SlabRef<'_>) -> R) -> Option<R> {
+    pub(crate) fn with_slab<R>(
+        &self,
+        table: &Table,
+        window: usize,
+        f: impl FnOnce(SlabRef<'_>) -> R,
+    ) -> Option<R> {
         let raw = std::ptr::NonNull::new(table.window(window).load(Ordering::Acquire))?;
         // SAFETY: slabs leave the table and are freed under the lock only, which the caller holds.
         Some(f(unsafe { SlabRef::new(raw) }))
@@ -185,8 +190,11 @@ impl Shared {
             let state = old.state(window).load(Ordering::Relaxed);
             // A wish being made in the old table may be forgotten: it is made again. A bit that nobody
             // clears would not be.
-            new.state(window).store(state & !crate::table::WANTED, Ordering::Relaxed);
-            let slab = old.window(window).swap(std::ptr::null_mut(), Ordering::AcqRel);
+            new.state(window)
+                .store(state & !crate::table::WANTED, Ordering::Relaxed);
+            let slab = old
+                .window(window)
+                .swap(std::ptr::null_mut(), Ordering::AcqRel);
             new.window(window).store(slab, Ordering::Release);
         }
         writer.clock.retain(|&window| window < common);
@@ -194,7 +202,9 @@ impl Shared {
         let old = self.table.swap(Box::into_raw(new), Ordering::AcqRel);
         // SAFETY: came from `Box::into_raw`, and is out of everybody's reach but for readers, for whom
         // the garbage waits. Its windows are null now, so it frees no slab.
-        writer.fresh.push(Garbage::Table(unsafe { Box::from_raw(old) }));
+        writer
+            .fresh
+            .push(Garbage::Table(unsafe { Box::from_raw(old) }));
     }
 
     /// Ends a change: the number readers must announce until nobody uses what was replaced, and frees
@@ -205,7 +215,9 @@ impl Shared {
         } else {
             let target = self.quiesce.raise();
             let fresh = std::mem::take(&mut writer.fresh);
-            writer.retired.extend(fresh.into_iter().map(|garbage| (target, garbage)));
+            writer
+                .retired
+                .extend(fresh.into_iter().map(|garbage| (target, garbage)));
             target
         };
         self.reclaim(writer);
@@ -214,7 +226,9 @@ impl Shared {
 
     /// Frees what no reader uses any more; how much is left.
     pub(crate) fn reclaim(&self, writer: &mut Writer) -> usize {
-        writer.retired.retain(|(target, _)| !self.quiesce.passed(*target));
+        writer
+            .retired
+            .retain(|(target, _)| !self.quiesce.passed(*target));
         writer.retired.len()
     }
 }
@@ -228,11 +242,19 @@ impl Drop for Shared {
 
 impl Writer {
     pub(crate) fn charge(&mut self, bytes: u64, pinned: bool) {
-        *(if pinned { &mut self.pinned } else { &mut self.evictable }) += bytes;
+        *(if pinned {
+            &mut self.pinned
+        } else {
+            &mut self.evictable
+        }) += bytes;
     }
 
     pub(crate) fn discharge(&mut self, bytes: u64, pinned: bool) {
-        *(if pinned { &mut self.pinned } else { &mut self.evictable }) -= bytes;
+        *(if pinned {
+            &mut self.pinned
+        } else {
+            &mut self.evictable
+        }) -= bytes;
     }
 
     /// A held range that overlaps `range`.

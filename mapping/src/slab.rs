@@ -32,7 +32,9 @@ pub(crate) fn bytes_for(count: usize) -> u64 {
 }
 
 fn layout(count: usize) -> Option<Layout> {
-    let (layout, _) = Layout::new::<Slab>().extend(Layout::array::<Packed>(count).ok()?).ok()?;
+    let (layout, _) = Layout::new::<Slab>()
+        .extend(Layout::array::<Packed>(count).ok()?)
+        .ok()?;
     Some(layout.pad_to_align())
 }
 
@@ -47,7 +49,9 @@ impl SlabBox {
     pub(crate) fn new(entries: &[Packed], flags: u8) -> Option<SlabBox> {
         let count = u32::try_from(entries.len()).ok()?;
         let layout = layout(entries.len())?;
-        let changing = entries.iter().any(|entry| entry.kind() == Kind::Opaque(Reason::Changing));
+        let changing = entries
+            .iter()
+            .any(|entry| entry.kind() == Kind::Opaque(Reason::Changing));
         // SAFETY: the layout holds a `Slab`, so its size is not zero.
         let memory = NonNull::new(unsafe { alloc(layout) })?.cast::<Slab>();
         // SAFETY: the allocation is valid for a head followed by `count` entries, suitably aligned for
@@ -128,10 +132,14 @@ impl<'a> SlabRef<'a> {
         unsafe {
             let head: &Slab = raw.as_ref();
             #[cfg(loom)]
-            head.alive.with(|alive| assert!(*alive, "a freed slab was read"));
+            head.alive
+                .with(|alive| assert!(*alive, "a freed slab was read"));
             let first = (&raw const (*raw.as_ptr()).entries).cast::<Packed>();
             let count = usize::try_from(head.count).unwrap_or(0);
-            SlabRef { head, entries: std::slice::from_raw_parts(first, count) }
+            SlabRef {
+                head,
+                entries: std::slice::from_raw_parts(first, count),
+            }
         }
     }
 
@@ -212,19 +220,30 @@ mod tests {
 
     #[test]
     fn a_slab_gives_back_what_it_was_made_of() {
-        let entries: Vec<_> = (0..100).map(|i| Packed::new(i * 8, 4, u64::from(i), Kind::Written)).collect();
+        let entries: Vec<_> = (0..100)
+            .map(|i| Packed::new(i * 8, 4, u64::from(i), Kind::Written))
+            .collect();
         let slab = SlabBox::new(&entries, 0).unwrap();
         assert_eq!(slab.view().entries(), &entries[..]);
         assert_eq!(slab.view().bytes(), 8 + 1600);
         assert_eq!(slab.view().tally(800), [100, 0, 100, 0, 0]);
         let raw = slab.into_raw();
         // SAFETY: just given away, owned by nobody else.
-        assert_eq!(unsafe { SlabBox::from_raw(raw) }.unwrap().view().entries().len(), 100);
+        assert_eq!(
+            unsafe { SlabBox::from_raw(raw) }
+                .unwrap()
+                .view()
+                .entries()
+                .len(),
+            100
+        );
     }
 
     #[test]
     fn any_hint_finds_the_same() {
-        let entries: Vec<_> = (0..20).map(|i| Packed::new(i * 8 + 2, 4, 0, Kind::Written)).collect();
+        let entries: Vec<_> = (0..20)
+            .map(|i| Packed::new(i * 8 + 2, 4, 0, Kind::Written))
+            .collect();
         for at in 0..170 {
             for hint in [0, 1, 5, 19, 20, usize::MAX - 1] {
                 match find(&entries, at, hint) {

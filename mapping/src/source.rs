@@ -54,13 +54,20 @@ impl Identity {
     /// A device of `size` bytes.
     #[must_use]
     pub fn new(size: u64) -> Identity {
-        Identity { size: size.min(DISK_LIMIT - 1) }
+        Identity {
+            size: size.min(DISK_LIMIT - 1),
+        }
     }
 }
 
 impl ExtentSource for Identity {
     fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
-        let whole = Extent { start: 0, len: self.size, disk: 0, kind: Kind::Written };
+        let whole = Extent {
+            start: 0,
+            len: self.size,
+            disk: 0,
+            kind: Kind::Written,
+        };
         if let Some(extent) = whole.clip(&range) {
             let _stop = sink(extent);
         }

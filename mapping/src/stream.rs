@@ -43,7 +43,10 @@ impl Streams {
             return 0..0;
         }
         self.clock += 1;
-        let known = self.streams.iter_mut().find(|stream| (stream.last..=stream.next).contains(&window));
+        let known = self
+            .streams
+            .iter_mut()
+            .find(|stream| (stream.last..=stream.next).contains(&window));
         let stream = match known {
             Some(stream) => {
                 let moved = window > stream.last;
@@ -56,8 +59,17 @@ impl Streams {
                 stream
             }
             None => {
-                let ahead = if access == Access::Sequential { FIRST_ADVISED.min(most) } else { 0 };
-                let new = Stream { last: window, next: window + 1, ahead, used: self.clock };
+                let ahead = if access == Access::Sequential {
+                    FIRST_ADVISED.min(most)
+                } else {
+                    0
+                };
+                let new = Stream {
+                    last: window,
+                    next: window + 1,
+                    ahead,
+                    used: self.clock,
+                };
                 self.insert(new)
             }
         };
@@ -104,10 +116,16 @@ mod tests {
             streams.used(start, Access::Normal, 64);
         }
         for start in [0, 1000, 2000, 3000] {
-            assert_eq!(streams.used(start + 1, Access::Normal, 64), start + 2..start + 4);
+            assert_eq!(
+                streams.used(start + 1, Access::Normal, 64),
+                start + 2..start + 4
+            );
         }
         for start in [3000, 0, 2000, 1000] {
-            assert_eq!(streams.used(start + 2, Access::Normal, 64), start + 4..start + 8);
+            assert_eq!(
+                streams.used(start + 2, Access::Normal, 64),
+                start + 4..start + 8
+            );
         }
     }
 
@@ -115,7 +133,11 @@ mod tests {
     fn scattered_windows_load_nothing_ahead() {
         let mut streams = Streams::default();
         for step in 0..1000usize {
-            assert!(streams.used((step * 7919) % 100_003 * 3, Access::Normal, 64).is_empty());
+            assert!(
+                streams
+                    .used((step * 7919) % 100_003 * 3, Access::Normal, 64)
+                    .is_empty()
+            );
         }
         assert!(streams.streams.len() <= STREAMS);
     }

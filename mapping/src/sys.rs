@@ -9,13 +9,20 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// `-1` becomes the error, everything else the value.
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// A new non-blocking, close-on-exec eventfd.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved; the descriptor is new and ours.
-    unsafe { check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+    unsafe {
+        check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))
+            .map(|fd| OwnedFd::from_raw_fd(fd))
+    }
 }
 
 /// Adds 1 to an eventfd. A full counter is readable already, so failure to add does not matter.
@@ -47,7 +54,13 @@ pub(crate) struct FiemapRecord {
 impl FiemapRecord {
     #[cfg(test)]
     pub(crate) fn new(logical: u64, physical: u64, length: u64, flags: u32) -> FiemapRecord {
-        FiemapRecord { logical, physical, length, flags, ..FiemapRecord::default() }
+        FiemapRecord {
+            logical,
+            physical,
+            length,
+            flags,
+            ..FiemapRecord::default()
+        }
     }
 }
 
@@ -75,7 +88,13 @@ const FS_IOC_FIEMAP: libc::c_ulong = 0xC020_660B;
 const FIEMAP_FLAG_SYNC: u32 = 1;
 
 /// The records from `start` on that fit in one call, at most 512, into `records`.
-pub(crate) fn fiemap(file: &File, start: u64, length: u64, sync: bool, records: &mut Vec<FiemapRecord>) -> io::Result<()> {
+pub(crate) fn fiemap(
+    file: &File,
+    start: u64,
+    length: u64,
+    sync: bool,
+    records: &mut Vec<FiemapRecord>,
+) -> io::Result<()> {
     records.clear();
     let flags = if sync { FIEMAP_FLAG_SYNC } else { 0 };
     let count = u32::try_from(FIEMAP_BATCH).unwrap_or(0);
@@ -84,9 +103,18 @@ pub(crate) fn fiemap(file: &File, start: u64, length: u64, sync: bool, records: 
     // behind the head, which is what the buffer has room for, and says in `mapped` how many it did.
     unsafe {
         let pointer = buffer.as_mut_ptr();
-        (&raw mut (*pointer).head).write(FiemapHead { start, length, flags, mapped: 0, count, reserved: 0 });
+        (&raw mut (*pointer).head).write(FiemapHead {
+            start,
+            length,
+            flags,
+            mapped: 0,
+            count,
+            reserved: 0,
+        });
         check(libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, pointer))?;
-        let mapped = usize::try_from((*pointer).head.mapped).unwrap_or(0).min(FIEMAP_BATCH);
+        let mapped = usize::try_from((*pointer).head.mapped)
+            .unwrap_or(0)
+            .min(FIEMAP_BATCH);
         let first = (&raw const (*pointer).records).cast::<FiemapRecord>();
         records.extend_from_slice(std::slice::from_raw_parts(first, mapped));
     }
@@ -95,7 +123,14 @@ pub(crate) fn fiemap(file: &File, start: u64, length: u64, sync: bool, records: 
 
 /// How many records there are, without reading them.
 pub(crate) fn fiemap_count(file: &File, start: u64, length: u64) -> io::Result<u64> {
-    let mut head = FiemapHead { start, length, flags: FIEMAP_FLAG_SYNC, mapped: 0, count: 0, reserved: 0 };
+    let mut head = FiemapHead {
+        start,
+        length,
+        flags: FIEMAP_FLAG_SYNC,
+        mapped: 0,
+        count: 0,
+        reserved: 0,
+    };
     // SAFETY: with a count of 0 the kernel writes to the head alone.
     check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &raw mut head) })?;
     Ok(u64::from(head.mapped))
@@ -125,11 +160,20 @@ const SYS_CACHESTAT: libc::c_long = 451;
 ///
 /// `ENOSYS` before Linux 6.5.
 pub(crate) fn cached_pages(file: &File, range: &Range<u64>) -> io::Result<u64> {
-    let span = CachestatRange { off: range.start, len: range.end.saturating_sub(range.start) };
+    let span = CachestatRange {
+        off: range.start,
+        len: range.end.saturating_sub(range.start),
+    };
     let mut stat = Cachestat::default();
     // SAFETY: both structures are live locals of the layout the kernel expects.
     let result = unsafe {
-        libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const span, &raw mut stat, 0)
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            &raw const span,
+            &raw mut stat,
+            0,
+        )
     };
     if result != 0 {
         return Err(io::Error::last_os_error());
@@ -162,11 +206,20 @@ pub(crate) fn attributes(file: &File) -> io::Result<Attributes> {
     // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; the kernel fills the structure, of
     // which all zero bytes are valid too.
     let stat = unsafe {
-        check(libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, stat.as_mut_ptr()))?;
+        check(libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            mask,
+            stat.as_mut_ptr(),
+        ))?;
         stat.assume_init()
     };
     let mount = (stat.stx_mask & libc::STATX_MNT_ID != 0).then_some(stat.stx_mnt_id);
-    Ok(Attributes { bits: stat.stx_attributes, mount })
+    Ok(Attributes {
+        bits: stat.stx_attributes,
+        mount,
+    })
 }
 
 /// The magic number of the file system.
@@ -195,7 +248,13 @@ pub(crate) fn extended_flags(file: &File) -> io::Result<u32> {
     const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801C_581F;
     let mut attributes = [0u32; 7];
     // SAFETY: the kernel writes the 28 bytes of `struct fsxattr`, whose first field the flags are.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR as _, attributes.as_mut_ptr()) })?;
+    check(unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            FS_IOC_FSGETXATTR as _,
+            attributes.as_mut_ptr(),
+        )
+    })?;
     Ok(attributes[0])
 }
 
@@ -249,7 +308,11 @@ pub(crate) fn get_lease(file: &File) -> io::Result<libc::c_int> {
 }
 
 /// Directs the signal of a lease break to one thread.
-pub(crate) fn direct_signal(file: &File, signal: libc::c_int, thread: libc::pid_t) -> io::Result<()> {
+pub(crate) fn direct_signal(
+    file: &File,
+    signal: libc::c_int,
+    thread: libc::pid_t,
+) -> io::Result<()> {
     const F_SETSIG: libc::c_int = 10;
     const F_SETOWN_EX: libc::c_int = 15;
     const F_OWNER_TID: libc::c_int = 0;
@@ -275,7 +338,11 @@ pub(crate) fn own_signals(signals: &[libc::c_int]) -> io::Result<(OwnedFd, libc:
             0 => {}
             error => return Err(io::Error::from_raw_os_error(error)),
         }
-        let fd = check(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        let fd = check(libc::signalfd(
+            -1,
+            set.as_ptr(),
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        ))?;
         Ok((OwnedFd::from_raw_fd(fd), libc::gettid()))
     }
 }
@@ -294,7 +361,11 @@ pub(crate) fn drain_signals(signals: &OwnedFd) -> usize {
 
 /// Waits until one of two descriptors is readable; which are.
 pub(crate) fn wait_readable(a: &OwnedFd, b: &OwnedFd) -> io::Result<(bool, bool)> {
-    let poll = |fd: &OwnedFd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let poll = |fd: &OwnedFd| libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     let mut fds = [poll(a), poll(b)];
     // SAFETY: two live records.
     match check(unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) }) {

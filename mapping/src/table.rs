@@ -24,7 +24,12 @@ impl Table {
     pub(crate) fn new(size: u64, shift: u32) -> Table {
         let count = size.div_ceil(1 << shift);
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        Table { size, shift, windows: null_pointers(count), states: zero_bytes(count) }
+        Table {
+            size,
+            shift,
+            windows: null_pointers(count),
+            states: zero_bytes(count),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -94,7 +99,9 @@ fn zero_bytes(count: usize) -> Box<[AtomicU8]> {
 #[cfg(not(loom))]
 unsafe fn zeroed<T>(count: usize) -> Box<[T]> {
     use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-    let Ok(layout) = Layout::array::<T>(count) else { return Box::new([]) };
+    let Ok(layout) = Layout::array::<T>(count) else {
+        return Box::new([]);
+    };
     if layout.size() == 0 {
         return Box::new([]);
     }
@@ -104,12 +111,19 @@ unsafe fn zeroed<T>(count: usize) -> Box<[T]> {
         handle_alloc_error(layout);
     }
     // SAFETY: a fresh allocation of the layout of `[T; count]`, whose zero bytes are valid by contract.
-    unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(memory.cast::<T>(), count)) }
+    unsafe {
+        Box::from_raw(std::ptr::slice_from_raw_parts_mut(
+            memory.cast::<T>(),
+            count,
+        ))
+    }
 }
 
 #[cfg(loom)]
 fn null_pointers(count: usize) -> Box<[AtomicPtr<Slab>]> {
-    (0..count).map(|_| AtomicPtr::new(std::ptr::null_mut())).collect()
+    (0..count)
+        .map(|_| AtomicPtr::new(std::ptr::null_mut()))
+        .collect()
 }
 
 #[cfg(loom)]

@@ -33,7 +33,10 @@ struct Queue {
 impl Wishes {
     pub(crate) fn new(capacity: usize) -> Wishes {
         Wishes {
-            queue: Mutex::new(Queue { wishes: VecDeque::with_capacity(capacity), poked: false }),
+            queue: Mutex::new(Queue {
+                wishes: VecDeque::with_capacity(capacity),
+                poked: false,
+            }),
             ready: Condvar::new(),
             capacity,
             listening: AtomicBool::new(false),
@@ -56,7 +59,9 @@ impl Wishes {
             return;
         }
         let state = table.state(wish.window);
-        if state.load(Ordering::Relaxed) & WANTED != 0 || state.fetch_or(WANTED, Ordering::AcqRel) & WANTED != 0 {
+        if state.load(Ordering::Relaxed) & WANTED != 0
+            || state.fetch_or(WANTED, Ordering::AcqRel) & WANTED != 0
+        {
             return;
         }
         if let Ok(mut queue) = self.queue.try_lock()
@@ -82,7 +87,10 @@ impl Wishes {
         let mut queue = lock(&self.queue);
         if queue.wishes.is_empty() && !queue.poked {
             queue = match timeout {
-                None => self.ready.wait(queue).unwrap_or_else(std::sync::PoisonError::into_inner),
+                None => self
+                    .ready
+                    .wait(queue)
+                    .unwrap_or_else(std::sync::PoisonError::into_inner),
                 Some(timeout) => match self.ready.wait_timeout(queue, timeout) {
                     Ok((guard, _)) => guard,
                     Err(poisoned) => poisoned.into_inner().0,

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use mapping::{Access, Config, Error, Extent, ExtentSource, Filler, Kind, Lookup, Map, Reader, Reason, Sink};
+use mapping::{
+    Access, Config, Error, Extent, ExtentSource, Filler, Kind, Lookup, Map, Reader, Reason, Sink,
+};
 
 const WINDOW: u64 = 64 << 10;
 
@@ -54,7 +56,14 @@ impl ExtentSource for Comb {
             return Err(io::Error::from_raw_os_error(5));
         }
         for start in (range.start..range.end.min(self.size)).step_by(8192) {
-            if sink(Extent { start, len: 4096, disk: start + (1 << 30), kind: Kind::Written }).is_break() {
+            if sink(Extent {
+                start,
+                len: 4096,
+                disk: start + (1 << 30),
+                kind: Kind::Written,
+            })
+            .is_break()
+            {
                 break;
             }
         }
@@ -63,13 +72,21 @@ impl ExtentSource for Comb {
 
     fn settle(&self, _range: Range<u64>) -> io::Result<bool> {
         let left = self.unsettled.load(Ordering::Relaxed);
-        self.unsettled.store(left.saturating_sub(1), Ordering::Relaxed);
+        self.unsettled
+            .store(left.saturating_sub(1), Ordering::Relaxed);
         Ok(left == 0)
     }
 }
 
 fn setup(windows: u64, config: Config) -> (Map, Arc<Comb>, Filler<Comb>, Reader) {
-    let map = Map::new(windows * WINDOW, Config { window: WINDOW, ..config }).unwrap();
+    let map = Map::new(
+        windows * WINDOW,
+        Config {
+            window: WINDOW,
+            ..config
+        },
+    )
+    .unwrap();
     let source = Comb::new(windows);
     let filler = Filler::spawn(&map, Arc::clone(&source)).unwrap();
     let reader = map.reader().unwrap();
@@ -109,11 +126,17 @@ fn a_miss_returns_at_once_and_the_window_follows() {
     for _ in 0..1000 {
         assert_eq!(reader.lookup(WINDOW * 50), Lookup::Missing);
     }
-    assert!(start.elapsed() < Duration::from_secs(1), "waited for the file system");
+    assert!(
+        start.elapsed() < Duration::from_secs(1),
+        "waited for the file system"
+    );
     until("one call", || source.calls() == 1);
     source.gate(true);
     let extent = found(&mut reader, WINDOW * 50);
-    assert_eq!(extent.disk_at(WINDOW * 50 + 5), Some(WINDOW * 50 + 5 + (1 << 30)));
+    assert_eq!(
+        extent.disk_at(WINDOW * 50 + 5),
+        Some(WINDOW * 50 + 5 + (1 << 30))
+    );
     assert_eq!(found(&mut reader, WINDOW * 50 + 4096).kind, Kind::Hole);
     assert_eq!(source.calls(), 1, "a thousand misses are one wish");
     let stats = map.stats();
@@ -123,7 +146,13 @@ fn a_miss_returns_at_once_and_the_window_follows() {
 
 #[test]
 fn a_full_queue_drops_wishes_and_counts_them() {
-    let (map, source, _filler, mut reader) = setup(1000, Config { queue: 4, ..Config::default() });
+    let (map, source, _filler, mut reader) = setup(
+        1000,
+        Config {
+            queue: 4,
+            ..Config::default()
+        },
+    );
     source.gate(false);
     reader.lookup(0);
     until("the filler waits", || source.calls() == 1);
@@ -159,7 +188,10 @@ fn sequential_streams_find_their_windows_loaded() {
             }
         }
     }
-    assert!(missed < 20, "{missed} of 600 windows were missing when their stream came");
+    assert!(
+        missed < 20,
+        "{missed} of 600 windows were missing when their stream came"
+    );
 }
 
 #[test]
@@ -170,15 +202,25 @@ fn random_advice_loads_nothing_ahead() {
         found(&mut reader, window * WINDOW);
     }
     assert_eq!(map.stats().loads, 50);
-    filler.access(100 * WINDOW..200 * WINDOW, Access::Sequential).unwrap();
+    filler
+        .access(100 * WINDOW..200 * WINDOW, Access::Sequential)
+        .unwrap();
     found(&mut reader, 100 * WINDOW);
-    until("far ahead at the first use", || map.stats().loads >= 50 + 17);
+    until("far ahead at the first use", || {
+        map.stats().loads >= 50 + 17
+    });
 }
 
 #[test]
 fn the_budget_is_kept_by_evicting_what_was_not_used() {
     let budget = SLAB * 10;
-    let (map, _source, filler, mut reader) = setup(100, Config { budget, ..Config::default() });
+    let (map, _source, filler, mut reader) = setup(
+        100,
+        Config {
+            budget,
+            ..Config::default()
+        },
+    );
     filler.access(0..100 * WINDOW, Access::Random).unwrap();
     let mut lost = 0;
     for window in 1..100 {
@@ -190,7 +232,10 @@ fn the_budget_is_kept_by_evicting_what_was_not_used() {
         }
         assert!(map.stats().resident_bytes <= budget);
     }
-    assert!(lost <= 20, "the window in use was evicted {lost} times in 99");
+    assert!(
+        lost <= 20,
+        "the window in use was evicted {lost} times in 99"
+    );
     let stats = map.stats();
     assert_eq!(stats.evictions, stats.loads - stats.resident_windows);
     assert!(stats.resident_windows >= 9);
@@ -199,7 +244,13 @@ fn the_budget_is_kept_by_evicting_what_was_not_used() {
 #[test]
 fn reading_ahead_stays_within_its_share_of_the_budget() {
     let budget = SLAB * 40;
-    let (map, _source, _filler, mut reader) = setup(1000, Config { budget, ..Config::default() });
+    let (map, _source, _filler, mut reader) = setup(
+        1000,
+        Config {
+            budget,
+            ..Config::default()
+        },
+    );
     for window in 0..1000 {
         found(&mut reader, window * WINDOW);
         assert!(map.stats().resident_bytes <= budget);
@@ -217,13 +268,19 @@ fn populate_is_complete_when_it_returns_and_tells_how_far_it_is() {
         })
         .unwrap();
     assert_eq!(steps.last().unwrap().done, 85 * WINDOW);
-    assert!(steps.windows(2).all(|pair| pair[0].done <= pair[1].done && pair[0].total == pair[1].total));
+    assert!(
+        steps
+            .windows(2)
+            .all(|pair| pair[0].done <= pair[1].done && pair[0].total == pair[1].total)
+    );
     for offset in (5 * WINDOW..90 * WINDOW).step_by(4096) {
         assert!(matches!(reader.lookup(offset), Lookup::Found(_)));
     }
     assert_eq!(map.stats().resident_windows, 85);
     let calls = source.calls();
-    filler.populate(5 * WINDOW..90 * WINDOW, &mut |_| ControlFlow::Continue(())).unwrap();
+    filler
+        .populate(5 * WINDOW..90 * WINDOW, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     assert_eq!(source.calls(), calls, "nothing is read twice");
     let stopped = filler.populate(0..100 * WINDOW, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped)));
@@ -231,10 +288,19 @@ fn populate_is_complete_when_it_returns_and_tells_how_far_it_is() {
 
 #[test]
 fn populate_beyond_the_budget_says_so_and_evicts_nothing() {
-    let (map, _source, filler, _reader) = setup(100, Config { budget: SLAB * 10, ..Config::default() });
+    let (map, _source, filler, _reader) = setup(
+        100,
+        Config {
+            budget: SLAB * 10,
+            ..Config::default()
+        },
+    );
     let result = filler.populate(0..100 * WINDOW, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(result, Err(Error::Budget)), "{result:?}");
-    assert_eq!((map.stats().resident_windows, map.stats().evictions), (10, 0));
+    assert_eq!(
+        (map.stats().resident_windows, map.stats().evictions),
+        (10, 0)
+    );
 }
 
 #[test]
@@ -244,60 +310,99 @@ fn willneed_and_dontneed_do_what_they_say() {
     until("fifty windows", || map.stats().resident_windows == 50);
     assert_eq!(map.stats().misses, 0);
     filler.dontneed(20 * WINDOW + 1..31 * WINDOW).unwrap();
-    assert_eq!(map.stats().resident_windows, 40, "the window that is not wholly inside stays");
+    assert_eq!(
+        map.stats().resident_windows,
+        40,
+        "the window that is not wholly inside stays"
+    );
     assert!(matches!(reader.lookup(20 * WINDOW), Lookup::Found(_)));
     assert_eq!(reader.lookup(21 * WINDOW), Lookup::Missing);
-    assert!(matches!(filler.willneed(200 * WINDOW..201 * WINDOW), Err(Error::Range(_))));
+    assert!(matches!(
+        filler.willneed(200 * WINDOW..201 * WINDOW),
+        Err(Error::Range(_))
+    ));
 }
 
 #[test]
 fn pins_stay_whatever_the_budget_and_fail_at_once_beyond_the_reserve() {
-    let config = Config { budget: SLAB * 4, pin_reserve: SLAB * 30, ..Config::default() };
+    let config = Config {
+        budget: SLAB * 4,
+        pin_reserve: SLAB * 30,
+        ..Config::default()
+    };
     let (map, source, filler, mut reader) = setup(100, config);
     let refused = filler.pin(0..90 * WINDOW, &mut |_| ControlFlow::Continue(()));
     assert!(matches!(refused, Err(Error::Reserve { .. })), "{refused:?}");
-    assert_eq!(map.stats().resident_windows, 0, "nothing was loaded for a pin that cannot be");
-    filler.pin(10 * WINDOW..30 * WINDOW, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(
+        map.stats().resident_windows,
+        0,
+        "nothing was loaded for a pin that cannot be"
+    );
+    filler
+        .pin(10 * WINDOW..30 * WINDOW, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     assert_eq!(map.stats().pinned_bytes, SLAB * 20);
     for window in 40..80 {
         found(&mut reader, window * WINDOW);
     }
     for window in 10..30 {
-        assert!(matches!(reader.lookup(window * WINDOW), Lookup::Found(_)), "window {window} was evicted");
+        assert!(
+            matches!(reader.lookup(window * WINDOW), Lookup::Found(_)),
+            "window {window} was evicted"
+        );
     }
     map.dontneed(0..100 * WINDOW).unwrap();
-    assert_eq!(map.stats().resident_windows, 20, "advice does not undo a pin");
+    assert_eq!(
+        map.stats().resident_windows,
+        20,
+        "advice does not undo a pin"
+    );
     // What was pinned comes back by itself after the map was lost.
     map.disable();
     assert_eq!(map.stats().resident_windows, 0);
     let calls = source.calls();
     map.enable();
-    until("pinned windows come back", || map.stats().pinned_bytes == SLAB * 20);
+    until("pinned windows come back", || {
+        map.stats().pinned_bytes == SLAB * 20
+    });
     assert!(source.calls() > calls);
     filler.unpin(10 * WINDOW..20 * WINDOW).unwrap();
     assert_eq!(map.stats().pinned_bytes, SLAB * 10);
-    filler.pin(10 * WINDOW..20 * WINDOW, &mut |_| ControlFlow::Continue(())).unwrap();
+    filler
+        .pin(10 * WINDOW..20 * WINDOW, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     filler.unpin(0..100 * WINDOW).unwrap();
     assert_eq!(map.stats().pinned_bytes, 0);
 }
 
 #[test]
 fn many_first_writes_in_a_row_cost_one_reading() {
-    let config = Config { quiet: Duration::from_millis(200), ..Config::default() };
+    let config = Config {
+        quiet: Duration::from_millis(200),
+        ..Config::default()
+    };
     let (map, source, _filler, mut reader) = setup(10, config);
     found(&mut reader, 0);
     assert_eq!(source.calls(), 1);
     for block in 0..8 {
         let offset = block * 8192 + 4096;
-        let Lookup::Found(extent) = reader.lookup(offset) else { panic!("the whole window is gone") };
+        let Lookup::Found(extent) = reader.lookup(offset) else {
+            panic!("the whole window is gone")
+        };
         assert_eq!(extent.kind, Kind::Hole);
         let hold = map.hold(offset..offset + 4096).unwrap();
-        let Lookup::Found(extent) = reader.lookup(offset) else { panic!("the whole window is gone") };
+        let Lookup::Found(extent) = reader.lookup(offset) else {
+            panic!("the whole window is gone")
+        };
         assert_eq!(extent.kind, Kind::Opaque(Reason::Changing));
         drop(hold);
         reader.quiescent();
     }
-    assert_eq!(source.calls(), 1, "the window was read while it was being written");
+    assert_eq!(
+        source.calls(),
+        1,
+        "the window was read while it was being written"
+    );
     assert_eq!(found(&mut reader, 4096).kind, Kind::Hole);
     assert_eq!(source.calls(), 2);
     assert!(map.stats().changing >= 8);
@@ -305,7 +410,10 @@ fn many_first_writes_in_a_row_cost_one_reading() {
 
 #[test]
 fn a_steady_trickle_of_changes_does_not_keep_a_window_from_being_read_for_ever() {
-    let config = Config { quiet: Duration::from_millis(20), ..Config::default() };
+    let config = Config {
+        quiet: Duration::from_millis(20),
+        ..Config::default()
+    };
     let (map, source, _filler, mut reader) = setup(10, config);
     found(&mut reader, 0);
     let start = Instant::now();
@@ -315,7 +423,11 @@ fn a_steady_trickle_of_changes_does_not_keep_a_window_from_being_read_for_ever()
         reader.quiescent();
         source.calls() > 1
     });
-    assert!(start.elapsed() >= Duration::from_millis(200), "read again after {:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= Duration::from_millis(200),
+        "read again after {:?}",
+        start.elapsed()
+    );
 }
 
 #[test]
@@ -335,7 +447,10 @@ fn an_error_of_the_file_system_is_counted_and_tried_again_later() {
         assert_eq!(reader.lookup(0), Lookup::Missing);
         map.stats().load_errors >= 1
     });
-    assert!(source.calls() <= 3, "asks the broken file system all the time");
+    assert!(
+        source.calls() <= 3,
+        "asks the broken file system all the time"
+    );
     source.fail.store(false, Ordering::Relaxed);
     found(&mut reader, 0);
 }
@@ -350,7 +465,9 @@ fn a_load_begun_before_a_hold_does_not_publish_over_it() {
     drop(hold);
     source.gate(true);
     until("published", || reader.lookup(0) != Lookup::Missing);
-    let Lookup::Found(extent) = reader.lookup(8192) else { panic!("not published") };
+    let Lookup::Found(extent) = reader.lookup(8192) else {
+        panic!("not published")
+    };
     assert_eq!(extent.kind, Kind::Opaque(Reason::Changing));
     assert_eq!(extent.range(), 8192..12288);
     assert_eq!(found(&mut reader, 8192).kind, Kind::Written);
@@ -366,7 +483,10 @@ fn nothing_is_loaded_while_the_map_is_disabled() {
     assert!(!fence.passed() || map.stats().resident_windows == 0);
     source.gate(true);
     assert_eq!(reader.lookup(WINDOW), Lookup::Missing);
-    assert!(matches!(map.load(&*source, 0..WINDOW), Err(Error::Disabled)));
+    assert!(matches!(
+        map.load(&*source, 0..WINDOW),
+        Err(Error::Disabled)
+    ));
     assert_eq!(map.stats().resident_windows, 0);
     map.enable();
     found(&mut reader, WINDOW);
@@ -387,16 +507,28 @@ fn a_filler_stuck_in_the_file_system_is_left_behind() {
 #[test]
 fn a_resized_map_keeps_what_lies_in_both_sizes() {
     let (map, _source, filler, mut reader) = setup(10, Config::default());
-    filler.populate(0..10 * WINDOW, &mut |_| ControlFlow::Continue(())).unwrap();
+    filler
+        .populate(0..10 * WINDOW, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     map.resize(5 * WINDOW + 4096).unwrap();
     assert_eq!(map.stats().resident_windows, 5);
     assert!(matches!(reader.lookup(4 * WINDOW), Lookup::Found(_)));
     assert_eq!(reader.lookup(5 * WINDOW), Lookup::Missing);
-    let Lookup::Found(beyond) = reader.lookup(5 * WINDOW + 4096) else { panic!() };
+    let Lookup::Found(beyond) = reader.lookup(5 * WINDOW + 4096) else {
+        panic!()
+    };
     assert_eq!(beyond.kind, Kind::Opaque(Reason::BeyondEnd));
-    assert_eq!(found(&mut reader, 5 * WINDOW).end(), 5 * WINDOW + 4096, "clamped to the file");
+    assert_eq!(
+        found(&mut reader, 5 * WINDOW).end(),
+        5 * WINDOW + 4096,
+        "clamped to the file"
+    );
     map.resize(8 * WINDOW).unwrap();
-    assert_eq!(found(&mut reader, 5 * WINDOW + 8192).kind, Kind::Written, "read again with the new size");
+    assert_eq!(
+        found(&mut reader, 5 * WINDOW + 8192).kind,
+        Kind::Written,
+        "read again with the new size"
+    );
     reader.offline();
     assert_eq!(map.stats().retired, 0);
 }

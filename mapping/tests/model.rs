@@ -1,5 +1,10 @@
 //! The map against a model, operation by operation: whatever is found is what the file is at that moment.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::cast_possible_truncation
+)]
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -67,8 +72,16 @@ struct File(Mutex<Vec<Block>>);
 impl File {
     fn extents(&self, range: &Range<u64>) -> Vec<Extent> {
         let blocks = self.0.lock().unwrap();
-        let all = blocks.iter().enumerate().filter(|(_, block)| block.0 != Kind::Hole);
-        let extents = all.map(|(at, (kind, disk))| Extent { start: at as u64 * BLOCK, len: BLOCK, disk: *disk, kind: *kind });
+        let all = blocks
+            .iter()
+            .enumerate()
+            .filter(|(_, block)| block.0 != Kind::Hole);
+        let extents = all.map(|(at, (kind, disk))| Extent {
+            start: at as u64 * BLOCK,
+            len: BLOCK,
+            disk: *disk,
+            kind: *kind,
+        });
         extents.filter_map(|extent| extent.clip(range)).collect()
     }
 }
@@ -116,10 +129,23 @@ struct World {
 impl World {
     fn new(blocks: Vec<Block>, tail: u64) -> Arc<World> {
         let size = blocks.len() as u64 * BLOCK - tail;
-        let map = Map::new(size, Config { window: WINDOW, ..Config::default() }).unwrap();
+        let map = Map::new(
+            size,
+            Config {
+                window: WINDOW,
+                ..Config::default()
+            },
+        )
+        .unwrap();
         let reader = Mutex::new(map.reader().unwrap());
         let file = Arc::new(File(Mutex::new(blocks)));
-        Arc::new(World { map, file, reader, holds: Mutex::default(), size })
+        Arc::new(World {
+            map,
+            file,
+            reader,
+            holds: Mutex::default(),
+            size,
+        })
     }
 
     fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
@@ -127,7 +153,11 @@ impl World {
     }
 
     fn held(&self, offset: u64) -> bool {
-        self.holds.lock().unwrap().iter().any(|hold| hold.range().contains(&offset))
+        self.holds
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|hold| hold.range().contains(&offset))
     }
 
     fn run(self: &Arc<Self>, op: Op) {
@@ -135,12 +165,19 @@ impl World {
             Op::Lookup(block) => self.check(block * BLOCK),
             Op::Load(range) => self.load(&*Arc::clone(&self.file), range),
             Op::LoadDuring(range, meanwhile) => {
-                self.load(&Late { world: Arc::clone(self), meanwhile: Mutex::new(meanwhile) }, range);
+                self.load(
+                    &Late {
+                        world: Arc::clone(self),
+                        meanwhile: Mutex::new(meanwhile),
+                    },
+                    range,
+                );
             }
             Op::Hold(range) => {
                 let bytes = self.bytes(&range);
                 let mut holds = self.holds.lock().unwrap();
-                let overlaps = |hold: &Hold| hold.range().start < bytes.end && bytes.start < hold.range().end;
+                let overlaps =
+                    |hold: &Hold| hold.range().start < bytes.end && bytes.start < hold.range().end;
                 let taken = holds.iter().any(overlaps);
                 match self.map.hold(bytes) {
                     Ok(hold) => {
@@ -158,17 +195,25 @@ impl World {
                 if let Some(hold) = holds.get_mut(at % count.max(1)) {
                     let before = hold.range();
                     match hold.extend(bytes.clone()) {
-                        Ok(()) => assert_eq!(hold.range(), before.start.min(bytes.start)..before.end.max(bytes.end)),
+                        Ok(()) => assert_eq!(
+                            hold.range(),
+                            before.start.min(bytes.start)..before.end.max(bytes.end)
+                        ),
                         Err(_) => assert_eq!(hold.range(), before),
                     }
                 }
             }
             Op::Change(at, seed) => {
                 let holds = self.holds.lock().unwrap();
-                let Some(hold) = holds.get(at % holds.len().max(1)) else { return };
+                let Some(hold) = holds.get(at % holds.len().max(1)) else {
+                    return;
+                };
                 let mut blocks = self.file.0.lock().unwrap();
                 for block in hold.range().start / BLOCK..hold.range().end.div_ceil(BLOCK) {
-                    blocks[block as usize] = make(seed.wrapping_add(block as u8), 1000 + u64::from(seed) * 200 + block);
+                    blocks[block as usize] = make(
+                        seed.wrapping_add(block as u8),
+                        1000 + u64::from(seed) * 200 + block,
+                    );
                 }
             }
             Op::Release(at) => {
@@ -217,7 +262,10 @@ impl World {
         if extent.kind == Kind::Opaque(Reason::Changing) {
             return;
         }
-        assert!(!self.held(offset), "{extent:?} found at {offset}, which is held");
+        assert!(
+            !self.held(offset),
+            "{extent:?} found at {offset}, which is held"
+        );
         assert!(self.map.enabled());
         assert_eq!(extent.kind, kind, "at {offset}");
         if extent.kind.on_disk() {
@@ -232,7 +280,9 @@ impl World {
         self.map.load(&*self.file, 0..self.size).unwrap();
         for block in 0..self.size.div_ceil(BLOCK) {
             let found = self.reader.lock().unwrap().lookup(block * BLOCK);
-            let Lookup::Found(extent) = found else { panic!("block {block} is missing") };
+            let Lookup::Found(extent) = found else {
+                panic!("block {block} is missing")
+            };
             assert_ne!(extent.kind, Kind::Opaque(Reason::Changing), "block {block}");
             self.check(block * BLOCK);
         }
@@ -240,12 +290,18 @@ impl World {
         assert_eq!(stats.resident_windows, self.size.div_ceil(WINDOW));
         // A head of 8 bytes per window, 16 per extent that is not a hole.
         let entries: u64 = stats.extents.iter().sum::<u64>() - stats.extents[Kind::Hole.index()];
-        assert_eq!(stats.resident_bytes, stats.resident_windows * 8 + entries * 16);
+        assert_eq!(
+            stats.resident_bytes,
+            stats.resident_windows * 8 + entries * 16
+        );
         assert_eq!(stats.holds, 0);
         self.map.disable();
         self.reader.lock().unwrap().quiescent();
         let stats = self.map.stats();
-        assert_eq!((stats.resident_bytes, stats.extents, stats.retired), (0, [0; 5], 0));
+        assert_eq!(
+            (stats.resident_bytes, stats.extents, stats.retired),
+            (0, [0; 5], 0)
+        );
     }
 }
 

@@ -12,7 +12,7 @@
 
 pub mod device;
 
-mod command;
-mod memory;
-
-pub use device::{Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology, WriteZeroesLimits};
+pub use device::{
+    Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
+    WriteZeroesLimits,
+};
