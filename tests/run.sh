@@ -84,7 +84,6 @@ check lints linted
 check documentation documented
 suite tests tested
 suite models modelled
-check "quick start" quick_start
 if [[ -e tests/fuzz/Cargo.toml ]]; then
     if cargo +nightly --version >/dev/null 2>&1; then
         # shellcheck source=fuzz.sh
