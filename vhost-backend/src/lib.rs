@@ -12,7 +12,44 @@
 
 pub mod device;
 
+mod admission;
+mod back_channel;
+mod chain;
+mod channel;
+mod command;
+mod config_space;
+mod disk;
+mod epochs;
+mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fake;
+mod features;
+mod handler;
+mod image;
+mod listener;
+mod memory;
+mod options;
+mod poller;
+mod queue;
+mod request;
+mod requests;
+mod ring;
+mod server;
+mod session;
+mod sigbus;
+mod status;
+mod sys;
+mod vring;
+mod watch;
+mod worker;
+mod workers;
+
 pub use device::{
     Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
     WriteZeroesLimits,
 };
+pub use error::Error;
+pub use listener::Endpoint;
+pub use options::Options;
+pub use server::{Handle, Server};
+pub use status::SessionStatus;

@@ -1,0 +1,89 @@
+//! What the session tells a worker thread, and what it is told back.
+//!
+//! Commands go through a channel and an eventfd that wakes the worker; each
+//! is answered exactly once, so the session knows that it has taken effect.
+
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::Memory;
+
+/// Where a ring lies, in guest physical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RingAddresses {
+    pub descriptors: u64,
+    pub avail: u64,
+    pub used: u64,
+}
+
+/// All a worker needs to begin serving a ring.
+#[derive(Debug)]
+pub(crate) struct RingSetup {
+    /// Entries; a power of two, at most the offered queue size.
+    pub size: u16,
+    pub addresses: RingAddresses,
+    /// First avail index to fetch. The used index is read from guest memory.
+    pub next_avail: u16,
+    /// `VIRTIO_RING_F_EVENT_IDX` was negotiated.
+    pub event_idx: bool,
+    /// `None`: the front-end asked for polling (VU-12).
+    pub kick: Option<EventFd>,
+    /// Requests are executed only while this is set (VU-13).
+    pub enabled: bool,
+}
+
+/// How the guest's writes and its feature bits are to be understood; shared
+/// with the workers, which read it as they fetch each request.
+#[derive(Debug, Default)]
+pub(crate) struct Mode {
+    /// Writes may be cached until a FLUSH (BLK-20 to BLK-22).
+    pub writeback: std::sync::atomic::AtomicBool,
+}
+
+/// One order. Queues are numbered as the front-end numbers them.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Requests fetched from now on use this table. With `retire` the answer
+    /// waits until no request in flight uses an older one.
+    Memory { memory: Arc<Memory>, retire: bool },
+    /// Serve a ring.
+    Start { queue: usize, setup: RingSetup },
+    /// Stop fetching, finish what was fetched, forget the ring; answered with
+    /// the next avail index. Answered with `None` if it was not started.
+    Stop { queue: usize },
+    /// The ring has moved (its addresses were sent again while it runs).
+    Move {
+        queue: usize,
+        addresses: RingAddresses,
+    },
+    /// Execute requests, or leave them in the ring.
+    Enable { queue: usize, on: bool },
+    /// Replace the kick of a running ring.
+    Kick { queue: usize, fd: Option<EventFd> },
+    /// Where interrupts go; remembered also while the ring is stopped.
+    Call { queue: usize, fd: Option<EventFd> },
+    /// Where a broken ring is reported (RING-4).
+    Err { queue: usize, fd: Option<EventFd> },
+    /// Leave the thread. Rings have been stopped before.
+    Quit,
+}
+
+/// What came of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Done.
+    Done,
+    /// A ring has stopped; the next avail index, if it was started.
+    Stopped(Option<u16>),
+    /// The ring could not be served: it does not lie in guest memory.
+    Refused,
+}
+
+/// A command on its way to a worker.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub command: Command,
+    pub answer: SyncSender<Answer>,
+}

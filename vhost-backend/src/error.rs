@@ -1,0 +1,71 @@
+//! What can go wrong: for the process that runs a server, and inside a
+//! session.
+
+use std::io;
+
+use crate::memory::MemoryError;
+
+/// Why a server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option is outside its limits; the text names it.
+    #[error("{0}")]
+    Options(&'static str),
+    /// The host refuses something the server cannot work without.
+    #[error("cannot {what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// A worker thread could not start, or its I/O could not be opened.
+    #[error("cannot start worker {worker}: {source}")]
+    Worker {
+        /// Which one, from 0.
+        worker: usize,
+        /// What the host says.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// Names what was tried, for `map_err`.
+    pub(crate) fn os(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Os { what, source }
+    }
+}
+
+/// Why one message of the front-end is refused. The connection lives on
+/// (VU-6).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("there is no queue {0}")]
+    NoSuchQueue(u32),
+    #[error("{0} is not a ring size this device accepts")]
+    RingSize(u32),
+    #[error("{0} is not a ring index")]
+    RingIndex(u32),
+    #[error("a ring does not lie in guest memory, aligned")]
+    RingOutside,
+    #[error("a running ring lies in this memory")]
+    RingInside,
+    #[error("a ring cannot change its size while it runs")]
+    RingRuns,
+    #[error("features {0:#x} were not offered")]
+    Features(u64),
+    #[error("protocol features {0:#x} were not offered")]
+    ProtocolFeatures(u64),
+    #[error("not in the writable part of the configuration")]
+    ConfigReadOnly,
+    #[error("not a value the configuration can hold")]
+    ConfigValue,
+    #[error("request {0} is unknown, malformed or was not negotiated")]
+    Request(u32),
+    #[error("{0} is not an event file descriptor")]
+    NotAnEvent(&'static str),
+    #[error("{0}")]
+    Host(io::Error),
+    #[error("{0}")]
+    Memory(#[from] MemoryError),
+}

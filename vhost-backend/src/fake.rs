@@ -1,0 +1,459 @@
+//! What stands in for the rest of the world in tests and under fuzzing: guest
+//! memory with a driver in it, and a disk whose I/O ends when told to.
+#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use libc::iovec;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::command::RingAddresses;
+use crate::device::{
+    Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
+    WriteZeroesLimits,
+};
+use crate::memory::{Memory, RegionSpec};
+
+fn memfd(size: u64) -> File {
+    // SAFETY: the name is a C string; a fresh descriptor is owned here.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(fd >= 0, "memfd_create: {}", io::Error::last_os_error());
+        File::from_raw_fd(fd)
+    };
+    file.set_len(size).unwrap();
+    file
+}
+
+/// Guest memory, zero at first.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    pub(crate) memory: Arc<Memory>,
+}
+
+impl Guest {
+    /// Regions by guest address and size in bytes.
+    pub fn new(regions: &[(u64, u64)]) -> Self {
+        let spec = |&(guest, size): &(u64, u64)| RegionSpec {
+            guest,
+            size,
+            user: guest + (1 << 40),
+            offset: 0,
+        };
+        let specs: Vec<_> = regions.iter().map(spec).collect();
+        let files = regions.iter().map(|&(_, size)| memfd(size)).collect();
+        Self {
+            memory: Arc::new(Memory::new(&specs, files).unwrap()),
+        }
+    }
+
+    fn pieces(&self, at: u64, len: usize) -> Vec<iovec> {
+        let mut pieces = Vec::new();
+        self.memory.pieces(at, len as u64, &mut pieces).unwrap();
+        pieces
+    }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in self.pieces(at, bytes.len()) {
+            let (now, later) = rest.split_at(piece.iov_len);
+            // SAFETY: the piece is mapped while `memory` is held.
+            unsafe {
+                piece
+                    .iov_base
+                    .cast::<u8>()
+                    .copy_from_nonoverlapping(now.as_ptr(), now.len())
+            };
+            rest = later;
+        }
+    }
+
+    pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for piece in self.pieces(at, len) {
+            // SAFETY: as in `write`.
+            bytes.extend_from_slice(unsafe {
+                std::slice::from_raw_parts(piece.iov_base.cast(), piece.iov_len)
+            });
+        }
+        bytes
+    }
+
+    pub fn fill(&self, at: u64, len: usize, byte: u8) {
+        self.write(at, &vec![byte; len]);
+    }
+
+    pub fn byte(&self, at: u64) -> u8 {
+        self.read(at, 1)[0]
+    }
+
+    pub fn u16(&self, at: u64) -> &AtomicU16 {
+        let host = self.memory.host(at, 2).unwrap();
+        // SAFETY: mapped while `self` lives; every user keeps it aligned.
+        unsafe { AtomicU16::from_ptr(host.cast()) }
+    }
+}
+
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
+
+/// The bytes of a descriptor.
+pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&addr.to_le_bytes());
+    bytes[8..12].copy_from_slice(&len.to_le_bytes());
+    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+    bytes[14..].copy_from_slice(&next.to_le_bytes());
+    bytes
+}
+
+/// The bytes of a request header.
+pub fn header(kind: u32, sector: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    bytes[8..].copy_from_slice(&sector.to_le_bytes());
+    bytes
+}
+
+/// A driver of one ring.
+#[derive(Debug)]
+pub struct Driver {
+    pub guest: Guest,
+    pub(crate) at: RingAddresses,
+    pub size: u16,
+    /// Next index to offer.
+    pub avail: u16,
+    /// Next index to look at.
+    pub used: u16,
+}
+
+impl Driver {
+    /// A ring whose parts lie at `base`, which is aligned, one after the other.
+    pub fn new(guest: &Guest, base: u64, size: u16) -> Self {
+        let entries = u64::from(size);
+        let avail = base + 16 * entries;
+        let used = (avail + 6 + 2 * entries).next_multiple_of(4);
+        Self {
+            guest: guest.clone(),
+            at: RingAddresses {
+                descriptors: base,
+                avail,
+                used,
+            },
+            size,
+            avail: 0,
+            used: 0,
+        }
+    }
+
+    pub fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        self.guest.write(
+            self.at.descriptors + 16 * u64::from(index),
+            &descriptor(addr, len, flags, next),
+        );
+    }
+
+    /// Writes a chain from descriptor `first` on.
+    pub fn chain(&self, first: u16, buffers: &[(u64, u32, u16)]) {
+        for (index, &(addr, len, flags)) in (first..).zip(buffers) {
+            let last = usize::from(index - first) + 1 == buffers.len();
+            self.describe(
+                index,
+                addr,
+                len,
+                if last { flags } else { flags | NEXT },
+                index + 1,
+            );
+        }
+    }
+
+    pub fn avail_idx(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.avail + 2)
+    }
+
+    pub fn used_idx(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.used + 2)
+    }
+
+    pub fn avail_flags(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.avail)
+    }
+
+    pub fn used_flags(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.used)
+    }
+
+    pub fn used_event(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.avail + 4 + 2 * u64::from(self.size))
+    }
+
+    pub fn avail_event(&self) -> &AtomicU16 {
+        self.guest.u16(self.at.used + 4 + 8 * u64::from(self.size))
+    }
+
+    /// Puts a head into the available ring.
+    pub fn offer(&mut self, head: u16) {
+        let slot = u64::from(self.avail % self.size);
+        self.guest
+            .u16(self.at.avail + 4 + 2 * slot)
+            .store(head, Ordering::Relaxed);
+        self.avail = self.avail.wrapping_add(1);
+        self.avail_idx().store(self.avail, Ordering::Release);
+    }
+
+    /// Heads and lengths that were used since the last call.
+    pub fn take_used(&mut self) -> Vec<(u32, u32)> {
+        let mut taken = Vec::new();
+        while self.used != self.used_idx().load(Ordering::Acquire) {
+            let element = self
+                .guest
+                .read(self.at.used + 4 + 8 * u64::from(self.used % self.size), 8);
+            let word = |at: usize| u32::from_le_bytes(element[at..at + 4].try_into().unwrap());
+            taken.push((word(0), word(4)));
+            self.used = self.used.wrapping_add(1);
+        }
+        taken
+    }
+}
+
+/// A request as a channel was given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    pub tag: Tag,
+    pub op: Op,
+    /// Host address and length of each piece.
+    pub pieces: Vec<(usize, usize)>,
+}
+
+#[derive(Debug, Default)]
+struct Desk {
+    submitted: Vec<Submitted>,
+    ended: Vec<Completion>,
+    /// Requests end at once.
+    instant: bool,
+    slots: usize,
+    waits: usize,
+}
+
+/// Where the test and the channels of a fake disk meet.
+#[derive(Debug)]
+pub struct Io {
+    desk: Mutex<Desk>,
+    changed: Condvar,
+    wake: EventFd,
+}
+
+impl Io {
+    fn new(instant: bool) -> Arc<Self> {
+        let desk = Mutex::new(Desk {
+            instant,
+            ..Desk::default()
+        });
+        Arc::new(Self {
+            desk,
+            changed: Condvar::new(),
+            wake: EventFd::new(EFD_NONBLOCK).unwrap(),
+        })
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap()
+    }
+
+    /// What was submitted and has not ended.
+    pub fn pending(&self) -> Vec<Submitted> {
+        self.desk().submitted.clone()
+    }
+
+    /// Waits until this many requests are pending.
+    pub fn wait_pending(&self, count: usize) -> Vec<Submitted> {
+        let enough = |desk: &mut Desk| desk.submitted.len() < count;
+        let (desk, late) = self
+            .changed
+            .wait_timeout_while(self.desk(), Duration::from_secs(20), enough)
+            .unwrap();
+        assert!(
+            !late.timed_out(),
+            "{count} requests did not come: {:?}",
+            desk.submitted
+        );
+        desk.submitted.clone()
+    }
+
+    /// Waits until the request with this tag is pending.
+    pub fn wait_pending_tag(&self, tag: Tag) {
+        let absent = |desk: &mut Desk| desk.submitted.iter().all(|request| request.tag != tag);
+        let (desk, late) = self
+            .changed
+            .wait_timeout_while(self.desk(), Duration::from_secs(20), absent)
+            .unwrap();
+        assert!(
+            !late.timed_out(),
+            "{tag:?} did not come: {:?}",
+            desk.submitted
+        );
+    }
+
+    /// Ends a pending request.
+    pub fn end(&self, tag: Tag, status: Status) {
+        let mut desk = self.desk();
+        let index = desk
+            .submitted
+            .iter()
+            .position(|request| request.tag == tag)
+            .unwrap();
+        desk.submitted.remove(index);
+        desk.ended.push(Completion { tag, status });
+        drop(desk);
+        self.wake.write(1).unwrap();
+    }
+
+    /// How often a channel was told to wait.
+    pub fn waits(&self) -> usize {
+        self.desk().waits
+    }
+}
+
+/// A disk of [`CAPACITY`] sectors that reads as 0x5a.
+#[derive(Debug)]
+pub struct FakeDisk {
+    pub io: Arc<Io>,
+    pub info: DiskInfo,
+    pub capacity: AtomicU64,
+    /// Opening a channel fails.
+    pub broken: bool,
+}
+
+/// Sectors of a fake disk.
+pub const CAPACITY: u64 = 1000;
+
+/// A disk that offers everything.
+pub fn info() -> DiskInfo {
+    DiskInfo {
+        read_only: false,
+        logical_block_size: 512,
+        topology: Topology::default(),
+        discard: Some(DiscardLimits {
+            max_sectors: 100,
+            alignment_sectors: 8,
+        }),
+        write_zeroes: Some(WriteZeroesLimits {
+            max_sectors: 200,
+            may_unmap: true,
+        }),
+        serial: *b"a serial of twenty b",
+    }
+}
+
+impl FakeDisk {
+    /// Requests end when the test says so, or at once.
+    pub fn new(instant: bool) -> Self {
+        Self {
+            io: Io::new(instant),
+            info: info(),
+            capacity: AtomicU64::new(CAPACITY),
+            broken: false,
+        }
+    }
+}
+
+impl Device for FakeDisk {
+    type Channel = FakeChannel;
+
+    fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    fn capacity_sectors(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    fn channel(&self, _worker: usize, slots: usize) -> io::Result<FakeChannel> {
+        if self.broken {
+            return Err(io::Error::other("no such disk"));
+        }
+        self.io.desk().slots += slots;
+        Ok(FakeChannel {
+            io: Arc::clone(&self.io),
+            ended: Vec::new(),
+        })
+    }
+
+    fn rings_started(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn rings_stopped(&self) {}
+}
+
+/// The I/O of a fake disk.
+#[derive(Debug)]
+pub struct FakeChannel {
+    io: Arc<Io>,
+    /// Its own requests that ended at once.
+    ended: Vec<Completion>,
+}
+
+impl IoChannel for FakeChannel {
+    fn submit(&mut self, tag: Tag, op: Op, data: &[iovec]) {
+        let mut desk = self.io.desk();
+        assert!((tag.0 as usize) < desk.slots, "{tag:?} is beyond the slots");
+        let twice =
+            desk.submitted.iter().any(|r| r.tag == tag) || self.ended.iter().any(|c| c.tag == tag);
+        assert!(!twice, "{tag:?} is in flight");
+        if let Op::Read { .. } = op {
+            for piece in data {
+                // SAFETY: the pieces of a read are writable until it has ended.
+                unsafe { piece.iov_base.cast::<u8>().write_bytes(0x5a, piece.iov_len) };
+            }
+        }
+        if desk.instant {
+            self.ended.push(Completion {
+                tag,
+                status: Status::Ok,
+            });
+        } else {
+            let pieces = data
+                .iter()
+                .map(|piece| (piece.iov_base.addr(), piece.iov_len))
+                .collect();
+            desk.submitted.push(Submitted { tag, op, pieces });
+        }
+        self.io.changed.notify_all();
+    }
+
+    fn flush_submissions(&mut self) {}
+
+    fn reap(&mut self, done: &mut impl FnMut(Completion)) {
+        let mut ended = std::mem::take(&mut self.ended);
+        ended.append(&mut self.io.desk().ended);
+        // In another order than they came.
+        ended.into_iter().rev().for_each(done);
+    }
+
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+        let mut desk = self.io.desk();
+        desk.waits += 1;
+        if !desk.ended.is_empty() || !self.ended.is_empty() {
+            return;
+        }
+        drop(desk);
+        let fd = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut fds = [fd(wake), fd(self.io.wake.as_raw_fd())];
+        let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
+        // SAFETY: both entries are writable for the call.
+        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
+        let _ = self.io.wake.read();
+    }
+}

@@ -1,0 +1,95 @@
+//! Whether the image is ours: taken before the first ring starts, given back
+//! after the last has stopped, asked for again while somebody else has it.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long to wait before asking again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+#[derive(Debug, Default)]
+pub(crate) enum Image {
+    #[default]
+    Free,
+    Taken,
+    /// Somebody else has it; ask again then.
+    Awaited(Instant),
+}
+
+impl Image {
+    /// Takes the image, if it is time to ask for it; whether it is ours.
+    pub(crate) fn take(&mut self, ask: impl FnOnce() -> io::Result<()>) -> bool {
+        match *self {
+            Self::Taken => return true,
+            Self::Awaited(at) if Instant::now() < at => return false,
+            Self::Free | Self::Awaited(_) => {}
+        }
+        match ask() {
+            Ok(()) => {
+                if matches!(self, Self::Awaited(_)) {
+                    log::info!("the image is free now; its rings start");
+                }
+                *self = Self::Taken;
+                true
+            }
+            Err(error) => {
+                if matches!(self, Self::Free) {
+                    log::error!(
+                        "no ring is started yet, and it is tried again until it works: {error}"
+                    );
+                }
+                *self = Self::Awaited(Instant::now() + AGAIN);
+                false
+            }
+        }
+    }
+
+    /// Gives the image back, or stops asking for it.
+    pub(crate) fn release(&mut self, give_back: impl FnOnce()) {
+        if matches!(std::mem::take(self), Self::Taken) {
+            give_back();
+        }
+    }
+
+    /// When to ask again.
+    pub(crate) fn awaited_until(&self) -> Option<Instant> {
+        match self {
+            Self::Awaited(at) => Some(*at),
+            Self::Free | Self::Taken => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy() -> io::Result<()> {
+        Err(io::Error::other("in use"))
+    }
+
+    #[test]
+    fn a_busy_image_is_asked_for_again_only_later() {
+        let mut image = Image::default();
+        assert!(!image.take(busy));
+        let at = image.awaited_until().unwrap();
+        assert!(at > Instant::now());
+        assert!(!image.take(|| panic!("too early")));
+        image = Image::Awaited(Instant::now());
+        assert!(image.take(|| Ok(())));
+        assert!(image.take(|| panic!("it is taken")));
+        assert_eq!(image.awaited_until(), None);
+    }
+
+    #[test]
+    fn only_a_taken_image_is_given_back() {
+        let mut image = Image::default();
+        image.release(|| panic!("not taken"));
+        assert!(!image.take(busy));
+        image.release(|| panic!("not taken"));
+        assert!(image.take(|| Ok(())));
+        let mut given = false;
+        image.release(|| given = true);
+        assert!(given);
+    }
+}

@@ -1,0 +1,305 @@
+//! One virtqueue of a worker: fetches requests into a table of slots, one for
+//! each descriptor head, and answers them in whatever order they end.
+
+use std::sync::mpsc::SyncSender;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::chain::{Scratch, Walked};
+use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::device::{Device, IoChannel, Status, Tag};
+use crate::disk::Disk;
+use crate::epochs::{Epochs, Held};
+use crate::request::{self, Data, Parsed};
+use crate::ring::{Popped, Ring};
+
+/// What the queues of a worker share.
+pub(crate) struct Common<D: Device> {
+    /// Before the memory, so that it is dropped before anything is unmapped.
+    pub channel: D::Channel,
+    pub epochs: Epochs,
+    pub scratch: Scratch,
+    pub disk: Disk<D>,
+}
+
+/// A request in flight.
+#[derive(Debug)]
+struct Slot {
+    held: Held,
+    /// Bytes that a successful request writes before its status.
+    writes: u32,
+}
+
+/// A queue, started or not. Requests of a stopped queue are still answered
+/// until the last has ended; then the ring is forgotten.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    /// As the front-end counts, for messages.
+    number: usize,
+    /// The tag of descriptor head 0.
+    first_tag: u32,
+    slots: Box<[Option<Slot>]>,
+    in_flight: usize,
+    ring: Option<Ring>,
+    enabled: bool,
+    /// Nobody kicks: the ring has to be looked at now and then (VU-12).
+    polled: bool,
+    call: Option<EventFd>,
+    err: Option<EventFd>,
+    stopping: Option<SyncSender<Answer>>,
+    /// The driver was already found to offer nonsense.
+    complained: bool,
+}
+
+impl Queue {
+    /// A queue for rings of up to `size` entries, whose requests have the tags
+    /// from `first_tag` on.
+    pub(crate) fn new(number: usize, first_tag: u32, size: u16) -> Self {
+        Self {
+            number,
+            first_tag,
+            slots: (0..size).map(|_| None).collect(),
+            in_flight: 0,
+            ring: None,
+            enabled: false,
+            polled: false,
+            call: None,
+            err: None,
+            stopping: None,
+            complained: false,
+        }
+    }
+
+    /// Begins to serve a ring; `false` if it cannot be served.
+    pub(crate) fn start(&mut self, setup: &RingSetup, epochs: &Epochs) -> bool {
+        if self.ring.is_some() || usize::from(setup.size) > self.slots.len() {
+            return false;
+        }
+        let Some(memory) = epochs.current() else {
+            return false;
+        };
+        let Some(ring) = Ring::new(
+            memory,
+            setup.size,
+            setup.addresses,
+            setup.next_avail,
+            setup.event_idx,
+        ) else {
+            return false;
+        };
+        // Whoever served it before may have ended between answering and
+        // interrupting; one interrupt too many does no harm.
+        let resumed = ring.resumed();
+        self.ring = Some(ring);
+        self.enabled = setup.enabled;
+        self.polled = setup.kick.is_none();
+        self.complained = false;
+        if resumed {
+            self.interrupt();
+        }
+        true
+    }
+
+    /// Fetches no more; the answer comes from [`settle`](Self::settle).
+    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
+        // Only a session that has gone would have left an earlier one behind.
+        if let Some(earlier) = self.stopping.replace(answer) {
+            let _ = earlier.send(Answer::Refused);
+        }
+    }
+
+    /// Ends a ring that was told to stop, once nothing is in flight.
+    /// Returns whether it ended now.
+    pub(crate) fn settle(&mut self) -> bool {
+        if self.in_flight > 0 {
+            return false;
+        }
+        let Some(answer) = self.stopping.take() else {
+            return false;
+        };
+        self.publish();
+        let next_avail = self.ring.take().map(Ring::end);
+        // A session that has gone does not want to know.
+        let _ = answer.send(Answer::Stopped(next_avail));
+        true
+    }
+
+    /// The ring was moved; `false` if it is not in guest memory there, and
+    /// rests.
+    pub(crate) fn relocate(&mut self, epochs: &Epochs, addresses: Option<RingAddresses>) -> bool {
+        let Some(ring) = &mut self.ring else {
+            return true;
+        };
+        let Some(memory) = epochs.current() else {
+            return false;
+        };
+        let addresses = addresses.unwrap_or(ring.addresses());
+        ring.relocate(memory, addresses)
+    }
+
+    pub(crate) fn enable(&mut self, on: bool) {
+        self.enabled = on;
+    }
+
+    pub(crate) fn set_polled(&mut self, polled: bool) {
+        self.polled = polled;
+    }
+
+    pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
+        self.call = fd;
+    }
+
+    pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
+        self.err = fd;
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// The ring that requests may be fetched from.
+    fn active(&mut self) -> Option<&mut Ring> {
+        self.ring
+            .as_mut()
+            .filter(|ring| self.enabled && self.stopping.is_none() && !ring.broken())
+    }
+
+    /// Has to be looked at without a kick.
+    pub(crate) fn needs_polling(&mut self) -> bool {
+        self.polled && self.active().is_some()
+    }
+
+    /// Asks for a kick before the worker sleeps; `true` if there is something
+    /// to fetch already (RING-16).
+    pub(crate) fn arm(&mut self) -> bool {
+        let polled = self.polled;
+        self.active().is_some_and(|ring| !polled && ring.arm())
+    }
+
+    /// Fetches up to `most` chains; returns how many.
+    pub(crate) fn fetch<D: Device>(&mut self, most: usize, common: &mut Common<D>) -> usize {
+        for count in 0..most {
+            let Some(ring) = self.active() else {
+                return count;
+            };
+            let popped = ring.pop();
+            if count == 0 && popped != Popped::Empty {
+                ring.disarm();
+            }
+            match popped {
+                Popped::Empty => return count,
+                Popped::Head(head) => self.take(head, common),
+                Popped::OutOfRange(head) => self.complain("offers a chain beyond its table", head),
+                Popped::Broken => {
+                    log::error!(
+                        "queue {}: the driver's index is out of bounds; the queue stops",
+                        self.number
+                    );
+                    if let Some(err) = &self.err {
+                        // As for interrupts.
+                        let _ = err.write(1);
+                    }
+                    return count;
+                }
+            }
+        }
+        most
+    }
+
+    fn take<D: Device>(&mut self, head: u16, common: &mut Common<D>) {
+        let Common {
+            channel,
+            epochs,
+            scratch,
+            disk,
+        } = common;
+        let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
+        else {
+            return;
+        };
+        if slot.is_some() {
+            // It will be answered once, for the first time it was offered
+            // (RING-21).
+            self.complain("offers a chain again that is in flight", head);
+            return;
+        }
+        let (mut chain, status) = match epochs.walk(scratch, ring, head) {
+            Walked::Good(chain, status) => (chain, status),
+            Walked::Bad(status) => {
+                if let Some(status) = status {
+                    epochs.finish_now(status, Status::IoErr);
+                }
+                ring.answer(head, 0);
+                return;
+            }
+        };
+        match request::parse(&mut chain, &disk.terms()) {
+            Parsed::Done(outcome, written) => {
+                epochs.finish_now(status, outcome);
+                ring.answer(head, written.saturating_add(1));
+            }
+            Parsed::Io(op, data) => {
+                let (pieces, writes) = match data {
+                    Data::None => (Some(&[][..]), 0),
+                    Data::Readable => (chain.readable_pieces(), 0),
+                    Data::Writable(bytes) => (chain.writable_pieces(), bytes),
+                };
+                let Some(pieces) = pieces else {
+                    epochs.finish_now(status, Status::IoErr);
+                    ring.answer(head, 1);
+                    return;
+                };
+                channel.submit(Tag(self.first_tag + u32::from(head)), op, pieces);
+                *slot = Some(Slot {
+                    held: epochs.hold(status),
+                    writes,
+                });
+                self.in_flight += 1;
+            }
+        }
+    }
+
+    fn complain(&mut self, what: &str, head: u16) {
+        if !std::mem::replace(&mut self.complained, true) {
+            log::warn!(
+                "queue {}: the driver {what} (head {head}); not reported again",
+                self.number
+            );
+        }
+    }
+
+    /// Answers the request with this descriptor head, which has ended.
+    pub(crate) fn complete(&mut self, head: u16, status: Status, epochs: &mut Epochs) {
+        let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
+            log::error!(
+                "queue {}: a request was reported that is not in flight (head {head})",
+                self.number
+            );
+            return;
+        };
+        self.in_flight -= 1;
+        epochs.finish(slot.held, status);
+        if let Some(ring) = &mut self.ring {
+            let data = if status == Status::Ok { slot.writes } else { 0 };
+            ring.answer(head, data.saturating_add(1));
+        }
+    }
+
+    /// Shows the driver what was answered since, with one interrupt at most.
+    pub(crate) fn publish(&mut self) {
+        if self.ring.as_mut().is_some_and(Ring::publish) {
+            self.interrupt();
+        }
+    }
+
+    fn interrupt(&self) {
+        if let Some(call) = &self.call {
+            // Fails only if an interrupt is pending, or for a descriptor that
+            // cannot interrupt: nothing could be done about that.
+            let _ = call.write(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

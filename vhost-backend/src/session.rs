@@ -1,0 +1,267 @@
+//! One front-end's connection: takes its messages one by one, and sends it
+//! changes of the configuration.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use epoll::Events;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::admission::{self, Terms};
+use crate::back_channel::BackChannel;
+use crate::channel::{self, Channel, Message, Next};
+use crate::device::Device;
+use crate::error::Refusal;
+use crate::handler::Handler;
+use crate::poller::Poller;
+
+/// How long a front-end may leave a message unfinished, or our replies
+/// unread, before it is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// When to try again to tell a front-end that does not read.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Messages served before other events are looked at.
+const TURN: usize = 64;
+
+/// Refusals that are logged as warnings, for each connection.
+const LOUD_REFUSALS: u32 = 20;
+
+pub(crate) type Shared<D> = Arc<Mutex<Handler<D>>>;
+
+/// The handler; a panic elsewhere does not take it away.
+pub(crate) fn lock<D: Device>(handler: &Shared<D>) -> MutexGuard<'_, Handler<D>> {
+    handler.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the connection goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All messages are served; the poller tells when there are more.
+    Waits,
+    /// There may be more to do at once.
+    Busy,
+    /// The front-end has gone, or is given up.
+    Over,
+}
+
+/// A connected front-end.
+pub(crate) struct Session<D: Device> {
+    handler: Shared<D>,
+    channel: Channel,
+    /// Decodes and answers messages, from one end of a socket pair.
+    requests: BackendReqHandler<Mutex<Handler<D>>>,
+    /// The other end: gives it one message at a time and takes its answer.
+    feed: UnixStream,
+    /// Its own end, to clear what it leaves of a message it gives up on.
+    fed: UnixStream,
+    back: Option<BackChannel>,
+    /// A change of the configuration is not yet told; not before this.
+    config_changed: Option<Instant>,
+    /// Nothing goes on until the front-end does its part; since then.
+    stalled: Option<Instant>,
+    /// The crate has answered GET_FEATURES, without which it sends no
+    /// acknowledgements.
+    features_read: bool,
+    refusals: u32,
+}
+
+impl<D: Device> Session<D> {
+    pub(crate) fn new(
+        stream: UnixStream,
+        handler: &Shared<D>,
+        poller: &Poller,
+        token: u64,
+    ) -> io::Result<Self> {
+        // Nothing is read or written that would have to wait.
+        stream.set_nonblocking(false)?;
+        let edges = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | Events::EPOLLET;
+        poller.add(&stream, token, edges)?;
+        let (feed, fed) = UnixStream::pair()?;
+        let requests = BackendReqHandler::from_stream(fed.try_clone()?, Arc::clone(handler));
+        Ok(Self {
+            handler: Arc::clone(handler),
+            channel: Channel::new(stream),
+            requests,
+            feed,
+            fed,
+            back: None,
+            config_changed: None,
+            stalled: None,
+            features_read: false,
+            refusals: 0,
+        })
+    }
+
+    /// When [`serve`](Self::serve) has something to do without an event.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let patience = self.stalled.map(|since| since + PATIENCE);
+        let news = self.config_changed.filter(|_| self.may_send_news());
+        [patience, news].into_iter().flatten().min()
+    }
+
+    /// The capacity has changed; the front-end is told as soon as a ring runs
+    /// (VU-15) and it has a channel for that.
+    pub(crate) fn capacity_changed(&mut self) {
+        self.config_changed = Some(Instant::now());
+    }
+
+    /// Serves the messages that have come.
+    pub(crate) fn serve(&mut self) -> Outcome {
+        let outcome = self.serve_messages().unwrap_or_else(|error| {
+            log::warn!("the front-end is disconnected: {error}");
+            Outcome::Over
+        });
+        if outcome != Outcome::Over {
+            self.send_news();
+        }
+        outcome
+    }
+
+    fn serve_messages(&mut self) -> io::Result<Outcome> {
+        for _ in 0..TURN {
+            if !self.channel.is_writable()? {
+                return self.stall("it does not read its replies");
+            }
+            match self.channel.next()? {
+                Next::Message(message) => {
+                    self.stalled = None;
+                    self.serve_message(&message)?;
+                }
+                Next::Nothing => {
+                    self.stalled = None;
+                    return Ok(Outcome::Waits);
+                }
+                Next::Incomplete => return self.stall("it sent half a message"),
+                Next::Gone => return Ok(Outcome::Over),
+                Next::Garbage => {
+                    return Err(io::Error::other("it sent something that is no message"));
+                }
+            }
+        }
+        Ok(Outcome::Busy)
+    }
+
+    fn stall(&mut self, why: &'static str) -> io::Result<Outcome> {
+        let since = *self.stalled.get_or_insert_with(Instant::now);
+        if since.elapsed() >= PATIENCE {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        Ok(Outcome::Waits)
+    }
+
+    fn serve_message(&mut self, message: &Message) -> io::Result<()> {
+        let terms = lock(&self.handler).terms();
+        match terms.admit(message, self.channel.payload(message)) {
+            Ok(FrontendReq::SET_BACKEND_REQ_FD) => self.set_back_channel(message, &terms),
+            Ok(request) => self.pass_on(message, request),
+            Err(refusal) => self.refuse(message, &terms, &refusal),
+        }
+    }
+
+    /// Lets the crate decode and answer a message.
+    fn pass_on(&mut self, message: &Message, request: FrontendReq) -> io::Result<()> {
+        self.channel.forward(&self.feed)?;
+        let failed = match self.requests.handle_request() {
+            Ok(()) => false,
+            Err(Error::SocketBroken(e) | Error::SocketError(e) | Error::SocketConnect(e)) => {
+                return Err(e);
+            }
+            Err(error) => {
+                channel::take_all(&self.fed)?;
+                self.log_refusal(message, &error);
+                true
+            }
+        };
+        let answer = channel::take_all(&self.feed)?;
+        if !answer.bytes.is_empty() {
+            self.channel.relay(&answer)?;
+        }
+        self.features_read |= request == FrontendReq::GET_FEATURES;
+        let acknowledged = lock(&self.handler).terms().reply_ack() && message.need_reply;
+        if acknowledged && !self.features_read && !admission::always_answered(request) {
+            self.channel
+                .reply(message.request, &u64::from(failed).to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// The crate would keep the channel's socket to itself.
+    fn set_back_channel(&mut self, message: &Message, terms: &Terms) -> io::Result<()> {
+        let fd = self.channel.take_fds().pop();
+        let failed = match fd.map(BackChannel::new) {
+            Some(Ok(channel)) => {
+                self.back = Some(channel);
+                false
+            }
+            Some(Err(error)) => {
+                self.log_refusal(message, &error);
+                true
+            }
+            None => true,
+        };
+        if message.need_reply && terms.reply_ack() {
+            self.channel
+                .reply(message.request, &u64::from(failed).to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, message: &Message, terms: &Terms, refusal: &Refusal) -> io::Result<()> {
+        self.log_refusal(message, refusal);
+        let payload = self.channel.payload(message);
+        let reply = admission::refusal_reply(message, payload, terms.reply_ack());
+        self.channel.discard();
+        match reply {
+            Some(reply) => self.channel.reply(message.request, &reply),
+            None => Ok(()),
+        }
+    }
+
+    fn log_refusal(&mut self, message: &Message, why: &dyn std::fmt::Display) {
+        self.refusals = self.refusals.saturating_add(1);
+        let level = if self.refusals <= LOUD_REFUSALS {
+            log::Level::Warn
+        } else {
+            log::Level::Debug
+        };
+        log::log!(
+            level,
+            "refused request {} of the front-end: {why}",
+            message.request
+        );
+    }
+
+    fn may_send_news(&self) -> bool {
+        self.back.is_some() && lock(&self.handler).rings_running() > 0
+    }
+
+    fn send_news(&mut self) {
+        let due = self.config_changed.is_some_and(|at| at <= Instant::now());
+        let Some(back) = self.back.as_ref().filter(|_| due && self.may_send_news()) else {
+            return;
+        };
+        match back.config_changed() {
+            Ok(()) => self.config_changed = None,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.config_changed = Some(Instant::now() + AGAIN);
+            }
+            Err(error) => {
+                log::warn!("the back-end channel is lost: {error}");
+                self.back = None;
+            }
+        }
+    }
+}
+
+impl Terms {
+    /// Requests that ask for it are acknowledged.
+    pub(crate) fn reply_ack(&self) -> bool {
+        self.negotiated
+            .has_protocol(VhostUserProtocolFeatures::REPLY_ACK)
+    }
+}

@@ -1,0 +1,112 @@
+//! The few system calls of this crate that the standard library does not
+//! offer, each as a safe function.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// The size of a page of this machine, in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf only returns a number.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The unit in which a file can be mapped and unmapped, in bytes: a huge page
+/// on hugetlbfs, a page elsewhere.
+pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
+    // SAFETY: all zeros is a valid statfs, a struct of integers.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and `stat` is writable for the call.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if stat.f_type == libc::HUGETLBFS_MAGIC {
+        return u64::try_from(stat.f_bsize).map_err(io::Error::other);
+    }
+    Ok(page_size())
+}
+
+/// The file was sealed against shrinking, so its pages cannot vanish.
+pub(crate) fn cannot_shrink(file: &File) -> bool {
+    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
+}
+
+/// Keeps a mapping of guest memory out of children and core dumps. Only a
+/// courtesy: errors are of no consequence.
+pub(crate) fn keep_private(addr: *mut u8, len: usize) {
+    for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        // SAFETY: both advices leave the mapping and its contents as they are
+        // in this process, whatever the range.
+        unsafe { libc::madvise(addr.cast(), len, advice) };
+    }
+}
+
+/// Makes reads and writes of a descriptor fail rather than wait.
+pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: F_GETFL takes no argument and touches no memory of ours.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: F_SETFL takes an integer and touches no memory of ours.
+    if flags < 0 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Binds the calling thread to one host CPU.
+pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
+    if cpu >= 8 * size_of::<libc::cpu_set_t>() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: all zeros is the empty set, and the CPU is within its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        set
+    };
+    // SAFETY: the set is readable for the call; 0 is the calling thread.
+    if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// An eventfd that came from the front-end, made non-blocking: neither a full
+/// counter nor a stolen event may hold a worker up. `None` if it is something
+/// else, which might be readable for ever.
+pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
+    let fd = file.as_raw_fd();
+    // Without /proc there is no telling, and the front-end is believed.
+    if let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{fd}"))
+        && target.to_str() != Some("anon_inode:[eventfd]")
+    {
+        return Ok(None);
+    }
+    set_nonblocking(&file)?;
+    // SAFETY: the descriptor is open and handed over.
+    Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_eventfd_is_an_event() {
+        let event = EventFd::new(0).unwrap();
+        // SAFETY: a duplicate is owned by nobody else.
+        let file = unsafe { File::from_raw_fd(event.try_clone().unwrap().into_raw_fd()) };
+        let ours = event_fd(file).unwrap().unwrap();
+        assert_eq!(ours.read().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(
+            event_fd(File::open("/dev/zero").unwrap())
+                .unwrap()
+                .is_none()
+        );
+    }
+}

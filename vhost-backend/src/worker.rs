@@ -1,0 +1,236 @@
+//! The thread that serves rings. One turn: collect what has ended, publish it,
+//! obey the session, fetch, submit once. It sleeps only when a turn found
+//! nothing to do, and nothing in a turn waits, allocates or locks.
+
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::command::{Answer, Command, Order, RingSetup};
+use crate::device::{Device, IoChannel};
+use crate::queue::{Common, Queue};
+use crate::sys;
+use crate::watch::Watch;
+
+/// Chains fetched from one queue before the next has its turn.
+const BATCH: usize = 64;
+
+/// How often a ring without a kick is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// All that a worker thread owns.
+pub(crate) struct Worker<D: Device> {
+    pub common: Common<D>,
+    /// Queue `worker + i * workers` of the front-end is at `i`.
+    pub queues: Box<[Queue]>,
+    pub workers: usize,
+    pub queue_size: u16,
+    pub watch: Watch,
+    pub orders: Receiver<Order>,
+    /// Wait until no request uses an older memory table.
+    pub retiring: Vec<SyncSender<Answer>>,
+    /// Was told to leave, and does so when nothing is in flight.
+    pub leaving: bool,
+}
+
+impl<D: Device> Worker<D> {
+    /// Serves until it is told to quit, or nobody is left to tell it.
+    pub(crate) fn run(&mut self) {
+        let mut slept = false;
+        loop {
+            let ended = self.reap();
+            if slept && ended == 0 {
+                self.drain_events();
+            }
+            self.publish();
+            self.settle();
+            self.obey();
+            if self.leaving && self.queues.iter().all(|queue| queue.in_flight() == 0) {
+                return;
+            }
+            let fetched = self.fetch();
+            if fetched > 0 {
+                self.common.channel.flush_submissions();
+                // What needed no I/O.
+                self.publish();
+            }
+            slept = false;
+            if ended == 0 && fetched == 0 && !self.arm() {
+                self.sleep();
+                slept = true;
+            }
+        }
+    }
+
+    /// Takes the completions; returns how many.
+    fn reap(&mut self) -> usize {
+        let Self {
+            common: Common {
+                channel, epochs, ..
+            },
+            queues,
+            queue_size,
+            ..
+        } = self;
+        let size = u32::from(*queue_size);
+        let mut ended = 0;
+        channel.reap(&mut |completion| {
+            ended += 1;
+            let index = usize::try_from(completion.tag.0 / size).unwrap_or(usize::MAX);
+            let head = u16::try_from(completion.tag.0 % size).unwrap_or(u16::MAX);
+            match queues.get_mut(index) {
+                Some(queue) => queue.complete(head, completion.status, epochs),
+                None => log::error!(
+                    "a request was reported that does not exist: {:?}",
+                    completion.tag
+                ),
+            }
+        });
+        ended
+    }
+
+    fn publish(&mut self) {
+        for queue in &mut self.queues {
+            queue.publish();
+        }
+    }
+
+    /// Answers what has waited for requests to end.
+    fn settle(&mut self) {
+        for (index, queue) in self.queues.iter_mut().enumerate() {
+            if queue.settle() {
+                self.watch.set_kick(index, None);
+            }
+        }
+        if !self.retiring.is_empty() && self.common.epochs.only_current() {
+            for answer in self.retiring.drain(..) {
+                let _ = answer.send(Answer::Done);
+            }
+        }
+    }
+
+    /// Carries out the commands that have come.
+    fn obey(&mut self) {
+        while !self.leaving {
+            match self.orders.try_recv() {
+                Ok(order) => self.execute(order),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => self.leave(),
+            }
+        }
+        self.settle();
+    }
+
+    fn leave(&mut self) {
+        self.leaving = true;
+        for queue in &mut self.queues {
+            queue.enable(false);
+        }
+    }
+
+    /// Asks for kicks; `true` if a ring has something already.
+    fn arm(&mut self) -> bool {
+        let mut more = false;
+        for queue in &mut self.queues {
+            more |= queue.arm();
+        }
+        more
+    }
+
+    fn sleep(&mut self) {
+        let polled = self.queues.iter_mut().any(Queue::needs_polling);
+        self.common
+            .channel
+            .wait(self.watch.descriptor(), polled.then_some(POLL_INTERVAL));
+    }
+
+    fn drain_events(&mut self) {
+        let Self { watch, queues, .. } = self;
+        watch.drain(|index| {
+            if let Some(queue) = queues.get_mut(index) {
+                queue.set_polled(true);
+            }
+        });
+    }
+
+    /// Fetches a batch from each queue; returns how many requests.
+    fn fetch(&mut self) -> usize {
+        let Self { queues, common, .. } = self;
+        queues
+            .iter_mut()
+            .map(|queue| queue.fetch(BATCH, common))
+            .sum()
+    }
+
+    fn execute(&mut self, order: Order) {
+        let Order { command, answer } = order;
+        let reply = match command {
+            Command::Stop { queue } => {
+                match self.queues.get_mut(queue / self.workers) {
+                    Some(queue) => queue.stop(answer),
+                    None => drop(answer.send(Answer::Stopped(None))),
+                }
+                return;
+            }
+            Command::Memory { memory, retire } => {
+                self.common.epochs.replace(memory);
+                for queue in &mut self.queues {
+                    queue.relocate(&self.common.epochs, None);
+                }
+                if retire {
+                    self.retiring.push(answer);
+                    return;
+                }
+                true
+            }
+            Command::Quit => {
+                self.leave();
+                true
+            }
+            Command::Start { queue, setup } => self.start(queue / self.workers, setup),
+            Command::Move { queue, addresses } => match self.queues.get_mut(queue / self.workers) {
+                Some(queue) => queue.relocate(&self.common.epochs, Some(addresses)),
+                None => false,
+            },
+            Command::Enable { queue, on } => self.with(queue, |queue| queue.enable(on)),
+            Command::Kick { queue, fd } => {
+                let index = queue / self.workers;
+                let watched = self.watch.set_kick(index, fd);
+                self.with(queue, |queue| queue.set_polled(!watched))
+            }
+            Command::Call { queue, fd } => self.with(queue, |queue| queue.set_call(signal(fd))),
+            Command::Err { queue, fd } => self.with(queue, |queue| queue.set_err(signal(fd))),
+        };
+        let _ = answer.send(if reply { Answer::Done } else { Answer::Refused });
+    }
+
+    fn with(&mut self, queue: usize, change: impl FnOnce(&mut Queue)) -> bool {
+        self.queues
+            .get_mut(queue / self.workers)
+            .map(change)
+            .is_some()
+    }
+
+    fn start(&mut self, index: usize, mut setup: RingSetup) -> bool {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return false;
+        };
+        if !queue.start(&setup, &self.common.epochs) {
+            return false;
+        }
+        let watched = self.watch.set_kick(index, setup.kick.take());
+        queue.set_polled(!watched);
+        true
+    }
+}
+
+/// A descriptor that can be written without ever waiting for its reader.
+fn signal(fd: Option<EventFd>) -> Option<EventFd> {
+    if let Some(fd) = &fd
+        && let Err(error) = sys::set_nonblocking(fd)
+    {
+        log::warn!("an eventfd stays blocking: {error}");
+    }
+    fd
+}
