@@ -183,7 +183,7 @@ impl<S: ExtentSource> Filler<S> {
         let all = shared.bytes_of(&windows);
         let mut left = windows;
         while let Some(run) = shared.next_missing(&mut left, CHUNK) {
-            let done = shared.bytes_of(&run).end - all.start;
+            let done = shared.bytes_of(&run).end.saturating_sub(all.start);
             shared.load_windows(&*self.source, run, Style::Advised)?;
             if progress(Progress {
                 done,
@@ -213,11 +213,11 @@ impl Drop for Promise<'_> {
 }
 
 impl Shared {
-    /// The bytes of the file in `windows`.
+    /// The bytes of the file in `windows`, of which some may have gone with a resize.
     fn bytes_of(&self, windows: &Range<usize>) -> Range<u64> {
         let writer = self.lock();
         let table = self.table(&writer);
-        table.base(windows.start)..table.base(windows.end).min(table.size)
+        table.base(windows.start).min(table.size)..table.base(windows.end).min(table.size)
     }
 
     /// The runs of `windows` that are not pinned.

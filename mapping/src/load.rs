@@ -128,6 +128,9 @@ impl Shared {
             return Err(Error::Disabled);
         }
         let table = self.table(&writer);
+        if windows.end > table.len() {
+            return Err(Error::Disabled);
+        }
         let range = table.base(windows.start)..table.base(windows.end).min(table.size);
         let shift = table.shift;
         let id = writer.next_load;

@@ -230,7 +230,6 @@ mod tests {
         let raw = slab.into_raw();
         // SAFETY: just given away, owned by nobody else.
         assert_eq!(
-            // SAFETY: the pointer came from `into_raw` of the same type, once.
             unsafe { SlabBox::from_raw(raw) }
                 .unwrap()
                 .view()

@@ -1,5 +1,11 @@
 //! File systems on loop devices for tests, taken down again whatever happens.
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr
+)]
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -15,24 +21,54 @@ pub struct Made {
     pub megabytes: u64,
 }
 
-pub const EXT4: Made = Made { name: "ext4", mkfs: &["mkfs.ext4", "-q", "-F"], options: "", megabytes: 160 };
-pub const EXT4_1K: Made =
-    Made { name: "ext4-1k", mkfs: &["mkfs.ext4", "-q", "-F", "-b", "1024"], options: "", megabytes: 160 };
+pub const EXT4: Made = Made {
+    name: "ext4",
+    mkfs: &["mkfs.ext4", "-q", "-F"],
+    options: "",
+    megabytes: 160,
+};
+pub const EXT4_1K: Made = Made {
+    name: "ext4-1k",
+    mkfs: &["mkfs.ext4", "-q", "-F", "-b", "1024"],
+    options: "",
+    megabytes: 160,
+};
 pub const EXT4_BIGALLOC: Made = Made {
     name: "ext4-bigalloc",
     mkfs: &["mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", "65536"],
     options: "",
     megabytes: 160,
 };
-pub const EXT4_INLINE: Made =
-    Made { name: "ext4-inline", mkfs: &["mkfs.ext4", "-q", "-F", "-O", "inline_data"], options: "", megabytes: 160 };
-pub const EXT4_JOURNAL: Made =
-    Made { name: "ext4-journal", mkfs: &["mkfs.ext4", "-q", "-F"], options: "data=journal", megabytes: 160 };
-pub const XFS: Made =
-    Made { name: "xfs", mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"], options: "", megabytes: 320 };
-pub const BTRFS: Made = Made { name: "btrfs", mkfs: &["mkfs.btrfs", "-q", "-f"], options: "", megabytes: 256 };
-pub const BTRFS_COMPRESSED: Made =
-    Made { name: "btrfs-compressed", mkfs: &["mkfs.btrfs", "-q", "-f"], options: "compress-force=zstd", megabytes: 256 };
+pub const EXT4_INLINE: Made = Made {
+    name: "ext4-inline",
+    mkfs: &["mkfs.ext4", "-q", "-F", "-O", "inline_data"],
+    options: "",
+    megabytes: 160,
+};
+pub const EXT4_JOURNAL: Made = Made {
+    name: "ext4-journal",
+    mkfs: &["mkfs.ext4", "-q", "-F"],
+    options: "data=journal",
+    megabytes: 160,
+};
+pub const XFS: Made = Made {
+    name: "xfs",
+    mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
+    options: "",
+    megabytes: 320,
+};
+pub const BTRFS: Made = Made {
+    name: "btrfs",
+    mkfs: &["mkfs.btrfs", "-q", "-f"],
+    options: "",
+    megabytes: 256,
+};
+pub const BTRFS_COMPRESSED: Made = Made {
+    name: "btrfs-compressed",
+    mkfs: &["mkfs.btrfs", "-q", "-f"],
+    options: "compress-force=zstd",
+    megabytes: 256,
+};
 
 /// A mounted file system on a loop device; dropping it unmounts and detaches.
 pub struct Mounted {
@@ -57,14 +93,31 @@ impl Mounted {
     fn try_new(made: Made) -> Result<Mounted, String> {
         let base = std::env::var_os("EXTENTD_TEST_DIR").map(PathBuf::from);
         let shm = PathBuf::from("/dev/shm");
-        let base = base.or_else(|| shm.is_dir().then_some(shm)).unwrap_or_else(std::env::temp_dir);
-        let dir = tempfile::Builder::new().prefix("mapping-").tempdir_in(base).map_err(|error| error.to_string())?;
+        let base = base
+            .or_else(|| shm.is_dir().then_some(shm))
+            .unwrap_or_else(std::env::temp_dir);
+        let dir = tempfile::Builder::new()
+            .prefix("mapping-")
+            .tempdir_in(base)
+            .map_err(|error| error.to_string())?;
         let backing = dir.path().join("disk");
         let file = File::create(&backing).map_err(|error| error.to_string())?;
-        file.set_len(made.megabytes << 20).map_err(|error| error.to_string())?;
-        let mut mounted = Mounted { made, dir: Some(dir), device: None, mounted: false };
-        let direct = run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(&backing));
-        let device = direct.or_else(|_| run(Command::new("losetup").args(["--find", "--show"]).arg(&backing)))?;
+        file.set_len(made.megabytes << 20)
+            .map_err(|error| error.to_string())?;
+        let mut mounted = Mounted {
+            made,
+            dir: Some(dir),
+            device: None,
+            mounted: false,
+        };
+        let direct = run(Command::new("losetup")
+            .args(["--find", "--show", "--direct-io=on"])
+            .arg(&backing));
+        let device = direct.or_else(|_| {
+            run(Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(&backing))
+        })?;
         mounted.device = Some(device.trim().to_owned());
         let device = mounted.device();
         run(Command::new(made.mkfs[0]).args(&made.mkfs[1..]).arg(device))?;
@@ -92,7 +145,12 @@ impl Mounted {
 
     /// A new file, open for reading and writing through the page cache.
     pub fn create(&self, name: &str) -> File {
-        OpenOptions::new().read(true).write(true).create_new(true).open(self.path(name)).unwrap()
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(self.path(name))
+            .unwrap()
     }
 
     pub fn is_ext4(&self) -> bool {
@@ -105,27 +163,38 @@ impl Drop for Mounted {
         if self.mounted && run(Command::new("umount").arg(self.root())).is_err() {
             let _ = run(Command::new("umount").arg("-l").arg(self.root()));
         }
-        if let Some(device) = &self.device {
-            if let Err(reason) = run(Command::new("losetup").args(["--detach", device])) {
-                eprintln!("{device} stays: {reason}");
-            }
+        if let Some(device) = &self.device
+            && let Err(reason) = run(Command::new("losetup").args(["--detach", device]))
+        {
+            eprintln!("{device} stays: {reason}");
         }
     }
 }
 
 /// Runs a program; what it wrote, or why it failed.
 pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
-        Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+        Err(format!(
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
     }
 }
 
 /// Opens for direct I/O.
 pub fn open_direct(path: impl AsRef<Path>) -> File {
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap()
 }
 
 /// The whole file, as the file system gives it.
@@ -154,11 +223,21 @@ pub fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> std::
     // SAFETY: no memory is involved.
     #[allow(unsafe_code)]
     let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 pub fn punch(file: &File, offset: u64, len: u64) {
-    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len).unwrap();
+    fallocate(
+        file,
+        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+        offset,
+        len,
+    )
+    .unwrap();
 }
 
 /// FICLONE: the whole of `from` becomes shared with `to`.
@@ -168,5 +247,9 @@ pub fn reflink(from: &File, to: &File) -> std::io::Result<()> {
     // SAFETY: no memory is involved.
     #[allow(unsafe_code)]
     let result = unsafe { libc::ioctl(to.as_raw_fd(), FICLONE as _, from.as_raw_fd()) };
-    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }

@@ -1,0 +1,219 @@
+//! The map's figures: `cargo bench -p mapping`. The table in the crate's README is made of them.
+#![allow(
+    missing_docs,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation
+)]
+
+use std::hint::black_box;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use mapping::{Config, Extent, ExtentSource, Filler, Kind, Lookup, Map, Reader, Sink};
+
+/// Written extents of one block with a hole after each, evenly spread over the image.
+#[derive(Clone, Copy)]
+struct Comb {
+    size: u64,
+    step: u64,
+}
+
+impl Comb {
+    fn new(size: u64, extents: u64) -> Comb {
+        Comb {
+            size,
+            step: size / extents,
+        }
+    }
+}
+
+impl ExtentSource for Comb {
+    fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
+        let first = range.start.next_multiple_of(self.step);
+        for start in (first..range.end.min(self.size)).step_by(self.step as usize) {
+            if sink(Extent {
+                start,
+                len: 4096,
+                disk: start ^ (1 << 40),
+                kind: Kind::Written,
+            })
+            .is_break()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+const SIZE: u64 = 64 << 30;
+
+fn full_map(extents: u64) -> Map {
+    let map = Map::new(
+        SIZE,
+        Config {
+            budget: 1 << 30,
+            ..Config::default()
+        },
+    )
+    .unwrap();
+    map.load(&Comb::new(SIZE, extents), 0..SIZE).unwrap();
+    map
+}
+
+/// The same extents in a sorted vector, searched by halving: what an eager map would be.
+fn sorted(extents: u64) -> Vec<(u64, u64)> {
+    let comb = Comb::new(SIZE, extents);
+    (0..extents)
+        .map(|at| (at * comb.step, 4096 | (at * comb.step) << 16))
+        .collect()
+}
+
+fn search(sorted: &[(u64, u64)], offset: u64) -> Option<(u64, u64)> {
+    let behind = sorted.partition_point(|extent| extent.0 <= offset);
+    let found = sorted.get(behind.checked_sub(1)?)?;
+    (offset - found.0 < 4096).then_some(*found)
+}
+
+struct Random(u64);
+
+impl Random {
+    fn offset(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % SIZE) & !511
+    }
+}
+
+fn random(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("random lookup");
+    group.throughput(Throughput::Elements(1));
+    for extents in [1_000, 100_000, 1_000_000] {
+        let map = full_map(extents);
+        let mut reader = map.reader().unwrap();
+        let mut at = Random(7);
+        group.bench_function(BenchmarkId::new("map", extents), |bench| {
+            bench.iter(|| black_box(reader.lookup(at.offset())));
+        });
+        let vector = sorted(extents);
+        group.bench_function(BenchmarkId::new("sorted vector", extents), |bench| {
+            bench.iter(|| black_box(search(&vector, at.offset())));
+        });
+    }
+    group.finish();
+}
+
+fn sequential(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("sequential lookup");
+    group.throughput(Throughput::Elements(1));
+    for extents in [1_000, 1_000_000] {
+        let map = full_map(extents);
+        let mut reader = map.reader().unwrap();
+        let mut at = 0;
+        group.bench_function(BenchmarkId::new("map", extents), |bench| {
+            bench.iter(|| {
+                at = if at >= SIZE - 4096 { 0 } else { at + 4096 };
+                black_box(reader.lookup(at))
+            });
+        });
+    }
+    group.finish();
+}
+
+fn quiescent(criterion: &mut Criterion) {
+    let map = full_map(1_000);
+    let mut reader = map.reader().unwrap();
+    reader.lookup(0);
+    criterion.bench_function("quiescent point", |bench| {
+        bench.iter(|| black_box(&mut reader).quiescent())
+    });
+}
+
+fn holds(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hold and release");
+    for extents in [1_000, 1_000_000] {
+        let map = full_map(extents);
+        group.bench_function(BenchmarkId::new("4 KiB", extents), |bench| {
+            let mut at = Random(3);
+            bench.iter(|| {
+                let block = at.offset() & !4095;
+                drop(black_box(map.hold(block..block + 4096)));
+            });
+        });
+    }
+    group.finish();
+}
+
+/// From nothing to the first answer, with a source that never answers.
+fn open(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("from open to the first answer");
+    group.bench_function("64 GiB, 1M extents, lazy", |bench| {
+        bench.iter_batched(
+            || Arc::new(Comb::new(SIZE, 1_000_000)),
+            |source| {
+                let map = Map::new(SIZE, Config::default()).unwrap();
+                let filler = Filler::spawn(&map, source).unwrap();
+                let mut reader = map.reader().unwrap();
+                assert_eq!(reader.lookup(SIZE / 3), Lookup::Missing);
+                (map, filler, reader)
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.sample_size(10);
+    group.bench_function("64 GiB, 1M extents, all of it first", |bench| {
+        bench.iter(|| full_map(1_000_000))
+    });
+    group.finish();
+}
+
+/// A map that was filled by what it missed is as fast as one that was filled at once.
+fn steady(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("steady state, 1M extents");
+    let run = |reader: &mut Reader, at: &mut Random| black_box(reader.lookup(at.offset()));
+    let full = full_map(1_000_000);
+    let mut reader = full.reader().unwrap();
+    group.bench_function("filled at once", |bench| {
+        let mut at = Random(5);
+        bench.iter(|| run(&mut reader, &mut at));
+    });
+    let lazy = Map::new(
+        SIZE,
+        Config {
+            budget: 1 << 30,
+            ..Config::default()
+        },
+    )
+    .unwrap();
+    let _filler = Filler::spawn(&lazy, Arc::new(Comb::new(SIZE, 1_000_000))).unwrap();
+    let mut reader = lazy.reader().unwrap();
+    let (mut at, end) = (Random(5), Instant::now() + Duration::from_secs(60));
+    while lazy.stats().resident_windows < SIZE >> 22 && Instant::now() < end {
+        for _ in 0..10_000 {
+            let _ = black_box(reader.lookup(at.offset()));
+        }
+        reader.quiescent();
+    }
+    group.bench_function("filled by misses", |bench| {
+        let mut at = Random(5);
+        bench.iter(|| run(&mut reader, &mut at));
+    });
+    group.finish();
+    let stats = lazy.stats();
+    let extents = stats.extents[Kind::Written.index()];
+    let tib = (1u64 << 40) as f64 / SIZE as f64;
+    eprintln!(
+        "memory: {:.2} bytes per extent, table {:.2} MiB per TiB",
+        stats.resident_bytes as f64 / extents as f64,
+        stats.table_bytes as f64 * tib / 1_048_576.0
+    );
+}
+
+criterion_group!(benches, random, sequential, quiescent, holds, open, steady);
+criterion_main!(benches);
