@@ -1,3 +1,54 @@
-//! extentd.
+//! `extentd`: serves a disk image to a virtual machine as a vhost-user-blk
+//! back-end.
 
-fn main() {}
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use extentd::args::Args;
+use extentd::{logging, serve};
+use listenfd::ListenFd;
+
+/// As clap does for single options.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.print_capabilities {
+        return print_capabilities();
+    }
+    logging::init();
+    let config = match args.into_config(&activated()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, ExitCode::from(USAGE)),
+    };
+    match serve::run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, ExitCode::FAILURE),
+    }
+}
+
+/// The sockets that a service manager has handed over.
+fn activated() -> Vec<i32> {
+    let mut sockets = ListenFd::from_env();
+    (0..sockets.len())
+        .filter_map(|index| sockets.take_raw_fd(index).ok().flatten())
+        .collect()
+}
+
+/// QEMU's docs/interop/vhost-user.json: what tools may ask of a back-end.
+fn print_capabilities() -> ExitCode {
+    let capabilities =
+        serde_json::json!({ "type": "block", "features": ["read-only", "blk-file"] });
+    match writeln!(io::stdout(), "{capabilities:#}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, ExitCode::FAILURE),
+    }
+}
+
+/// The line is for people whatever the log shows.
+fn fail(error: &dyn std::error::Error, status: ExitCode) -> ExitCode {
+    // Where standard error is closed, the status has to do.
+    let _ = writeln!(io::stderr(), "extentd: {error}");
+    status
+}

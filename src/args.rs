@@ -1,0 +1,370 @@
+//! The command line of `extentd` as it is typed.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+
+use crate::config::{
+    Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
+};
+
+/// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
+///
+/// It runs in the foreground until SIGTERM or SIGINT. The log goes to standard
+/// error; RUST_LOG sets how much (error, warn, info, debug).
+#[derive(Debug, Parser)]
+#[command(name = "extentd", version, about, long_about)]
+pub struct Args {
+    /// Listen on this UNIX socket; a file left behind by a dead process is replaced
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Use an inherited socket, listening or already connected (without either, systemd's LISTEN_FDS is used)
+    #[arg(long, value_name = "N", conflicts_with = "socket_path", value_parser = clap::value_parser!(i32).range(0..))]
+    pub fd: Option<RawFd>,
+
+    /// The image: a regular file or a block device
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "print_capabilities"
+    )]
+    pub blk_file: Option<PathBuf>,
+
+    /// Open the image for reading only and offer a read-only disk
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Queues offered, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    pub num_queues: u16,
+
+    /// Largest ring accepted, in entries: a power of two, 16 to 1024
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
+    pub queue_size: u16,
+
+    /// Worker threads [default: one per queue, at most the CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    pub threads: Option<u16>,
+
+    /// Pin the worker threads to these CPUs in turn, as in 0-3,6
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub cpus: Option<CpuList>,
+
+    /// How requests reach the image
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPathArg::Auto)]
+    pub io_path: IoPathArg,
+
+    /// Serial number that the guest sees, at most 20 printable ASCII characters
+    #[arg(long, value_name = "S", value_parser = serial)]
+    pub serial: Option<Serial>,
+
+    /// Block size that the guest sees [default: the block device's, else 512]
+    #[arg(long, value_name = "BYTES", value_parser = block_size)]
+    pub logical_block_size: Option<u32>,
+
+    /// Keep other users of the image away while a guest uses it
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
+    pub lock: bool,
+
+    /// Listen here for extentctl
+    #[arg(long, value_name = "PATH")]
+    pub control_path: Option<PathBuf>,
+
+    /// Print what this back-end can do as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// `--io-path` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IoPathArg {
+    /// The fastest way that is safe
+    Auto,
+    /// Straight to the block device under the image
+    Disk,
+    /// Direct I/O on the image file
+    File,
+}
+
+/// CPU numbers in the order given, each once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+/// The answer to GET_ID, padded with NUL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serial(pub [u8; 20]);
+
+impl Args {
+    /// Checks what single options cannot show. `activated` are the sockets
+    /// that a service manager has handed over (LISTEN_FDS); a socket on the
+    /// command line comes before them.
+    ///
+    /// # Errors
+    /// Names the option and what to do.
+    pub fn into_config(self, activated: &[RawFd]) -> Result<Config, ConfigError> {
+        let socket = match (self.socket_path, self.fd, activated) {
+            (Some(path), _, _) => Socket::Path(path),
+            (None, Some(fd), _) => Socket::Inherited(fd),
+            (None, None, [fd]) => Socket::Activated(*fd),
+            (None, None, []) => return Err(ConfigError::NoSocket),
+            (None, None, several) => return Err(ConfigError::SeveralSockets(several.len())),
+        };
+        let io_path = match self.io_path {
+            IoPathArg::Auto => IoPath::Auto,
+            IoPathArg::Disk => IoPath::Disk,
+            IoPathArg::File => IoPath::File,
+        };
+        let threads = match self.threads {
+            Some(threads) if threads > self.num_queues => {
+                return Err(ConfigError::IdleThreads {
+                    threads,
+                    queues: self.num_queues,
+                });
+            }
+            Some(threads) => usize::from(threads),
+            None => {
+                let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+                usize::from(self.num_queues).min(cpus)
+            }
+        };
+        Ok(Config {
+            socket,
+            image: self.blk_file.ok_or(ConfigError::NoImage)?,
+            read_only: self.read_only,
+            queues: self.num_queues,
+            queue_size: self.queue_size,
+            threads,
+            cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
+            io_path,
+            serial: self.serial.map_or([0; 20], |serial| serial.0),
+            logical_block_size: self.logical_block_size,
+            lock: self.lock,
+            control_path: self.control_path,
+        })
+    }
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    text.parse::<u16>()
+        .ok()
+        .filter(|size| size.is_power_of_two() && (MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(size))
+        .ok_or_else(|| format!("give a power of two, {MIN_QUEUE_SIZE} to {MAX_QUEUE_SIZE}"))
+}
+
+fn block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("give 512 or 4096".to_owned()),
+    }
+}
+
+fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off".to_owned()),
+    }
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    if !text
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() || byte == b' ')
+    {
+        return Err("only printable ASCII characters can be shown to the guest".to_owned());
+    }
+    let mut serial = [0; 20];
+    serial
+        .get_mut(..text.len())
+        .ok_or_else(|| {
+            format!(
+                "{} bytes long, but 20 is the most that virtio-blk holds",
+                text.len()
+            )
+        })?
+        .copy_from_slice(text.as_bytes());
+    Ok(Serial(serial))
+}
+
+/// Highest CPU number: what `cpu_set_t` holds.
+const MAX_CPU: usize = 1023;
+
+fn cpu_list(text: &str) -> Result<CpuList, String> {
+    let number = |text: &str| {
+        text.parse::<usize>()
+            .ok()
+            .filter(|cpu| *cpu <= MAX_CPU)
+            .ok_or_else(|| format!("'{text}' is not a CPU number: give a list like 0-3,6"))
+    };
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(format!("'{part}' counts backwards"));
+        }
+        for cpu in first..=last {
+            if cpus.contains(&cpu) {
+                return Err(format!("CPU {cpu} is named twice"));
+            }
+            cpus.push(cpu);
+        }
+    }
+    Ok(CpuList(cpus))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("extentd").chain(line.split_whitespace()))
+    }
+
+    fn config(line: &str, activated: &[RawFd]) -> Result<Config, ConfigError> {
+        parse(line).unwrap().into_config(activated)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_shortest_line_gives_the_defaults() {
+        let config = config("--socket-path s --blk-file i", &[]).unwrap();
+        assert_eq!(config.socket, Socket::Path("s".into()));
+        assert_eq!(config.image, PathBuf::from("i"));
+        assert!(!config.read_only);
+        assert_eq!(
+            (config.queues, config.queue_size, config.threads),
+            (1, 256, 1)
+        );
+        assert_eq!(config.cpus, Vec::<usize>::new());
+        assert_eq!(config.io_path, IoPath::Auto);
+        assert_eq!(config.serial, [0; 20]);
+        assert_eq!(config.logical_block_size, None);
+        assert!(config.lock);
+        assert_eq!(config.control_path, None);
+    }
+
+    #[test]
+    fn every_option_reaches_the_config() {
+        let config = config(
+            "--fd 5 --blk-file i --read-only --num-queues 4 --queue-size 64 --threads 2 --cpus 2,0-1 \
+             --io-path file --serial abc --logical-block-size 4096 --lock off --control-path c",
+            &[3],
+        )
+        .unwrap();
+        assert_eq!(config.socket, Socket::Inherited(5));
+        assert!(config.read_only);
+        assert_eq!(
+            (config.queues, config.queue_size, config.threads),
+            (4, 64, 2)
+        );
+        assert_eq!(config.cpus, [2, 0, 1]);
+        assert_eq!(config.io_path, IoPath::File);
+        assert_eq!(config.serial, *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(config.logical_block_size, Some(4096));
+        assert!(!config.lock);
+        assert_eq!(config.control_path, Some("c".into()));
+    }
+
+    #[test]
+    fn vu_45_one_socket_is_chosen() {
+        let kind = |line| parse(line).unwrap_err().kind();
+        assert_eq!(
+            kind("--socket-path s --fd 3 --blk-file i"),
+            ErrorKind::ArgumentConflict
+        );
+        assert_eq!(
+            config("--blk-file i", &[]).unwrap_err(),
+            ConfigError::NoSocket
+        );
+        assert_eq!(
+            config("--blk-file i", &[3]).unwrap().socket,
+            Socket::Activated(3)
+        );
+        assert_eq!(
+            config("--blk-file i", &[3, 4]).unwrap_err(),
+            ConfigError::SeveralSockets(2)
+        );
+        assert_eq!(
+            config("--blk-file i --socket-path s", &[3]).unwrap().socket,
+            Socket::Path("s".into())
+        );
+    }
+
+    #[test]
+    fn vu_45_capabilities_need_no_other_option() {
+        assert!(parse("--print-capabilities").unwrap().print_capabilities);
+        assert!(
+            parse("--print-capabilities --blk-file i --fd 3")
+                .unwrap()
+                .print_capabilities
+        );
+        assert_eq!(
+            parse("--socket-path s").unwrap_err().kind(),
+            ErrorKind::MissingRequiredArgument
+        );
+    }
+
+    #[test]
+    fn values_outside_their_limits_are_refused() {
+        for option in [
+            "--num-queues 0",
+            "--num-queues 65",
+            "--queue-size 8",
+            "--queue-size 100",
+            "--queue-size 2048",
+            "--threads 0",
+            "--fd -1",
+            "--fd x",
+            "--io-path raw",
+            "--logical-block-size 1024",
+            "--lock maybe",
+            "--serial 123456789012345678901",
+            "--serial \u{fc}",
+            "--cpus 1-",
+            "--cpus 3-1",
+            "--cpus 1,1",
+            "--cpus 0,0-3",
+            "--cpus 1024",
+            "--cpus 0-99999999999",
+        ] {
+            let error = parse(&format!("--blk-file i {option}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{option}");
+        }
+        for option in [
+            "--num-queues 64",
+            "--queue-size 16",
+            "--queue-size 1024",
+            "--serial 12345678901234567890",
+            "--cpus 1023",
+        ] {
+            parse(&format!("--blk-file i {option}")).unwrap();
+        }
+    }
+
+    #[test]
+    fn threads_without_a_queue_are_refused() {
+        let line = "--socket-path s --blk-file i --num-queues 2";
+        assert_eq!(
+            config(&format!("{line} --threads 3"), &[]).unwrap_err(),
+            ConfigError::IdleThreads {
+                threads: 3,
+                queues: 2
+            }
+        );
+        assert_eq!(
+            config(&format!("{line} --threads 2"), &[]).unwrap().threads,
+            2
+        );
+    }
+}

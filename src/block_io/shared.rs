@@ -1,0 +1,113 @@
+//! What all workers of a disk know together. Only what is rare is behind a
+//! lock: parts of a block that must be read before they can be written.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use vhost_backend::Op;
+
+use crate::sys::DirectAlign;
+
+/// One per disk.
+#[derive(Debug)]
+pub struct Shared {
+    /// What direct I/O on the image takes.
+    pub align: DirectAlign,
+    /// Bytes that can be freed or zeroed by the file system: a power of two.
+    pub unit: u32,
+    punch: AtomicBool,
+    zero_range: AtomicBool,
+    lost_writes: AtomicBool,
+    errors: AtomicU64,
+    /// Block ranges, in units of `align.offset`, that are being read, changed
+    /// and written back.
+    claimed: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Shared {
+    /// For an image with these properties.
+    pub fn new(align: DirectAlign, unit: u32) -> Self {
+        Self {
+            align,
+            unit,
+            punch: AtomicBool::new(true),
+            zero_range: AtomicBool::new(true),
+            lost_writes: AtomicBool::new(false),
+            errors: AtomicU64::new(0),
+            claimed: Mutex::new(Vec::with_capacity(64)),
+        }
+    }
+
+    fn blocks(&self, start: u64, end: u64) -> (u64, u64) {
+        let block = u64::from(self.align.offset);
+        (start / block, end.div_ceil(block))
+    }
+
+    /// Claims the blocks of the bytes `start..end`; false if another task has
+    /// any of them.
+    pub fn claim_blocks(&self, start: u64, end: u64) -> bool {
+        let (first, last) = self.blocks(start, end);
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        if claimed.iter().any(|&(from, to)| first < to && from < last) {
+            return false;
+        }
+        claimed.push((first, last));
+        true
+    }
+
+    /// Gives back what [`claim_blocks`](Self::claim_blocks) claimed.
+    pub fn release_blocks(&self, start: u64, end: u64) {
+        let range = self.blocks(start, end);
+        let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = claimed.iter().position(|&other| other == range) {
+            claimed.swap_remove(index);
+        }
+    }
+
+    /// The file system can free blocks, as far as is known.
+    pub fn can_punch(&self) -> bool {
+        self.punch.load(Ordering::Relaxed)
+    }
+
+    /// The file system can zero blocks, as far as is known.
+    pub fn can_zero_range(&self) -> bool {
+        self.zero_range.load(Ordering::Relaxed)
+    }
+
+    /// fallocate(2) with this mode is not supported here.
+    pub fn cannot(&self, mode: i32) {
+        let (what, flag) = if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
+            ("free blocks: discards free nothing", &self.punch)
+        } else {
+            ("zero blocks: zeros are written", &self.zero_range)
+        };
+        if flag.swap(false, Ordering::Relaxed) {
+            log::info!("the image's file system cannot {what}");
+        }
+    }
+
+    /// A sync failed: what was written before may be gone, and the kernel
+    /// does not say so a second time, so no later FLUSH may claim otherwise.
+    pub fn lose_writes(&self) {
+        if !self.lost_writes.swap(true, Ordering::SeqCst) {
+            log::error!(
+                "the image could not be synced: every FLUSH fails from now on; check the disk and restart"
+            );
+        }
+    }
+
+    /// A sync has failed before.
+    pub fn has_lost_writes(&self) -> bool {
+        self.lost_writes.load(Ordering::SeqCst)
+    }
+
+    /// Logs a failed request; ever more rarely, so that a broken disk does
+    /// not fill the log.
+    pub fn report(&self, op: Op, errno: i32) {
+        let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            let error = std::io::Error::from_raw_os_error(errno);
+            log::error!("{op:?} failed: {error} ({count} failed requests so far)");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! One request on its way: how far it has come and what it holds.
+
+use vhost_backend::Op;
+
+use super::{Shared, VECTOR_ENTRIES};
+use crate::bounce::Buffer;
+use crate::engine::Vector;
+
+/// Pieces that a slot keeps room for; longer lists are freed when they end.
+const PIECES: usize = 130;
+
+/// What a task's operation in the kernel, or its last one, is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    New,
+    /// Guest memory and the image, with nothing between.
+    Direct,
+    /// Reads into the buffer, for the guest.
+    BufferRead,
+    /// Reads into the buffer what a partial write leaves as it is.
+    BufferFill,
+    /// Writes the buffer.
+    BufferWrite,
+    /// fallocate(2) with this mode.
+    Allocate(i32),
+    Allocated,
+    Sync,
+    Synced,
+}
+
+/// A slot of the task table.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub op: Op,
+    pub step: Step,
+    /// Guest memory; consumed from the front by direct operations.
+    pub pieces: Vec<libc::iovec>,
+    first_piece: usize,
+    /// Bytes of the request, and how many of them are done.
+    pub len: u64,
+    pub done: u64,
+    /// The pieces and the offset suit direct I/O.
+    pub direct: bool,
+    pub buffer: Option<Buffer>,
+    /// The chunk of the request that the buffer is for.
+    pub chunk_start: u64,
+    pub chunk_end: u64,
+    /// The whole blocks around it.
+    pub first: u64,
+    pub last: u64,
+    pub owns_blocks: bool,
+    /// The rest of the buffer's operation.
+    pub entry: libc::iovec,
+    pub entry_offset: u64,
+    /// The part of a discard or write-zeroes that the file system can do.
+    pub middle_start: u64,
+    pub middle_end: u64,
+}
+
+impl Default for Task {
+    fn default() -> Self {
+        Self {
+            op: Op::Flush,
+            step: Step::New,
+            pieces: Vec::with_capacity(PIECES),
+            first_piece: 0,
+            len: 0,
+            done: 0,
+            direct: false,
+            buffer: None,
+            chunk_start: 0,
+            chunk_end: 0,
+            first: 0,
+            last: 0,
+            owns_blocks: false,
+            entry: libc::iovec {
+                iov_base: std::ptr::null_mut(),
+                iov_len: 0,
+            },
+            entry_offset: 0,
+            middle_start: 0,
+            middle_end: 0,
+        }
+    }
+}
+
+impl Task {
+    /// Takes a new request.
+    pub fn begin(&mut self, op: Op, data: &[libc::iovec], shared: &Shared) {
+        self.op = op;
+        self.step = Step::New;
+        self.pieces.clear();
+        self.pieces.extend_from_slice(data);
+        self.first_piece = 0;
+        self.done = 0;
+        self.entry.iov_len = 0;
+        self.direct = false;
+        self.middle_start = 0;
+        self.middle_end = 0;
+        match op {
+            Op::Read { offset } | Op::Write { offset, .. } => {
+                self.len = data.iter().map(|piece| piece.iov_len as u64).sum();
+                let (memory, block) = (shared.align.memory as usize, shared.align.offset as usize);
+                self.direct = offset.is_multiple_of(block as u64)
+                    && data.iter().all(|piece| {
+                        piece.iov_base.addr().is_multiple_of(memory)
+                            && piece.iov_len.is_multiple_of(block)
+                    });
+            }
+            Op::Discard { offset, len } | Op::WriteZeroes { offset, len, .. } => {
+                self.len = len;
+                let unit = u64::from(shared.unit);
+                self.middle_start = offset.next_multiple_of(unit);
+                self.middle_end = (offset + len) - (offset + len) % unit;
+            }
+            Op::Flush => self.len = 0,
+        }
+    }
+
+    /// The request has ended: room for a long list is given back.
+    pub fn forget(&mut self) {
+        self.pieces.clear();
+        if self.pieces.capacity() > PIECES {
+            self.pieces.shrink_to(PIECES);
+        }
+    }
+
+    /// Where the request begins in the image.
+    pub fn start(&self) -> u64 {
+        match self.op {
+            Op::Read { offset }
+            | Op::Write { offset, .. }
+            | Op::Discard { offset, .. }
+            | Op::WriteZeroes { offset, .. } => offset,
+            Op::Flush => 0,
+        }
+    }
+
+    /// There is no whole unit in the range of a discard or write-zeroes.
+    pub fn middle_is_empty(&self) -> bool {
+        self.middle_start >= self.middle_end
+    }
+
+    /// The pieces that are not done, as many as one operation takes.
+    pub fn direct_vector(&self, offset: u64) -> Vector {
+        let rest = &self.pieces[self.first_piece..];
+        let count = u32::try_from(rest.len().min(VECTOR_ENTRIES)).unwrap_or(1);
+        Vector {
+            iov: rest.as_ptr(),
+            count,
+            offset,
+        }
+    }
+
+    /// Counts what a direct operation has moved; false if that was nothing.
+    pub fn direct_moved(&mut self, moved: u64) -> bool {
+        self.done += moved;
+        let mut left = usize::try_from(moved).unwrap_or(usize::MAX);
+        while let Some(piece) = self.pieces.get_mut(self.first_piece) {
+            if left < piece.iov_len {
+                piece.iov_base = piece.iov_base.wrapping_byte_add(left);
+                piece.iov_len -= left;
+                break;
+            }
+            left -= piece.iov_len;
+            self.first_piece += 1;
+        }
+        moved > 0
+    }
+
+    /// Bytes of the buffer's operation that are still to move.
+    pub fn left(&self) -> usize {
+        self.entry.iov_len
+    }
+
+    /// Aims the buffer at the blocks `first..last` (byte offsets).
+    pub fn aim(&mut self, whole: libc::iovec, first: u64, last: u64) {
+        self.first = first;
+        self.last = last;
+        self.entry = whole;
+        self.entry.iov_len = usize::try_from(last - first)
+            .unwrap_or(0)
+            .min(whole.iov_len);
+        self.entry_offset = first;
+    }
+
+    /// Counts what the buffer's operation has moved; false if nothing.
+    pub fn buffer_moved(&mut self, moved: u64) -> bool {
+        let bytes = usize::try_from(moved)
+            .unwrap_or(usize::MAX)
+            .min(self.entry.iov_len);
+        self.entry.iov_base = self.entry.iov_base.wrapping_byte_add(bytes);
+        self.entry.iov_len -= bytes;
+        self.entry_offset += moved;
+        moved > 0
+    }
+
+    /// Where the chunk lies in the buffer, and how long it is.
+    pub fn chunk_in_buffer(&self) -> (usize, usize) {
+        let at = usize::try_from(self.chunk_start - self.first).unwrap_or(0);
+        (
+            at,
+            usize::try_from(self.chunk_end - self.chunk_start).unwrap_or(0),
+        )
+    }
+
+    /// Where the chunk lies in the request's data.
+    pub fn chunk_from(&self) -> usize {
+        usize::try_from(self.chunk_start - self.start()).unwrap_or(0)
+    }
+
+    /// The chunk is done.
+    pub fn chunk_ends(&mut self) {
+        self.done = self.chunk_end - self.start();
+    }
+}

@@ -1,0 +1,337 @@
+//! Random requests of any alignment against a byte-level model, through both
+//! engines and through one that moves less than it is asked to.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+use crate::engine::{Files, sync::Sync, uring::Uring};
+use crate::sys::DirectAlign;
+
+const BYTES: usize = 1 << 20;
+const SLOTS: usize = 16;
+
+/// Passes on to a real engine, but only part of what it may move, and now and
+/// then an interruption instead.
+struct Grudging {
+    engine: Sync,
+    entries: Vec<Box<libc::iovec>>,
+    turn: u32,
+    interrupted: Vec<u32>,
+}
+
+impl Grudging {
+    fn less(&mut self, vector: Vector) -> Vector {
+        // SAFETY: the pusher keeps at least one entry valid.
+        let mut entry = unsafe { *vector.iov };
+        if entry.iov_len > 512 && self.turn.is_multiple_of(2) {
+            entry.iov_len = (entry.iov_len / 2).next_multiple_of(512);
+        }
+        self.entries.push(Box::new(entry));
+        let iov = self
+            .entries
+            .last()
+            .map_or(vector.iov, |entry| &raw const **entry);
+        Vector {
+            iov,
+            count: 1,
+            offset: vector.offset,
+        }
+    }
+}
+
+impl Engine for Grudging {
+    unsafe fn push(&mut self, token: u32, work: Work) {
+        self.turn += 1;
+        if self.turn.is_multiple_of(5) {
+            self.interrupted.push(token);
+            return;
+        }
+        let work = match work {
+            Work::Read(target, vector) => Work::Read(target, self.less(vector)),
+            Work::Write {
+                target,
+                vector,
+                stable,
+            } => Work::Write {
+                target,
+                vector: self.less(vector),
+                stable,
+            },
+            other => other,
+        };
+        // SAFETY: the entries are ours until the test ends, the memory is the pusher's.
+        unsafe { self.engine.push(token, work) };
+    }
+
+    fn submit(&mut self) {
+        self.engine.submit();
+    }
+
+    fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
+        for token in std::mem::take(&mut self.interrupted) {
+            done(token, -libc::EINTR);
+        }
+        self.engine.completions(done);
+    }
+
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+        if self.interrupted.is_empty() {
+            self.engine.wait(wake, timeout);
+        }
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+fn image() -> File {
+    let file = tempfile::tempfile_in("/var/tmp").unwrap();
+    file.set_len(BYTES as u64).unwrap();
+    file
+}
+
+fn files(file: &File) -> Files {
+    Files {
+        image: file.as_raw_fd(),
+        device: None,
+    }
+}
+
+fn run<E: Engine>(io: &mut BlockIo<E>, op: Op, data: &[libc::iovec]) -> Status {
+    let wake = EventFd::new(0).unwrap();
+    io.submit(Tag(3), op, data);
+    loop {
+        io.flush_submissions();
+        let mut status = None;
+        io.reap(&mut |completion| {
+            assert_eq!(completion.tag, Tag(3));
+            assert!(status.replace(completion.status).is_none(), "ended twice");
+        });
+        if let Some(status) = status {
+            return status;
+        }
+        io.wait(wake.as_raw_fd(), None);
+    }
+}
+
+/// Cuts `len` bytes of `memory` into ragged pieces.
+fn pieces(memory: &mut [u8], len: usize, random: &mut Random) -> Vec<libc::iovec> {
+    let mut rest = &mut memory[random.below(64)..];
+    let mut left = len;
+    let mut list = Vec::new();
+    while left > 0 {
+        let part = if random.below(3) == 0 {
+            left
+        } else {
+            left.min(1 + random.below(5000))
+        };
+        let (piece, after) = rest.split_at_mut(part);
+        list.push(libc::iovec {
+            iov_base: piece.as_mut_ptr().cast(),
+            iov_len: part,
+        });
+        rest = after;
+        left -= part;
+    }
+    list
+}
+
+fn bytes_of(pieces: &[libc::iovec]) -> Vec<u8> {
+    // SAFETY: the pieces are of a live vector.
+    pieces
+        .iter()
+        .flat_map(|p| {
+            unsafe { std::slice::from_raw_parts(p.iov_base.cast::<u8>(), p.iov_len) }.to_vec()
+        })
+        .collect()
+}
+
+fn agrees_with_a_model<E: Engine>(engine: E, file: &File, align: u32) {
+    let shared = Arc::new(Shared::new(
+        DirectAlign {
+            memory: align,
+            offset: align,
+        },
+        4096,
+    ));
+    let mut io = BlockIo::new(engine, shared, SLOTS);
+    let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(align));
+    let mut model = vec![0u8; BYTES];
+    let mut memory = vec![0u8; 600_000];
+    for turn in 0..400u32 {
+        let start = random.below(BYTES / 512);
+        let longest = (BYTES / 512 - start).min(1000);
+        let len = (1 + random.below(longest)) * 512;
+        let offset = (start * 512) as u64;
+        let range = start * 512..start * 512 + len;
+        match random.below(5) {
+            0 | 1 => {
+                memory.fill((turn % 251) as u8 + 1);
+                let data = pieces(&mut memory, len, &mut random);
+                let status = run(
+                    &mut io,
+                    Op::Write {
+                        offset,
+                        stable: turn % 7 == 0,
+                    },
+                    &data,
+                );
+                assert_eq!(status, Status::Ok);
+                model[range].fill((turn % 251) as u8 + 1);
+            }
+            2 => {
+                let unmap = turn % 2 == 0;
+                let op = Op::WriteZeroes {
+                    offset,
+                    len: len as u64,
+                    unmap,
+                    stable: turn % 3 == 0,
+                };
+                assert_eq!(run(&mut io, op, &[]), Status::Ok);
+                model[range].fill(0);
+            }
+            3 => {
+                assert_eq!(
+                    run(
+                        &mut io,
+                        Op::Discard {
+                            offset,
+                            len: len as u64
+                        },
+                        &[]
+                    ),
+                    Status::Ok
+                );
+                // What a discarded range holds is the file's to say.
+                file.read_exact_at(&mut model[range], offset).unwrap();
+            }
+            _ => {
+                memory.fill(0xee);
+                let data = pieces(&mut memory, len, &mut random);
+                assert_eq!(run(&mut io, Op::Read { offset }, &data), Status::Ok);
+                assert!(
+                    bytes_of(&data) == model[range],
+                    "a read at {offset} of {len} bytes"
+                );
+            }
+        }
+    }
+    assert_eq!(run(&mut io, Op::Flush, &[]), Status::Ok);
+    let mut found = vec![0u8; BYTES];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == model, "the image is not what was written");
+}
+
+#[test]
+fn blk_17_io_uring_agrees_with_a_model() {
+    for align in [1, 512, 4096] {
+        let file = image();
+        match Uring::new(files(&file), SLOTS) {
+            Ok(engine) => agrees_with_a_model(engine, &file, align),
+            Err(error) => println!("SKIP: no io_uring: {error}"),
+        }
+    }
+}
+
+#[test]
+fn blk_17_plain_calls_agree_with_a_model() {
+    for align in [1, 512, 4096] {
+        let file = image();
+        agrees_with_a_model(Sync::new(files(&file), SLOTS), &file, align);
+    }
+}
+
+#[test]
+fn blk_17_short_and_interrupted_operations_are_continued() {
+    for align in [1, 512, 4096] {
+        let file = image();
+        let engine = Grudging {
+            engine: Sync::new(files(&file), SLOTS),
+            entries: Vec::new(),
+            turn: 0,
+            interrupted: Vec::new(),
+        };
+        agrees_with_a_model(engine, &file, align);
+    }
+}
+
+#[test]
+fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
+    let file = image();
+    let align = DirectAlign {
+        memory: 512,
+        offset: 512,
+    };
+    let mut io = BlockIo::new(
+        Sync::new(files(&file), SLOTS),
+        Arc::new(Shared::new(align, 4096)),
+        SLOTS,
+    );
+    file.set_len(512).unwrap();
+    let mut memory = vec![0u8; 2048];
+    let data = pieces(&mut memory, 1024, &mut Random(7));
+    assert_eq!(run(&mut io, Op::Read { offset: 0 }, &data), Status::IoErr);
+}
+
+#[test]
+fn two_tasks_that_write_parts_of_one_block_keep_both() {
+    let file = image();
+    let align = DirectAlign {
+        memory: 1,
+        offset: 4096,
+    };
+    let shared = Arc::new(Shared::new(align, 4096));
+    let mut one = BlockIo::new(Sync::new(files(&file), SLOTS), Arc::clone(&shared), SLOTS);
+    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, SLOTS);
+    let (mut a, mut b) = ([1u8; 512], [2u8; 512]);
+    let piece = |memory: &mut [u8; 512]| libc::iovec {
+        iov_base: memory.as_mut_ptr().cast(),
+        iov_len: 512,
+    };
+    let (first, second) = ([piece(&mut a)], [piece(&mut b)]);
+    // Both have begun before either goes on: the second must wait its turn.
+    one.submit(
+        Tag(0),
+        Op::Write {
+            offset: 0,
+            stable: false,
+        },
+        &first,
+    );
+    two.submit(
+        Tag(0),
+        Op::Write {
+            offset: 512,
+            stable: false,
+        },
+        &second,
+    );
+    let mut ended = 0;
+    while ended < 2 {
+        for io in [&mut two, &mut one] {
+            io.flush_submissions();
+            io.reap(&mut |completion| {
+                assert_eq!(completion.status, Status::Ok);
+                ended += 1;
+            });
+        }
+    }
+    let mut found = [0u8; 1024];
+    file.read_exact_at(&mut found, 0).unwrap();
+    assert_eq!(
+        (found[0], found[511], found[512], found[1023]),
+        (1, 1, 2, 2)
+    );
+}

@@ -1,0 +1,396 @@
+//! The disk: an image, how it was opened, and what is offered of it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use serde::Serialize;
+use vhost_backend::device::SECTOR;
+use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
+
+use crate::block_io::{BlockIo, Shared};
+use crate::engine::{Any, Files, sync::Sync, uring::Uring};
+use crate::image_lock;
+use crate::sys::{self, DirectAlign};
+
+/// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
+const MAX_CHANGE_SECTORS: u32 = 1 << 21;
+
+/// What an operator can do wrong with an image; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The image cannot be opened.
+    #[error("--blk-file {path}: {source}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// Somebody else owns the block device.
+    #[error(
+        "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
+    )]
+    Busy(PathBuf),
+    /// Not a file that holds a disk.
+    #[error("--blk-file {0}: neither a regular file nor a block device")]
+    NotAnImage(PathBuf),
+    /// Not even one block long.
+    #[error(
+        "--blk-file {0}: shorter than one block of {1} bytes: make it longer, for example with truncate -s 1G"
+    )]
+    TooSmall(PathBuf, u32),
+    /// The new size makes no sense.
+    #[error("resize: {0} bytes is not a positive multiple of {1}: round it")]
+    BadSize(u64, u32),
+    /// Block devices have the size that they have.
+    #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
+    DeviceSize(PathBuf, u64),
+    /// A disk that is offered read-only is not changed.
+    #[error("resize: the disk is read-only: start extentd without --read-only")]
+    ReadOnly,
+}
+
+/// How to open and offer an image.
+#[derive(Debug, Clone)]
+pub struct DiskOptions {
+    /// Open for reading only, and offer RO.
+    pub read_only: bool,
+    /// `blk_size` in bytes; `None`: the medium's for a block device, else 512.
+    pub logical_block_size: Option<u32>,
+    /// The answer to GET_ID.
+    pub serial: [u8; 20],
+    /// Keep other users of the image away.
+    pub lock: bool,
+}
+
+/// What `extentctl info` shows of the disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskDescription {
+    /// The image.
+    pub image: PathBuf,
+    /// "file" or "block device".
+    pub kind: &'static str,
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// The same in 512-byte sectors.
+    pub capacity_sectors: u64,
+    /// Offered read-only.
+    pub read_only: bool,
+    /// O_DIRECT is used.
+    pub direct: bool,
+    /// "io_uring", or "sync" with plain system calls.
+    pub engine: &'static str,
+    /// `blk_size` in bytes.
+    pub logical_block_size: u32,
+    /// Alignment of direct I/O on the image in bytes; other requests bounce.
+    pub direct_alignment: u32,
+    /// Where requests go.
+    pub path: &'static str,
+    /// The image lock is used.
+    pub lock: bool,
+}
+
+/// An open image. Shared by the session and all workers.
+#[derive(Debug)]
+pub struct Disk {
+    path: PathBuf,
+    image: File,
+    block_device: bool,
+    options: DiskOptions,
+    logical: u32,
+    physical: u32,
+    /// The file system's block or the device's, in bytes: what can be freed.
+    unit: u32,
+    direct: Option<DirectAlign>,
+    sectors: AtomicU64,
+    uring: AtomicBool,
+    shared: Arc<Shared>,
+}
+
+impl Disk {
+    /// Opens the image once; every worker uses this open file description.
+    ///
+    /// # Errors
+    /// The image cannot serve as a disk.
+    pub fn open(path: &Path, options: &DiskOptions) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Open {
+            path: path.to_owned(),
+            source,
+        };
+        let meta = std::fs::metadata(path).map_err(failed)?;
+        let block_device = meta.file_type().is_block_device();
+        if !block_device && !meta.file_type().is_file() {
+            return Err(DiskError::NotAnImage(path.to_owned()));
+        }
+        let exclusive = if block_device && options.lock {
+            libc::O_EXCL
+        } else {
+            0
+        };
+        let (image, mut direct) = match open_file(path, options, exclusive | libc::O_DIRECT) {
+            Ok(image) => (image, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                (open_file(path, options, exclusive).map_err(failed)?, false)
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                return Err(DiskError::Busy(path.to_owned()));
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let (medium, physical, unit) = if block_device {
+            let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
+            (logical, physical, physical)
+        } else {
+            let block = sys::filesystem_block(&image)
+                .map_err(failed)?
+                .clamp(512, 65536);
+            (512, block, block)
+        };
+        let mut align = DirectAlign {
+            memory: 1,
+            offset: 1,
+        };
+        if direct {
+            align = match sys::direct_align(&image) {
+                Some(align) => align,
+                None if block_device => DirectAlign {
+                    memory: medium,
+                    offset: medium,
+                },
+                None => probe_align(&image).map_err(failed)?,
+            };
+            direct = align.offset > 1;
+        }
+        if !direct {
+            log::warn!(
+                "{} allows no direct I/O: requests go through the page cache, FLUSH is fdatasync",
+                path.display()
+            );
+        }
+        let logical = options.logical_block_size.unwrap_or(medium);
+        let disk = Self {
+            path: path.to_owned(),
+            block_device,
+            options: options.clone(),
+            logical,
+            physical: physical.max(logical),
+            unit,
+            direct: direct.then_some(align),
+            sectors: AtomicU64::new(0),
+            uring: AtomicBool::new(true),
+            shared: Arc::new(Shared::new(align, unit)),
+            image,
+        };
+        let bytes = disk.image_bytes().map_err(failed)?;
+        let block = disk.block();
+        if bytes < u64::from(block) {
+            return Err(DiskError::TooSmall(path.to_owned(), block));
+        }
+        disk.set_size(bytes);
+        Ok(disk)
+    }
+
+    /// What the capacity is a multiple of, so that no block is cut in two.
+    fn block(&self) -> u32 {
+        self.logical
+            .max(self.direct.map_or(512, |align| align.offset))
+            .max(512)
+    }
+
+    fn image_bytes(&self) -> io::Result<u64> {
+        if self.block_device {
+            sys::device_size(&self.image)
+        } else {
+            Ok(self.image.metadata()?.size())
+        }
+    }
+
+    fn set_size(&self, bytes: u64) {
+        let block = u64::from(self.block());
+        let whole = bytes - bytes % block;
+        if whole != bytes {
+            log::warn!(
+                "{}: the last {} bytes are less than a block of {block} and are not offered",
+                self.path.display(),
+                bytes - whole
+            );
+        }
+        self.sectors.store(whole / SECTOR, Ordering::Release);
+    }
+
+    /// Changes the size of a regular image, or takes notice that a block
+    /// device has changed: then `bytes` must be what it has now.
+    ///
+    /// # Errors
+    /// The size is no multiple of the block, or the host refuses it.
+    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        let failed = |source| DiskError::Open {
+            path: self.path.clone(),
+            source,
+        };
+        let block = self.block();
+        if bytes == 0 || !bytes.is_multiple_of(u64::from(block)) {
+            return Err(DiskError::BadSize(bytes, block));
+        }
+        if self.block_device {
+            let now = self.image_bytes().map_err(failed)?;
+            if now != bytes {
+                return Err(DiskError::DeviceSize(self.path.clone(), now));
+            }
+            self.set_size(bytes);
+            return Ok(());
+        }
+        if self.options.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        let before = self.sectors.load(Ordering::Acquire) * SECTOR;
+        if bytes < before {
+            // Requests are refused before the blocks go away.
+            self.set_size(bytes);
+        }
+        self.image.set_len(bytes).map_err(failed)?;
+        self.set_size(bytes);
+        Ok(())
+    }
+
+    /// The disk as an operator sees it.
+    pub fn describe(&self) -> DiskDescription {
+        let sectors = self.sectors.load(Ordering::Acquire);
+        DiskDescription {
+            image: self.path.clone(),
+            kind: if self.block_device {
+                "block device"
+            } else {
+                "file"
+            },
+            size_bytes: sectors * SECTOR,
+            capacity_sectors: sectors,
+            read_only: self.options.read_only,
+            direct: self.direct.is_some(),
+            engine: if self.uring.load(Ordering::Relaxed) {
+                "io_uring"
+            } else {
+                "sync"
+            },
+            logical_block_size: self.logical,
+            direct_alignment: self.shared.align.offset,
+            path: "file",
+            lock: self.options.lock,
+        }
+    }
+}
+
+fn open_file(path: &Path, options: &DiskOptions, flags: i32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags)
+        .open(path)
+}
+
+/// Finds the smallest alignment that direct reads take, where the kernel does
+/// not tell.
+fn probe_align(image: &File) -> io::Result<DirectAlign> {
+    let mut pool = crate::bounce::Pool::new(1, 4096);
+    let Some(buffer) = pool.take() else {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    };
+    for size in [512u32, 1024, 2048, 4096] {
+        let mut entry = pool.entry(buffer);
+        entry.iov_len = size as usize;
+        // A read elsewhere than at 0 shows whether offsets of `size` are taken.
+        match pool.read_at(image.as_raw_fd(), entry, i64::from(size)) {
+            Ok(_) => {
+                return Ok(DirectAlign {
+                    memory: size,
+                    offset: size,
+                });
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(DirectAlign {
+        memory: 1,
+        offset: 1,
+    })
+}
+
+impl Device for Disk {
+    type Channel = BlockIo<Any>;
+
+    fn info(&self) -> DiskInfo {
+        let logical = self.logical;
+        let blocks = (self.physical / logical).max(1);
+        let writable = !self.options.read_only;
+        DiskInfo {
+            read_only: self.options.read_only,
+            logical_block_size: logical,
+            topology: Topology {
+                physical_block_exp: u8::try_from(blocks.ilog2()).unwrap_or(0),
+                alignment_offset: 0,
+                min_io_size: u16::try_from(blocks).unwrap_or(1),
+                opt_io_size: 0,
+            },
+            discard: writable.then_some(DiscardLimits {
+                max_sectors: MAX_CHANGE_SECTORS,
+                alignment_sectors: (self.unit.max(logical)) / 512,
+            }),
+            write_zeroes: writable.then_some(WriteZeroesLimits {
+                max_sectors: MAX_CHANGE_SECTORS,
+                may_unmap: true,
+            }),
+            serial: self.options.serial,
+        }
+    }
+
+    fn capacity_sectors(&self) -> u64 {
+        self.sectors.load(Ordering::Acquire)
+    }
+
+    fn channel(&self, _worker: usize, slots: usize) -> io::Result<Self::Channel> {
+        let files = Files {
+            image: self.image.as_raw_fd(),
+            device: None,
+        };
+        let engine = match Uring::new(files, slots) {
+            Ok(ring) => Any::Uring(Box::new(ring)),
+            Err(error) => {
+                if self.uring.swap(false, Ordering::Relaxed) {
+                    log::warn!(
+                        "io_uring is refused ({error}): plain system calls are used, one request at a time"
+                    );
+                }
+                Any::Sync(Sync::new(files, slots))
+            }
+        };
+        Ok(BlockIo::new(engine, Arc::clone(&self.shared), slots))
+    }
+
+    fn rings_started(&self) -> io::Result<()> {
+        if !self.options.lock || self.block_device {
+            return Ok(());
+        }
+        image_lock::take(&self.image, self.options.read_only).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(
+                error.kind(),
+                format!(
+                    "{} is in use by another process: stop that one, or give --lock off",
+                    self.path.display()
+                ),
+            ),
+            _ => error,
+        })
+    }
+
+    fn rings_stopped(&self) {
+        if self.options.lock && !self.block_device {
+            image_lock::give_back(&self.image, self.options.read_only);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The I/O seam: single operations on the image and on the disk under it,
+//! given to the kernel in batches.
+//!
+//! [`uring::Uring`] is for use; [`sync::Sync`] does the same with plain
+//! system calls where the host refuses io_uring, and is what tests compare
+//! with. Dispatch is static, by [`Any`].
+
+#![allow(unsafe_code)]
+
+pub mod sync;
+pub mod uring;
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// What an operation is done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The image: a regular file or a block device, opened once.
+    Image,
+    /// The block device under the image's file system.
+    Device,
+}
+
+/// The open files of an engine. Both stay open for as long as the engine lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Files {
+    /// The image.
+    pub image: RawFd,
+    /// The device under it, if raw I/O to it is possible.
+    pub device: Option<RawFd>,
+}
+
+impl Files {
+    fn descriptor(&self, target: Target) -> RawFd {
+        match target {
+            Target::Image => self.image,
+            Target::Device => self.device.unwrap_or(-1),
+        }
+    }
+}
+
+/// A vector of buffers and where it goes: at most 1024 entries, which stay
+/// where they are until the operation has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Vector {
+    /// The first entry.
+    pub iov: *const libc::iovec,
+    /// How many.
+    pub count: u32,
+    /// Byte offset in the target.
+    pub offset: u64,
+}
+
+/// One operation.
+#[derive(Debug, Clone, Copy)]
+pub enum Work {
+    /// Read into the buffers.
+    Read(Target, Vector),
+    /// Write the buffers; with `stable`, to stable storage (`RWF_DSYNC`).
+    Write {
+        /// Where to.
+        target: Target,
+        /// What.
+        vector: Vector,
+        /// Write-through.
+        stable: bool,
+    },
+    /// fdatasync(2).
+    Sync(Target),
+    /// fallocate(2) on the image.
+    Allocate {
+        /// `FALLOC_FL_*`.
+        mode: i32,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// Takes operations, and gives back one result for each.
+pub trait Engine {
+    /// Queues an operation, to be named by `token` when it has ended.
+    ///
+    /// # Safety
+    /// The entries of a vector, and the memory they name, stay valid until
+    /// the operation's result was given by [`completions`](Self::completions).
+    unsafe fn push(&mut self, token: u32, work: Work);
+
+    /// Gives all that is queued to the kernel, with at most one system call,
+    /// and lets it post what has ended.
+    fn submit(&mut self);
+
+    /// Gives each result once: bytes moved (0 for other operations), or a
+    /// negative errno.
+    fn completions(&mut self, done: impl FnMut(u32, i32));
+
+    /// Sleeps until something has ended, `wake` is readable, or `timeout` has
+    /// passed; may return early.
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>);
+}
+
+/// The engine that the host allows.
+#[derive(Debug)]
+pub enum Any {
+    /// io_uring.
+    Uring(Box<uring::Uring>),
+    /// Plain system calls.
+    Sync(sync::Sync),
+}
+
+impl Engine for Any {
+    unsafe fn push(&mut self, token: u32, work: Work) {
+        match self {
+            // SAFETY: the caller keeps the promise of `push`.
+            Self::Uring(engine) => unsafe { engine.push(token, work) },
+            // SAFETY: likewise.
+            Self::Sync(engine) => unsafe { engine.push(token, work) },
+        }
+    }
+
+    fn submit(&mut self) {
+        match self {
+            Self::Uring(engine) => engine.submit(),
+            Self::Sync(engine) => engine.submit(),
+        }
+    }
+
+    fn completions(&mut self, done: impl FnMut(u32, i32)) {
+        match self {
+            Self::Uring(engine) => engine.completions(done),
+            Self::Sync(engine) => engine.completions(done),
+        }
+    }
+
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+        match self {
+            Self::Uring(engine) => engine.wait(wake, timeout),
+            Self::Sync(engine) => engine.wait(wake, timeout),
+        }
+    }
+}

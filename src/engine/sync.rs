@@ -1,0 +1,109 @@
+//! Operations by plain system calls, each done when it is submitted: for
+//! hosts that refuse io_uring, and as the oracle of tests.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use super::{Engine, Files, Work};
+use crate::sys;
+
+/// Operations wait in order and are done one after the other.
+#[derive(Debug)]
+pub struct Sync {
+    files: Files,
+    queued: Vec<(u32, Work)>,
+    ended: Vec<(u32, i32)>,
+}
+
+impl Sync {
+    /// At most `depth` operations are in flight at a time.
+    pub fn new(files: Files, depth: usize) -> Self {
+        Self {
+            files,
+            queued: Vec::with_capacity(depth),
+            ended: Vec::with_capacity(depth),
+        }
+    }
+
+    fn perform(&self, work: Work) -> io::Result<i32> {
+        match work {
+            Work::Read(target, vector) => {
+                let fd = self.files.descriptor(target);
+                // SAFETY: whoever pushed it keeps the vector valid until its
+                // result was given, which is after this call.
+                unsafe { sys::preadv(fd, vector.iov, count(vector.count), signed(vector.offset)?) }
+            }
+            Work::Write {
+                target,
+                vector,
+                stable,
+            } => {
+                let flags = if stable { libc::RWF_DSYNC } else { 0 };
+                let fd = self.files.descriptor(target);
+                // SAFETY: as for reads.
+                unsafe {
+                    sys::pwritev2(
+                        fd,
+                        vector.iov,
+                        count(vector.count),
+                        signed(vector.offset)?,
+                        flags,
+                    )
+                }
+            }
+            Work::Sync(target) => sys::fdatasync(self.files.descriptor(target)).map(|()| 0),
+            Work::Allocate { mode, offset, len } => {
+                sys::fallocate(self.files.image, mode, signed(offset)?, signed(len)?).map(|()| 0)
+            }
+        }
+    }
+}
+
+/// Vectors have at most 1024 entries.
+fn count(entries: u32) -> i32 {
+    i32::try_from(entries).unwrap_or(1024)
+}
+
+fn signed(offset: u64) -> io::Result<i64> {
+    i64::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+impl Engine for Sync {
+    unsafe fn push(&mut self, token: u32, work: Work) {
+        self.queued.push((token, work));
+    }
+
+    fn submit(&mut self) {
+        for index in 0..self.queued.len() {
+            let (token, work) = self.queued[index];
+            let result = match self.perform(work) {
+                Ok(moved) => moved,
+                Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+            };
+            self.ended.push((token, result));
+        }
+        self.queued.clear();
+    }
+
+    fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
+        for (token, result) in self.ended.drain(..) {
+            done(token, result);
+        }
+    }
+
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+        self.submit();
+        if !self.ended.is_empty() {
+            return;
+        }
+        let milliseconds = match timeout {
+            None => -1,
+            Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
+        };
+        if let Err(error) = sys::poll_readable(wake, milliseconds) {
+            log::error!("cannot wait for requests: {error}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Operations by io_uring(7): one system call gives a batch and collects what
+//! has ended; the same call sleeps.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, opcode, squeue};
+
+use super::{Engine, Files, Target, Work};
+
+/// Names the poll of the wake descriptor among the operations' tokens.
+const WAKE: u64 = 1 << 32;
+
+/// A ring of one thread.
+pub struct Uring {
+    ring: IoUring,
+    /// Operations that the kernel has and has not ended.
+    running: usize,
+    /// The descriptor that a poll in the ring watches, if one does.
+    watched: Option<RawFd>,
+}
+
+impl std::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Uring")
+            .field("running", &self.running)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Uring {
+    /// A ring for at most `depth` operations at a time. The files are
+    /// registered before its first operation: a ring's own end waits for all
+    /// its requests before it lets go of registered files, so a lease on the
+    /// image outlives every raw write, whatever ends the process.
+    ///
+    /// # Errors
+    /// The kernel lacks or forbids io_uring.
+    pub fn new(files: Files, depth: usize) -> io::Result<Self> {
+        let entries = u32::try_from(depth + 1)
+            .unwrap_or(u32::MAX)
+            .next_power_of_two()
+            .min(32768);
+        let ring = Self::build(entries)?;
+        let descriptors = [files.image, files.device.unwrap_or(-1)];
+        ring.submitter().register_files(&descriptors)?;
+        Ok(Self {
+            ring,
+            running: 0,
+            watched: None,
+        })
+    }
+
+    /// Each flag needs a newer kernel than the one after it (6.1, 6.0, 5.19).
+    fn build(entries: u32) -> io::Result<IoUring> {
+        let completions = entries * 2;
+        let mut builder = IoUring::builder();
+        builder
+            .setup_cqsize(completions)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .dontfork();
+        if let Ok(ring) = builder.build(entries) {
+            return Ok(ring);
+        }
+        let mut builder = IoUring::builder();
+        builder
+            .setup_cqsize(completions)
+            .setup_coop_taskrun()
+            .dontfork();
+        if let Ok(ring) = builder.build(entries) {
+            return Ok(ring);
+        }
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(completions).dontfork();
+        builder.build(entries)
+    }
+
+    fn entry(work: Work) -> squeue::Entry {
+        match work {
+            Work::Read(target, vector) => {
+                opcode::Readv::new(slot(target), vector.iov, vector.count)
+                    .offset(vector.offset)
+                    .build()
+            }
+            Work::Write {
+                target,
+                vector,
+                stable,
+            } => opcode::Writev::new(slot(target), vector.iov, vector.count)
+                .offset(vector.offset)
+                .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
+                .build(),
+            Work::Sync(target) => opcode::Fsync::new(slot(target))
+                .flags(FsyncFlags::DATASYNC)
+                .build(),
+            Work::Allocate { mode, offset, len } => {
+                opcode::Fallocate::new(slot(Target::Image), len)
+                    .offset(offset)
+                    .mode(mode)
+                    .build()
+            }
+        }
+    }
+
+    fn place(&mut self, entry: &squeue::Entry) {
+        loop {
+            // SAFETY: what the entry points to is valid until it has ended:
+            // the promise of `Engine::push`; a poll points to nothing.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            self.enter(0, None);
+        }
+    }
+
+    /// Submits, lets the kernel post completions, and waits for `want`.
+    fn enter(&mut self, want: usize, timeout: Option<Duration>) {
+        let flags = EnterFlags::GETEVENTS;
+        let result = match timeout {
+            Some(time) if want > 0 => {
+                let spec = Timespec::new()
+                    .sec(time.as_secs())
+                    .nsec(time.subsec_nanos());
+                self.ring
+                    .submitter()
+                    .submit_with_args(want, &SubmitArgs::new().timespec(&spec))
+            }
+            _ if want > 0 => self.ring.submitter().submit_and_wait(want),
+            _ => {
+                let queued = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
+                // SAFETY: no argument struct is passed, so none is read.
+                unsafe {
+                    self.ring
+                        .submitter()
+                        .enter::<libc::sigset_t>(queued, 0, flags.bits(), None)
+                }
+            }
+        };
+        match result.map_err(|error| error.raw_os_error()) {
+            Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            // Nothing can be given to the kernel any more: no request would
+            // ever end, so the front-end is better served by a new process.
+            Err(errno) => {
+                log::error!("io_uring_enter failed: errno {errno:?}");
+                std::process::abort();
+            }
+        }
+    }
+}
+
+fn slot(target: Target) -> Fixed {
+    match target {
+        Target::Image => Fixed(0),
+        Target::Device => Fixed(1),
+    }
+}
+
+impl Engine for Uring {
+    unsafe fn push(&mut self, token: u32, work: Work) {
+        self.place(&Self::entry(work).user_data(u64::from(token)));
+        self.running += 1;
+    }
+
+    fn submit(&mut self) {
+        if self.running > 0 {
+            self.enter(0, None);
+        }
+    }
+
+    fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
+        for entry in self.ring.completion() {
+            match u32::try_from(entry.user_data()) {
+                Ok(token) => {
+                    self.running -= 1;
+                    done(token, entry.result());
+                }
+                Err(_) => self.watched = None,
+            }
+        }
+    }
+
+    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+        if self.watched != Some(wake) {
+            let poll = opcode::PollAdd::new(io_uring::types::Fd(wake), libc::POLLIN as u32);
+            self.place(&poll.build().user_data(WAKE));
+            self.watched = Some(wake);
+        }
+        self.enter(1, timeout);
+    }
+}

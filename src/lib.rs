@@ -1,0 +1,18 @@
+//! The process `extentd`: it opens an image, offers it through
+//! [`vhost_backend`], and is looked after by signals and a control socket.
+//! The library exists for its two programs, `extentd` and `extentctl`.
+
+pub mod args;
+pub mod block_io;
+pub mod bounce;
+pub mod config;
+pub mod control;
+pub mod disk;
+pub mod engine;
+pub mod image_lock;
+pub mod logging;
+pub mod serve;
+pub mod signals;
+pub mod size;
+pub mod socket;
+pub mod sys;

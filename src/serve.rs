@@ -1,0 +1,196 @@
+//! The life of the process: open, listen, serve, stop.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sd_notify::NotifyState;
+use serde_json::{Value, json};
+use vhost_backend::{Device, Endpoint, Handle, Options, Server};
+
+use crate::config::{Config, IoPath, Socket};
+use crate::control::{self, Answer, Controlled, Request};
+use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::signals::Signals;
+use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
+
+/// Why the process cannot start or go on: one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// This program cannot do it.
+    #[error("--io-path disk: this build has no disk path yet: give --io-path file or auto")]
+    NoDiskPath,
+    /// The image.
+    #[error("{0}")]
+    Disk(#[from] DiskError),
+    /// `--socket-path`, `--fd` or `--control-path`.
+    #[error("{0}")]
+    Socket(#[from] SocketError),
+    /// The server.
+    #[error("{0}")]
+    Server(#[from] vhost_backend::Error),
+    /// The host refuses a thread or a descriptor.
+    #[error("cannot {what}: {source}: check the limits on threads and open files")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host says.
+        source: io::Error,
+    },
+}
+
+/// Serves the disk until a signal asks to stop, or until a front-end that was
+/// inherited as a connection leaves.
+///
+/// # Errors
+/// It could not start, or the server could not go on.
+pub fn run(config: &Config) -> Result<(), ServeError> {
+    if config.io_path == IoPath::Disk {
+        return Err(ServeError::NoDiskPath);
+    }
+    let signals = Signals::watch().map_err(host("watch for signals"))?;
+    let disk = Arc::new(Disk::open(&config.image, &disk_options(config))?);
+    let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
+    let handle = server.handle();
+    // The files are removed when these are dropped, however this ends.
+    let _control_file = match &config.control_path {
+        Some(path) => Some(start_control(path, config, &disk, &handle)?),
+        None => None,
+    };
+    // Last: who finds the socket finds everything else ready.
+    let (endpoint, _socket_file) = open_endpoint(&config.socket)?;
+    signals.on_stop(move || {
+        notify(NotifyState::Stopping);
+        handle.stop();
+    });
+    let description = disk.describe();
+    log::info!(
+        "serving {} ({} bytes)",
+        description.image.display(),
+        description.size_bytes
+    );
+    notify(NotifyState::Ready);
+    Ok(server.run(endpoint)?)
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Host { what, source }
+}
+
+fn disk_options(config: &Config) -> DiskOptions {
+    DiskOptions {
+        read_only: config.read_only,
+        logical_block_size: config.logical_block_size,
+        serial: config.serial,
+        lock: config.lock,
+    }
+}
+
+fn server_options(config: &Config) -> Options {
+    Options {
+        queues: config.queues,
+        queue_size: config.queue_size,
+        workers: config.threads,
+        cpus: config.cpus.clone(),
+    }
+}
+
+fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), SocketError> {
+    let (fd, option) = match socket {
+        Socket::Path(path) => {
+            let (listener, file) = socket::bind(path, Access::Umask, "--socket-path")?;
+            return Ok((Endpoint::Listener(listener), Some(file)));
+        }
+        Socket::Inherited(fd) => (*fd, "--fd"),
+        Socket::Activated(fd) => (*fd, "LISTEN_FDS"),
+    };
+    Ok(match socket::inherit(fd, option)? {
+        Inherited::Listening(listener) => (Endpoint::Listener(listener), None),
+        Inherited::Connected(stream) => (Endpoint::Connected(stream), None),
+    })
+}
+
+/// Tells a service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::debug!("the service manager cannot be told: {error}");
+    }
+}
+
+/// What the control socket reaches.
+struct Control {
+    config: Config,
+    disk: Arc<Disk>,
+    handle: Handle,
+    /// One resize at a time.
+    resizing: Mutex<()>,
+}
+
+fn start_control(
+    path: &Path,
+    config: &Config,
+    disk: &Arc<Disk>,
+    handle: &Handle,
+) -> Result<SocketFile, ServeError> {
+    let (listener, file) = control::bind(path)?;
+    let control = Control {
+        config: config.clone(),
+        disk: Arc::clone(disk),
+        handle: handle.clone(),
+        resizing: Mutex::new(()),
+    };
+    control::start(listener, Arc::new(control)).map_err(host("start the control thread"))?;
+    Ok(file)
+}
+
+impl Control {
+    fn info(&self) -> Value {
+        let status = self.handle.status();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "queues": self.config.queues,
+            "queue_size": self.config.queue_size,
+            "threads": self.config.threads,
+            "cpus": self.config.cpus,
+            "disk": self.disk.describe(),
+            "session": {
+                "connected": status.connected,
+                "rings_running": status.rings_running,
+                "waits_for_image": status.waits_for_image,
+                "features": format!("{:#x}", status.features),
+                "protocol_features": format!("{:#x}", status.protocol_features),
+                "memory_regions": status.memory_regions,
+                "memory_bytes": status.memory_bytes,
+                "writeback": status.writeback,
+            },
+        })
+    }
+
+    fn resize(&self, bytes: u64) -> Answer {
+        // It guards no data, so a panic elsewhere has left nothing half done.
+        let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.disk.capacity_sectors();
+        let result = self.disk.resize(bytes);
+        // Also a resize that failed halfway may have changed it.
+        if self.disk.capacity_sectors() != before {
+            self.handle.capacity_changed();
+        }
+        match result {
+            Ok(()) => {
+                log::info!("resized to {bytes} bytes");
+                Answer::Result(json!({ "size_bytes": self.disk.describe().size_bytes }))
+            }
+            Err(error) => Answer::Error(error.to_string()),
+        }
+    }
+}
+
+impl Controlled for Control {
+    fn carry_out(&self, request: Request) -> Answer {
+        match request {
+            Request::Info {} => Answer::Result(self.info()),
+            Request::Resize { bytes } => self.resize(bytes),
+        }
+    }
+}

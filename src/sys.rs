@@ -1,0 +1,294 @@
+//! System calls that no library of ours wraps, each in a safe function.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+/// Alignments that direct I/O on a file asks for, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectAlign {
+    /// Of buffers in memory.
+    pub memory: u32,
+    /// Of offsets and lengths.
+    pub offset: u32,
+}
+
+/// What a byte range is locked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockKind {
+    /// Several may hold it.
+    Shared,
+    /// Nobody holds it.
+    None,
+}
+
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+const BLKSSZGET: libc::c_ulong = 0x1268;
+const BLKPBSZGET: libc::c_ulong = 0x127b;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Asks the kernel what direct I/O on `file` needs (`STATX_DIOALIGN`, since
+/// 6.1); `None` where it does not say.
+pub fn direct_align(file: &File) -> Option<DirectAlign> {
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the descriptor is open, the path is an empty C string that
+    // AT_EMPTY_PATH asks for, and `stat` has the size the kernel fills.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            stat.as_mut_ptr(),
+        )
+    };
+    check(result).ok()?;
+    // SAFETY: it was zeroed, which is a value of this plain struct, and the
+    // kernel has filled it.
+    let stat = unsafe { stat.assume_init() };
+    (stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0).then_some(
+        DirectAlign {
+            memory: stat.stx_dio_mem_align,
+            offset: stat.stx_dio_offset_align,
+        },
+    )
+}
+
+/// The size of a block device in bytes.
+///
+/// # Errors
+/// What the ioctl says.
+pub fn device_size(file: &File) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one u64 to the address given.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) })?;
+    Ok(bytes)
+}
+
+/// The logical and the physical block size of a block device, in bytes.
+///
+/// # Errors
+/// What the ioctls say.
+pub fn device_blocks(file: &File) -> io::Result<(u32, u32)> {
+    let mut logical: libc::c_int = 0;
+    // SAFETY: BLKSSZGET writes one int to the address given.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut logical) })?;
+    let mut physical: libc::c_uint = 0;
+    // SAFETY: BLKPBSZGET writes one unsigned int to the address given.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), BLKPBSZGET, &raw mut physical) })?;
+    Ok((u32::try_from(logical).unwrap_or(512), physical))
+}
+
+/// The block size of the file system that `file` lies on, in bytes.
+///
+/// # Errors
+/// What fstatfs(2) says.
+pub fn filesystem_block(file: &File) -> io::Result<u32> {
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is open and `stat` has the size the kernel fills.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: zeroed, and filled by the kernel.
+    let stat = unsafe { stat.assume_init() };
+    Ok(u32::try_from(stat.f_bsize).unwrap_or(4096))
+}
+
+/// Sets or drops this open file description's lock on one byte.
+///
+/// # Errors
+/// Another open file description holds a lock that excludes it.
+pub fn ofd_lock(file: &File, byte: i64, kind: LockKind) -> io::Result<()> {
+    let type_ = match kind {
+        LockKind::Shared => libc::F_RDLCK,
+        LockKind::None => libc::F_UNLCK,
+    };
+    let lock = byte_lock(type_, byte);
+    // SAFETY: fcntl reads one flock struct, which outlives the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) })?;
+    Ok(())
+}
+
+/// Does another open file description hold any lock on this byte?
+///
+/// # Errors
+/// What fcntl(2) says, as on file systems without locks.
+pub fn ofd_locked_by_others(file: &File, byte: i64) -> io::Result<bool> {
+    let mut lock = byte_lock(libc::F_WRLCK, byte);
+    // SAFETY: fcntl reads and writes one flock struct, which outlives the call.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+fn byte_lock(type_: libc::c_int, byte: i64) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(type_).unwrap_or(0),
+        l_whence: 0,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+/// fallocate(2).
+///
+/// # Errors
+/// What the file system says.
+pub fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Result<()> {
+    // SAFETY: fallocate takes plain numbers.
+    check(unsafe { libc::fallocate(fd, mode, offset, len) })?;
+    Ok(())
+}
+
+/// fdatasync(2).
+///
+/// # Errors
+/// What the disk says.
+pub fn fdatasync(fd: RawFd) -> io::Result<()> {
+    // SAFETY: fdatasync takes a plain number.
+    check(unsafe { libc::fdatasync(fd) })?;
+    Ok(())
+}
+
+/// preadv2(2) with `flags`; how many bytes were read.
+///
+/// # Safety
+/// `iov` points to `count` entries, each of memory that is valid for writes.
+///
+/// # Errors
+/// What the host says.
+pub unsafe fn preadv(
+    fd: RawFd,
+    iov: *const libc::iovec,
+    count: i32,
+    offset: i64,
+) -> io::Result<i32> {
+    // SAFETY: the caller vouches for the buffers.
+    let result = unsafe { libc::preadv(fd, iov, count, offset) };
+    transferred(result)
+}
+
+/// pwritev2(2) with `flags`; how many bytes were written.
+///
+/// # Safety
+/// `iov` points to `count` entries, each of memory that is valid for reads.
+///
+/// # Errors
+/// What the host says.
+pub unsafe fn pwritev2(
+    fd: RawFd,
+    iov: *const libc::iovec,
+    count: i32,
+    offset: i64,
+    flags: i32,
+) -> io::Result<i32> {
+    // SAFETY: the caller vouches for the buffers.
+    let result = unsafe { libc::pwritev2(fd, iov, count, offset, flags) };
+    transferred(result)
+}
+
+fn transferred(result: isize) -> io::Result<i32> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The kernel moves at most 0x7fff_f000 bytes in a call.
+    Ok(i32::try_from(result).unwrap_or(i32::MAX))
+}
+
+/// Sleeps until `fd` is readable or the time has passed; whether it is.
+///
+/// # Errors
+/// What poll(2) says, but an interruption counts as "not readable".
+pub fn poll_readable(fd: RawFd, timeout_ms: i32) -> io::Result<bool> {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: poll reads and writes one pollfd, which outlives the call.
+    let result = unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };
+    match check(result) {
+        Ok(ready) => Ok(ready > 0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Blocks `signals` in this thread and the threads it will start, and gives a
+/// descriptor that reads as one `signalfd_siginfo` per signal.
+///
+/// # Errors
+/// What signalfd(2) says.
+pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
+    use std::os::fd::FromRawFd;
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: sigemptyset initializes the set it is given.
+    check(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
+    // SAFETY: initialized by sigemptyset.
+    let mut set = unsafe { set.assume_init() };
+    for &signal in signals {
+        // SAFETY: the set is initialized.
+        check(unsafe { libc::sigaddset(&raw mut set, signal) })?;
+    }
+    // SAFETY: the set is initialized; no old mask is asked for.
+    check(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
+    // SAFETY: the set is initialized; -1 asks for a new descriptor.
+    let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Is this socket a listening one?
+///
+/// # Errors
+/// It is no socket.
+pub fn is_listening(fd: RawFd) -> io::Result<bool> {
+    let mut value: libc::c_int = 0;
+    let mut len: libc::socklen_t = 4;
+    // SAFETY: getsockopt writes at most `len` bytes to `value`, and `len`.
+    check(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(value != 0)
+}
+
+/// Takes over a descriptor that was inherited under a number.
+///
+/// # Errors
+/// No such descriptor is open.
+pub fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl takes plain numbers; F_SETFD fails for what is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and by being named to us on the command line it is
+    // ours; the process asks for it once.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits for the only flock(2) on a file or directory; closing it unlocks.
+///
+/// # Errors
+/// What flock(2) says, as on file systems without locks.
+pub fn flock_exclusive(file: &File) -> io::Result<()> {
+    // SAFETY: flock takes plain numbers.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) })?;
+    Ok(())
+}
+
+/// Sets the process' umask, and gives the one before.
+pub fn umask(mask: libc::mode_t) -> libc::mode_t {
+    // SAFETY: umask takes a plain number and cannot fail.
+    unsafe { libc::umask(mask) }
+}
