@@ -48,7 +48,7 @@ mkdir -p "$TMPDIR"
 groups_before=$(own_groups)
 
 formatted() {
-    cargo fmt --all --check || return 1
+    cargo fmt --all --check && rustfmt --edition 2024 --check tests/guest/verifier.rs || return 1
     [[ ! -e tests/fuzz/Cargo.toml ]] || cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 }
 linted() { cargo clippy --workspace --all-targets -- -D warnings; }
@@ -65,12 +65,13 @@ tested() {
 }
 # Model checks of the lock-free parts, in the crates that have them.
 modelled() {
-    local packages=() manifest
-    for manifest in mapping/Cargo.toml vhost-backend/Cargo.toml; do
-        ! grep -q '^loom' "$manifest" || packages+=(-p "$(dirname "$manifest")")
+    local packages=() model
+    for model in */tests/loom.rs; do
+        [[ -e $model ]] && packages+=(-p "${model%%/*}")
     done
     ((${#packages[@]} > 0)) || return 0
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$TARGET/loom timeout 900 cargo test --release --lib "${packages[@]}" -- --show-output loom
+    RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=$TARGET/loom CARGO_PROFILE_RELEASE_LTO=off \
+        timeout 900 cargo test --release "${packages[@]}" --test loom -- --show-output
 }
 quick_start() {
     # The binary that the tests ran with; the quick start itself would build another.
@@ -84,6 +85,7 @@ check lints linted
 check documentation documented
 suite tests tested
 suite models modelled
+check "quick start" quick_start
 if [[ -e tests/fuzz/Cargo.toml ]]; then
     if cargo +nightly --version >/dev/null 2>&1; then
         # shellcheck source=fuzz.sh

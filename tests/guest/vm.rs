@@ -1,0 +1,247 @@
+//! One guest: QEMU, its console, and a serial port on which it runs commands.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::daemon::Daemon;
+use crate::host::{self, BootFiles, LIMIT, Scratch};
+use crate::qmp::Qmp;
+
+/// What to boot.
+pub struct Machine {
+    arguments: Vec<String>,
+    kernel_arguments: &'static str,
+}
+
+impl Machine {
+    /// `cpus` virtual CPUs and `memory` MiB that back-ends can map.
+    pub fn new(cpus: u32, memory: u32) -> Self {
+        Self {
+            arguments: Vec::new(),
+            kernel_arguments: "",
+        }
+        .with(["-smp".to_owned(), cpus.to_string()])
+        .with(["-m".to_owned(), format!("{memory}M,slots=4,maxmem=2G")])
+        .with([
+            "-object".to_owned(),
+            format!("memory-backend-memfd,id=mem,size={memory}M,share=on"),
+        ])
+    }
+
+    pub fn with<T: Into<String>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    pub fn kernel_arguments(mut self, arguments: &'static str) -> Self {
+        self.kernel_arguments = arguments;
+        self
+    }
+
+    /// A disk that is there from the start.
+    pub fn disk(self, daemon: &Daemon, id: &str, queues: u32) -> Self {
+        self.with([
+            "-chardev".to_owned(),
+            format!(
+                "socket,id=c-{id},path={},reconnect-ms=100",
+                daemon.socket.display()
+            ),
+        ])
+        .with([
+            "-device".to_owned(),
+            format!("vhost-user-blk-pci,id={id},chardev=c-{id},num-queues={queues}"),
+        ])
+    }
+
+    /// A port to plug a disk into.
+    pub fn root_port(self) -> Self {
+        self.with(["-device", "pcie-root-port,id=root-port,chassis=1,slot=1"])
+    }
+
+    /// Boots it and waits until it takes commands.
+    pub fn boot(self, files: &BootFiles, scratch: &Scratch) -> Guest {
+        let (agent, control) = (scratch.path("agent"), scratch.path("qmp"));
+        let listeners = (
+            UnixListener::bind(&agent).unwrap(),
+            UnixListener::bind(&control).unwrap(),
+        );
+        let append = format!(
+            "console=ttyS0 quiet panic=-1 extentd.agent=ttyS1 {}",
+            self.kernel_arguments
+        );
+        let mut qemu = self.qemu(scratch);
+        qemu.args([
+            "-chardev".to_owned(),
+            format!("socket,id=agent,path={}", agent.display()),
+        ])
+        .args(["-serial", "chardev:agent"])
+        .args(["-qmp".to_owned(), format!("unix:{}", control.display())])
+        .arg("-kernel")
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&files.initramfs)
+        .args(["-append", &append]);
+        let mut child = Running(Some(qemu.spawn().unwrap()));
+        let agent = child.accept(&listeners.0);
+        agent.set_read_timeout(Some(LIMIT)).unwrap();
+        let qmp = Qmp::new(child.accept(&listeners.1));
+        let mut guest = Guest {
+            qemu: child,
+            agent: BufReader::new(agent),
+            qmp,
+            console: scratch.path("console"),
+        };
+        guest.wait_ready();
+        guest
+    }
+
+    /// Lets the firmware boot from the first disk, until QEMU ends; its exit status and the console.
+    pub fn run_firmware(self, scratch: &Scratch) -> (ExitStatus, String) {
+        let status = host::wait_exit(self.qemu(scratch).spawn().unwrap());
+        let console = std::fs::read(scratch.path("console")).unwrap();
+        (status, String::from_utf8_lossy(&console).into_owned())
+    }
+
+    fn qemu(&self, scratch: &Scratch) -> Command {
+        // setpriv, so that it never outlives the test that started it.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+            .args(["-machine", "q35,memory-backend=mem,accel=tcg"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(&self.arguments)
+            .arg("-serial")
+            .arg(format!("file:{}", scratch.path("console").display()))
+            .stdin(Stdio::null());
+        qemu
+    }
+}
+
+/// QEMU, killed when dropped.
+struct Running(Option<Child>);
+
+impl Running {
+    /// QEMU's connection to one of our sockets.
+    fn accept(&mut self, listener: &UnixListener) -> UnixStream {
+        listener.set_nonblocking(true).unwrap();
+        let start = Instant::now();
+        loop {
+            if let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                return stream;
+            }
+            assert_eq!(
+                self.0.as_mut().unwrap().try_wait().unwrap(),
+                None,
+                "QEMU ended at its start"
+            );
+            assert!(start.elapsed() < LIMIT, "QEMU does not connect");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A booted guest.
+pub struct Guest {
+    qemu: Running,
+    agent: BufReader<UnixStream>,
+    pub qmp: Qmp,
+    console: PathBuf,
+}
+
+impl Guest {
+    /// Waits for the guest's first word after a boot.
+    pub fn wait_ready(&mut self) {
+        while self.line() != "@ready" {}
+    }
+
+    /// Runs a shell command that must succeed; its trimmed output.
+    pub fn run(&mut self, command: &str) -> String {
+        let (status, output) = self.try_run(command);
+        assert_eq!(
+            status,
+            0,
+            "the guest's `{command}` failed: {output}\n{}",
+            self.console()
+        );
+        output
+    }
+
+    /// Runs a shell command; its exit status and trimmed output.
+    pub fn try_run(&mut self, command: &str) -> (i32, String) {
+        self.send(command);
+        let mut output = String::new();
+        loop {
+            let line = self.line();
+            if let Some(status) = line.strip_prefix("@status ") {
+                return (status.parse().unwrap(), output.trim().to_owned());
+            }
+            output.push_str(&line);
+            output.push('\n');
+        }
+    }
+
+    /// Starts a shell command in the background under a name for [`Guest::join`].
+    pub fn spawn(&mut self, name: &str, command: &str) {
+        let status = format!("echo $? >/tmp/{name}.part; mv /tmp/{name}.part /tmp/{name}.status");
+        self.run(&format!("( {command}; {status} ) >/tmp/{name}.log 2>&1 &"));
+    }
+
+    /// Waits for a command in the background, which must succeed; its output.
+    pub fn join(&mut self, name: &str) -> String {
+        self.wait_for(&format!("[ -e /tmp/{name}.status ]"));
+        let output = self.run(&format!("cat /tmp/{name}.log"));
+        let status = self.run(&format!("cat /tmp/{name}.status"));
+        assert_eq!(
+            status,
+            "0",
+            "the guest's {name} failed: {output}\n{}",
+            self.console()
+        );
+        output
+    }
+
+    /// Waits in the guest until a shell condition holds.
+    pub fn wait_for(&mut self, condition: &str) {
+        self.run(&format!("until {condition}; do sleep 0.05; done"));
+    }
+
+    /// Sends a command that gets no answer.
+    pub fn send(&mut self, command: &str) {
+        let line = format!("{}\n", command.replace('\n', "; "));
+        self.agent.get_mut().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Shuts it down from within; QEMU must end well.
+    pub fn power_off(mut self) {
+        self.send("sync; poweroff -f");
+        let status = host::wait_exit(self.qemu.0.take().unwrap());
+        assert!(status.success(), "QEMU: {status}\n{}", self.console());
+    }
+
+    fn line(&mut self) -> String {
+        let mut bytes = Vec::new();
+        match self.agent.read_until(b'\n', &mut bytes) {
+            Ok(length) if length > 0 => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
+            Ok(_) => panic!("QEMU ended\n{}", self.console()),
+            Err(error) => panic!("the guest is silent: {error}\n{}", self.console()),
+        }
+    }
+
+    /// What the guest's kernel said, for messages.
+    fn console(&self) -> String {
+        let bytes = std::fs::read(&self.console).unwrap_or_default();
+        format!("--- console:\n{}", String::from_utf8_lossy(&bytes))
+    }
+}
