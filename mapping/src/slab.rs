@@ -229,14 +229,8 @@ mod tests {
         assert_eq!(slab.view().tally(800), [100, 0, 100, 0, 0]);
         let raw = slab.into_raw();
         // SAFETY: just given away, owned by nobody else.
-        assert_eq!(
-            unsafe { SlabBox::from_raw(raw) }
-                .unwrap()
-                .view()
-                .entries()
-                .len(),
-            100
-        );
+        let back = unsafe { SlabBox::from_raw(raw) }.unwrap();
+        assert_eq!(back.view().entries().len(), 100);
     }
 
     #[test]

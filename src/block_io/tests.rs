@@ -18,6 +18,8 @@ const SLOTS: usize = 16;
 /// then an interruption instead.
 struct Grudging {
     engine: Sync,
+    /// Boxed, so that they stay where they are as the list grows.
+    #[allow(clippy::vec_box)]
     entries: Vec<Box<libc::iovec>>,
     turn: u32,
     interrupted: Vec<u32>,
@@ -92,7 +94,7 @@ impl Random {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        (self.0 % bound as u64) as usize
+        usize::try_from(self.0 % bound as u64).unwrap()
     }
 }
 
@@ -149,10 +151,10 @@ fn pieces(memory: &mut [u8], len: usize, random: &mut Random) -> Vec<libc::iovec
 }
 
 fn bytes_of(pieces: &[libc::iovec]) -> Vec<u8> {
-    // SAFETY: the pieces are of a live vector.
     pieces
         .iter()
         .flat_map(|p| {
+            // SAFETY: the pieces are of a live vector.
             unsafe { std::slice::from_raw_parts(p.iov_base.cast::<u8>(), p.iov_len) }.to_vec()
         })
         .collect()
