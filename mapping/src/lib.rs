@@ -43,6 +43,6 @@ pub use filler::Filler;
 pub use hold::Hold;
 pub use map::{Config, Map, Stats};
 pub use quiesce::{Fence, MAX_READERS};
-pub use reader::{Lookup, Reader};
+pub use reader::{Lookup, Mark, Reader};
 pub use source::{ExtentSource, Identity, Sink};
 pub use stream::Access;

@@ -165,6 +165,13 @@ impl Map {
         self.shared.wishes.poke();
     }
 
+    /// A fence that every reader has to pass which is online now, whether anything was replaced or not:
+    /// for users who tell their readers something else than extents, and need to know when all have heard.
+    #[must_use]
+    pub fn barrier(&self) -> Fence {
+        Fence::new(&self.shared.quiesce, self.shared.quiesce.raise())
+    }
+
     /// Whether windows may be loaded.
     #[must_use]
     pub fn enabled(&self) -> bool {

@@ -18,6 +18,8 @@ const PLACES: u64 = 16;
 const REACH: u64 = 4 << 20;
 /// Blocks compared per place.
 const TRIES: u64 = 3;
+/// How often a block is compared before it counts as different: its owner may be writing it.
+const ATTEMPTS: usize = 5;
 
 /// What the proof rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,8 +42,8 @@ impl Block {
 impl BackingDevice {
     /// Compares blocks spread over the file, read by the file and by this device, past all caches.
     ///
-    /// `file` must be open with `O_DIRECT`, and nobody else must be changing it (the lease is held). It is
-    /// written out, dropped from the page cache, and the cache is proved empty first, as it must be before
+    /// `file` must be open with `O_DIRECT`, and nobody else must be changing it (the lease is held); the caller
+    /// itself may be writing it meanwhile. It is written out, dropped from the page cache, and the cache is proved empty first, as it must be before
     /// the disk path is entered. Reads a few dozen blocks and their extents; on XFS the first look at a badly
     /// fragmented file may take seconds.
     ///
@@ -70,13 +72,18 @@ impl BackingDevice {
                 let disk = extent.disk_at(at).unwrap_or(0) + self.offset();
                 let len = usize::try_from(self.logical_block()).unwrap_or(4096);
                 let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
-                file.read_exact_at(a, at)
-                    .map_err(failed("reading the file"))?;
-                self.file()
-                    .read_exact_at(b, disk)
-                    .map_err(failed("reading the device"))?;
-                if a != b {
-                    return Err(Refusal::Mismatch { file: at, disk });
+                for attempt in 0..ATTEMPTS {
+                    file.read_exact_at(a, at)
+                        .map_err(failed("reading the file"))?;
+                    self.file()
+                        .read_exact_at(b, disk)
+                        .map_err(failed("reading the device"))?;
+                    if a == b {
+                        break;
+                    }
+                    if attempt + 1 == ATTEMPTS {
+                        return Err(Refusal::Mismatch { file: at, disk });
+                    }
                 }
                 proof.blocks += 1;
                 proof.nonzero += usize::from(a.iter().any(|byte| *byte != 0));

@@ -98,15 +98,26 @@ impl Quiesce {
         &self.slots[..self.used.load(Ordering::Acquire)]
     }
 
+    /// The number that a reader may announce once it uses nothing it looked up before this call.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.grace.load(Ordering::Acquire)
+    }
+
     /// The reader uses nothing it looked up before. Returns the number announced.
     pub(crate) fn announce(&self, index: usize, last: u64) -> u64 {
-        let now = self.grace.load(Ordering::Acquire);
-        if now != last {
-            self.slots[index].seen.store(now, Ordering::Release);
+        self.announce_as_of(index, last, self.now())
+    }
+
+    /// The reader uses nothing it looked up before it was told this number by [`Quiesce::now`].
+    /// Returns the number announced.
+    pub(crate) fn announce_as_of(&self, index: usize, last: u64, number: u64) -> u64 {
+        if number != last {
+            self.slots[index].seen.store(number, Ordering::Release);
             fence(Ordering::SeqCst);
             self.progress();
         }
-        now
+        number
     }
 
     pub(crate) fn offline(&self, index: usize) {
@@ -258,6 +269,20 @@ mod tests {
         quiesce.announce(a, seen);
         assert!(!fence.passed());
         quiesce.offline(b);
+        assert!(fence.passed());
+    }
+
+    #[test]
+    fn a_fence_waits_for_a_reader_that_is_quiescent_only_since_an_older_moment() {
+        let quiesce = Arc::new(Quiesce::new());
+        let a = quiesce.register().unwrap();
+        let seen = quiesce.announce(a, 0);
+        let before = quiesce.now();
+        let fence = Fence::new(&quiesce, quiesce.raise());
+        let after = quiesce.now();
+        let seen = quiesce.announce_as_of(a, seen, before);
+        assert!(!fence.passed(), "what was looked up since may be in use");
+        quiesce.announce_as_of(a, seen, after);
         assert!(fence.passed());
     }
 

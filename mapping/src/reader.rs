@@ -41,6 +41,10 @@ pub struct Reader {
     changing: u64,
 }
 
+/// A moment in the life of a [`Reader`]; see [`Reader::mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(u64);
+
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Reader")
@@ -144,6 +148,31 @@ impl Reader {
         if self.online {
             self.publish_counts();
             self.seen = self.shared.quiesce.announce(self.slot, self.seen);
+        }
+    }
+
+    /// Names this moment, for a reader whose users go on using what they looked up after they have
+    /// returned to their event loop (raw I/O in flight, say): once nothing looked up before the mark is
+    /// used any more, [`Reader::quiescent_since`] tells so, while what was looked up after it may still be
+    /// in use. A fence then covers the I/O as well. Marks of an unchanged map are equal. The reader goes
+    /// online.
+    #[inline]
+    pub fn mark(&mut self) -> Mark {
+        if !self.online {
+            self.go_online();
+        }
+        Mark(self.shared.quiesce.now())
+    }
+
+    /// Nothing looked up before `mark`, made by this reader, is going to be used. Marks are given in the
+    /// order in which they were made.
+    pub fn quiescent_since(&mut self, mark: Mark) {
+        if self.online {
+            self.publish_counts();
+            self.seen =
+                self.shared
+                    .quiesce
+                    .announce_as_of(self.slot, self.seen, mark.0.max(self.seen));
         }
     }
 
