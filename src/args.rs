@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use crate::config::{
     Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
 };
+use crate::size;
 
 /// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
 ///
@@ -55,6 +56,10 @@ pub struct Args {
     /// How requests reach the image
     #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPathArg::Auto)]
     pub io_path: IoPathArg,
+
+    /// Memory that the map of the image's extents may take: bytes, or with K, M, G or T
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = map_budget)]
+    pub map_budget: u64,
 
     /// Serial number that the guest sees, at most 20 printable ASCII characters
     #[arg(long, value_name = "S", value_parser = serial)]
@@ -138,6 +143,7 @@ impl Args {
             threads,
             cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
             io_path,
+            map_budget: self.map_budget,
             serial: self.serial.map_or([0; 20], |serial| serial.0),
             logical_block_size: self.logical_block_size,
             lock: self.lock,
@@ -151,6 +157,17 @@ fn queue_size(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|size| size.is_power_of_two() && (MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(size))
         .ok_or_else(|| format!("give a power of two, {MIN_QUEUE_SIZE} to {MAX_QUEUE_SIZE}"))
+}
+
+/// Smallest budget of a map: some windows of a badly fragmented file.
+const MIN_BUDGET: u64 = 1 << 20;
+
+fn map_budget(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    if bytes < MIN_BUDGET {
+        return Err("give at least 1M".to_owned());
+    }
+    Ok(bytes)
 }
 
 fn block_size(text: &str) -> Result<u32, String> {
@@ -248,6 +265,7 @@ mod tests {
         );
         assert_eq!(config.cpus, Vec::<usize>::new());
         assert_eq!(config.io_path, IoPath::Auto);
+        assert_eq!(config.map_budget, 64 << 20);
         assert_eq!(config.serial, [0; 20]);
         assert_eq!(config.logical_block_size, None);
         assert!(config.lock);
@@ -258,7 +276,7 @@ mod tests {
     fn every_option_reaches_the_config() {
         let config = config(
             "--fd 5 --blk-file i --read-only --num-queues 4 --queue-size 64 --threads 2 --cpus 2,0-1 \
-             --io-path file --serial abc --logical-block-size 4096 --lock off --control-path c",
+             --io-path file --map-budget 2M --serial abc --logical-block-size 4096 --lock off --control-path c",
             &[3],
         )
         .unwrap();
@@ -270,6 +288,7 @@ mod tests {
         );
         assert_eq!(config.cpus, [2, 0, 1]);
         assert_eq!(config.io_path, IoPath::File);
+        assert_eq!(config.map_budget, 2 << 20);
         assert_eq!(config.serial, *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(config.logical_block_size, Some(4096));
         assert!(!config.lock);
@@ -327,6 +346,8 @@ mod tests {
             "--fd -1",
             "--fd x",
             "--io-path raw",
+            "--map-budget 1000",
+            "--map-budget many",
             "--logical-block-size 1024",
             "--lock maybe",
             "--serial 123456789012345678901",

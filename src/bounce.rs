@@ -69,6 +69,11 @@ impl Pool {
         }
     }
 
+    /// The first buffer, for a pool whose buffers are only read.
+    pub fn first(&self) -> libc::iovec {
+        self.entry(Buffer(0))
+    }
+
     /// Reads into an entry of this pool, at once: for probing.
     ///
     /// # Errors

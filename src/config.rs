@@ -30,6 +30,8 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// How requests reach the image.
     pub io_path: IoPath,
+    /// Bytes of memory that the map of the image's extents may take.
+    pub map_budget: u64,
     /// The answer to GET_ID, padded with NUL.
     pub serial: [u8; 20],
     /// `blk_size` in bytes; `None`: the medium's.

@@ -1,19 +1,24 @@
-//! The disk: an image, how it was opened, and what is offered of it.
+//! The disk: an image, how it was opened, what is offered of it, and which
+//! ways lead to it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
-use crate::block_io::{BlockIo, Shared};
+use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
+use crate::config::IoPath;
+use crate::disk_path::{DiskPath, Obstacle};
 use crate::engine::{Any, Files, sync::Sync, uring::Uring};
+use crate::guard::Guard;
 use crate::image_lock;
 use crate::sys::{self, DirectAlign};
 
@@ -50,6 +55,9 @@ pub enum DiskError {
     /// Block devices have the size that they have.
     #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
     DeviceSize(PathBuf, u64),
+    /// The disk path was demanded and is impossible.
+    #[error("--io-path disk: {0}: remove that obstacle, or give --io-path auto")]
+    NoDiskPath(Obstacle),
     /// A disk that is offered read-only is not changed.
     #[error("resize: the disk is read-only: start extentd without --read-only")]
     ReadOnly,
@@ -66,6 +74,10 @@ pub struct DiskOptions {
     pub serial: [u8; 20],
     /// Keep other users of the image away.
     pub lock: bool,
+    /// How requests may reach the image.
+    pub io_path: IoPath,
+    /// Bytes of extents that the map may hold.
+    pub map_budget: u64,
 }
 
 /// What `extentctl info` shows of the disk.
@@ -89,8 +101,15 @@ pub struct DiskDescription {
     pub logical_block_size: u32,
     /// Alignment of direct I/O on the image in bytes; other requests bounce.
     pub direct_alignment: u32,
-    /// Where requests go.
+    /// Where requests go now: "disk" or "file".
     pub path: &'static str,
+    /// Why.
+    pub path_reason: String,
+    /// The block device under the image, if raw I/O to it is possible.
+    pub device: Option<PathBuf>,
+    /// Raw I/O is done by the workers themselves, as the device takes none
+    /// without waiting.
+    pub device_inline: bool,
     /// The image lock is used.
     pub lock: bool,
 }
@@ -99,7 +118,7 @@ pub struct DiskDescription {
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
-    image: File,
+    image: Arc<File>,
     block_device: bool,
     options: DiskOptions,
     logical: u32,
@@ -110,7 +129,14 @@ pub struct Disk {
     sectors: AtomicU64,
     uring: AtomicBool,
     shared: Arc<Shared>,
+    /// The way past the file system, or why there is none.
+    raw: Result<Arc<DiskPath>, String>,
+    guard: Option<Guard>,
+    tallies: Mutex<Vec<Arc<Tally>>>,
 }
+
+/// How often an image is asked for that a previous process has not let go of.
+const STILL_BUSY: Duration = Duration::from_millis(50);
 
 impl Disk {
     /// Opens the image once; every worker uses this open file description.
@@ -172,6 +198,18 @@ impl Disk {
                 path.display()
             );
         }
+        let image = Arc::new(image);
+        let grain = u64::from(unit.max(4096));
+        let raw = disk_path(&image, block_device, direct, grain, options)?;
+        if let Ok(path) = &raw
+            && let Some(device) = sys::direct_align(path.device().file())
+        {
+            align.memory = align.memory.max(device.memory);
+        }
+        let guard = match &raw {
+            Ok(path) => Some(Guard::spawn(Arc::clone(path)).map_err(failed)?),
+            Err(_) => None,
+        };
         let logical = options.logical_block_size.unwrap_or(medium);
         let disk = Self {
             path: path.to_owned(),
@@ -185,6 +223,9 @@ impl Disk {
             uring: AtomicBool::new(true),
             shared: Arc::new(Shared::new(align, unit)),
             image,
+            raw,
+            guard,
+            tallies: Mutex::default(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
         let block = disk.block();
@@ -250,17 +291,55 @@ impl Disk {
         }
         let before = self.sectors.load(Ordering::Acquire) * SECTOR;
         if bytes < before {
-            // Requests are refused before the blocks go away.
+            // Requests are refused before the blocks go away, and raw I/O that
+            // was planned before is waited for.
             self.set_size(bytes);
+            if let Ok(path) = &self.raw {
+                path.resize(bytes).map_err(failed)?;
+            }
         }
         self.image.set_len(bytes).map_err(failed)?;
+        if let Ok(path) = &self.raw {
+            path.resize(bytes).map_err(failed)?;
+        }
         self.set_size(bytes);
         Ok(())
+    }
+
+    /// What all workers have done so far.
+    pub fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        for tally in self.tallies().iter() {
+            tally.add_to(&mut sums);
+        }
+        sums
+    }
+
+    /// Requests that failed for what the host said.
+    pub fn errors(&self) -> u64 {
+        self.shared.errors()
+    }
+
+    /// The way past the file system, if there is one.
+    pub fn disk_path(&self) -> Option<&Arc<DiskPath>> {
+        self.raw.as_ref().ok()
+    }
+
+    fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The disk as an operator sees it.
     pub fn describe(&self) -> DiskDescription {
         let sectors = self.sectors.load(Ordering::Acquire);
+        let (on_disk, path_reason) = match &self.raw {
+            Ok(path) => {
+                let situation = path.situation();
+                (situation.on_disk, situation.reason)
+            }
+            Err(reason) => (self.block_device, reason.clone()),
+        };
+        let path = self.raw.as_ref().ok();
         DiskDescription {
             image: self.path.clone(),
             kind: if self.block_device {
@@ -279,18 +358,74 @@ impl Disk {
             },
             logical_block_size: self.logical,
             direct_alignment: self.shared.align.offset,
-            path: "file",
+            path: if on_disk { "disk" } else { "file" },
+            path_reason,
+            device: path.and_then(|path| path.device().path().map(Path::to_owned)),
+            device_inline: path.is_some_and(|path| path.is_inline()),
             lock: self.options.lock,
         }
     }
 }
 
+/// Opens the image, once nobody has a lease on it: a previous process that was
+/// killed has one until its last raw I/O has ended.
 fn open_file(path: &Path, options: &DiskOptions, flags: i32) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(flags)
-        .open(path)
+    let mut told = false;
+    loop {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(!options.read_only)
+            .custom_flags(flags | libc::O_NONBLOCK)
+            .open(path);
+        match opened {
+            Ok(image) => {
+                sys::set_blocking(&image)?;
+                return Ok(image);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !std::mem::replace(&mut told, true) {
+                    log::info!("waiting for another process's I/O on {}", path.display());
+                }
+                std::thread::sleep(STILL_BUSY);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The way past the file system, if it is wanted and possible, or a sentence
+/// that says why not.
+fn disk_path(
+    image: &Arc<File>,
+    block_device: bool,
+    direct: bool,
+    grain: u64,
+    options: &DiskOptions,
+) -> Result<Result<Arc<DiskPath>, String>, DiskError> {
+    if block_device {
+        return Ok(Err("the image is a block device itself".to_owned()));
+    }
+    if options.io_path == IoPath::File {
+        return Ok(Err("--io-path file was given".to_owned()));
+    }
+    let demanded = options.io_path == IoPath::Disk;
+    if !direct && !demanded {
+        return Ok(Err("the image allows no direct I/O".to_owned()));
+    }
+    match DiskPath::new(image, options.read_only, grain, options.map_budget) {
+        Ok(path) => {
+            if demanded {
+                path.enter().map_err(DiskError::NoDiskPath)?;
+                path.leave("no guest uses the disk");
+            }
+            Ok(Ok(Arc::new(path)))
+        }
+        Err(obstacle) if demanded => Err(DiskError::NoDiskPath(obstacle)),
+        Err(obstacle) => {
+            log::info!("requests go by the file: {obstacle}");
+            Ok(Err(obstacle.to_string()))
+        }
+    }
 }
 
 /// Finds the smallest alignment that direct reads take, where the kernel does
@@ -356,7 +491,12 @@ impl Device for Disk {
     fn channel(&self, _worker: usize, slots: usize) -> io::Result<Self::Channel> {
         let files = Files {
             image: self.image.as_raw_fd(),
-            device: None,
+            device: self
+                .raw
+                .as_ref()
+                .ok()
+                .map(|path| path.device().file().as_raw_fd()),
+            device_inline: self.raw.as_ref().is_ok_and(|path| path.is_inline()),
         };
         let engine = match Uring::new(files, slots) {
             Ok(ring) => Any::Uring(Box::new(ring)),
@@ -369,26 +509,40 @@ impl Device for Disk {
                 Any::Sync(Sync::new(files, slots))
             }
         };
-        Ok(BlockIo::new(engine, Arc::clone(&self.shared), slots))
+        let raw = match &self.raw {
+            Ok(path) => Some(Raw::new(Arc::clone(path))?),
+            Err(_) => None,
+        };
+        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, slots);
+        self.tallies().push(channel.tally());
+        Ok(channel)
     }
 
     fn rings_started(&self) -> io::Result<()> {
-        if !self.options.lock || self.block_device {
-            return Ok(());
+        if self.options.lock && !self.block_device {
+            image_lock::take(&self.image, self.options.read_only).map_err(|error| {
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => io::Error::new(
+                        error.kind(),
+                        format!(
+                            "{} is in use by another process: stop that one, or give --lock off",
+                            self.path.display()
+                        ),
+                    ),
+                    _ => error,
+                }
+            })?;
         }
-        image_lock::take(&self.image, self.options.read_only).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(
-                error.kind(),
-                format!(
-                    "{} is in use by another process: stop that one, or give --lock off",
-                    self.path.display()
-                ),
-            ),
-            _ => error,
-        })
+        if let Some(guard) = &self.guard {
+            guard.want();
+        }
+        Ok(())
     }
 
     fn rings_stopped(&self) {
+        if let Some(guard) = &self.guard {
+            guard.unwant();
+        }
         if self.options.lock && !self.block_device {
             image_lock::give_back(&self.image, self.options.read_only);
         }

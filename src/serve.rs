@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use serde_json::{Value, json};
 use vhost_backend::{Device, Endpoint, Handle, Options, Server};
 
-use crate::config::{Config, IoPath, Socket};
+use crate::config::{Config, Socket};
 use crate::control::{self, Answer, Controlled, Request};
 use crate::disk::{Disk, DiskError, DiskOptions};
 use crate::signals::Signals;
@@ -17,9 +17,6 @@ use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// This program cannot do it.
-    #[error("--io-path disk: this build has no disk path yet: give --io-path file or auto")]
-    NoDiskPath,
     /// The image.
     #[error("{0}")]
     Disk(#[from] DiskError),
@@ -45,9 +42,6 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
-    if config.io_path == IoPath::Disk {
-        return Err(ServeError::NoDiskPath);
-    }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
     let disk = Arc::new(Disk::open(&config.image, &disk_options(config))?);
     let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
@@ -83,6 +77,8 @@ fn disk_options(config: &Config) -> DiskOptions {
         logical_block_size: config.logical_block_size,
         serial: config.serial,
         lock: config.lock,
+        io_path: config.io_path,
+        map_budget: config.map_budget,
     }
 }
 

@@ -92,12 +92,23 @@ pub fn device_blocks(file: &File) -> io::Result<(u32, u32)> {
 /// # Errors
 /// What fstatfs(2) says.
 pub fn filesystem_block(file: &File) -> io::Result<u32> {
+    Ok(u32::try_from(filesystem(file)?.f_bsize).unwrap_or(4096))
+}
+
+/// The magic number of the file system that `file` lies on.
+///
+/// # Errors
+/// What fstatfs(2) says.
+pub fn filesystem_type(file: &File) -> io::Result<i64> {
+    Ok(filesystem(file)?.f_type)
+}
+
+fn filesystem(file: &File) -> io::Result<libc::statfs> {
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the descriptor is open and `stat` has the size the kernel fills.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
     // SAFETY: zeroed, and filled by the kernel.
-    let stat = unsafe { stat.assume_init() };
-    Ok(u32::try_from(stat.f_bsize).unwrap_or(4096))
+    Ok(unsafe { stat.assume_init() })
 }
 
 /// Sets or drops this open file description's lock on one byte.
@@ -201,18 +212,23 @@ fn transferred(result: isize) -> io::Result<i32> {
     Ok(i32::try_from(result).unwrap_or(i32::MAX))
 }
 
-/// Sleeps until `fd` is readable or the time has passed; whether it is.
+/// Sleeps until one of at most 4 descriptors is readable or the time has
+/// passed (-1: without end); whether one is.
 ///
 /// # Errors
 /// What poll(2) says, but an interruption counts as "not readable".
-pub fn poll_readable(fd: RawFd, timeout_ms: i32) -> io::Result<bool> {
-    let mut poll = libc::pollfd {
-        fd,
+pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
+    let mut polls = [libc::pollfd {
+        fd: -1,
         events: libc::POLLIN,
         revents: 0,
-    };
-    // SAFETY: poll reads and writes one pollfd, which outlives the call.
-    let result = unsafe { libc::poll(&raw mut poll, 1, timeout_ms) };
+    }; 4];
+    for (poll, fd) in polls.iter_mut().zip(fds) {
+        poll.fd = *fd;
+    }
+    // SAFETY: poll reads and writes four pollfds, which outlive the call, and
+    // skips those with a negative descriptor.
+    let result = unsafe { libc::poll(polls.as_mut_ptr(), 4, timeout_ms) };
     match check(result) {
         Ok(ready) => Ok(ready > 0),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -291,4 +307,90 @@ pub fn flock_exclusive(file: &File) -> io::Result<()> {
 pub fn umask(mask: libc::mode_t) -> libc::mode_t {
     // SAFETY: umask takes a plain number and cannot fail.
     unsafe { libc::umask(mask) }
+}
+
+/// An event descriptor that never blocks.
+///
+/// # Errors
+/// What eventfd(2) says.
+pub fn event() -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: eventfd takes plain numbers.
+    let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes an event descriptor readable.
+pub fn event_set(event: &impl AsRawFd) {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: eight bytes are readable. It fails only if the counter is full,
+    // and then the event is readable already.
+    unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+}
+
+/// Makes an event descriptor silent; whether it was readable.
+pub fn event_take(event: &impl AsRawFd) -> bool {
+    let mut count = [0u8; 8];
+    // SAFETY: eight bytes are writable.
+    let read = unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    read == 8
+}
+
+/// Nanoseconds since the machine has started, those that it was suspended for
+/// included.
+pub fn boot_time_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: one timespec is writable; the clock exists since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// Makes calls on an open file wait again that were to fail instead
+/// (`O_NONBLOCK`): io_uring would not hand them to its threads.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn set_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: F_SETFL takes a plain number.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// Whether direct reads of an open device can be submitted without waiting
+/// (`RWF_NOWAIT`): `None` if so, else the median time of a read of `block`
+/// bytes that waits.
+///
+/// # Errors
+/// The device cannot be read.
+pub fn nowait_probe(device: &File, block: u32) -> io::Result<Option<std::time::Duration>> {
+    const READS: usize = 9;
+    let mut pool = crate::bounce::Pool::new(1, 4096);
+    let Some(buffer) = pool.take() else {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    };
+    let mut entry = pool.entry(buffer);
+    entry.iov_len = block as usize;
+    // SAFETY: the entry is a buffer of our own, which outlives the call.
+    let result =
+        unsafe { libc::preadv2(device.as_raw_fd(), &raw const entry, 1, 0, libc::RWF_NOWAIT) };
+    match transferred(result) {
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        // A full queue is no reason to think otherwise.
+        _ => return Ok(None),
+    }
+    let mut times = [std::time::Duration::ZERO; READS];
+    for time in &mut times {
+        let start = std::time::Instant::now();
+        pool.read_at(device.as_raw_fd(), entry, 0)?;
+        *time = start.elapsed();
+    }
+    times.sort_unstable();
+    Ok(Some(times[READS / 2]))
 }

@@ -2,11 +2,15 @@
 //!
 //! A request is a task in a table indexed by its tag. It has at most one
 //! operation in the kernel; each result moves it on, until it has ended. What
-//! direct I/O takes goes straight between the disk and guest memory; the rest
-//! goes through a fixed pool of aligned buffers.
+//! direct I/O takes goes straight between the disk and guest memory, by the
+//! [disk path](crate::disk_path) where that is in use; the rest goes through a
+//! fixed pool of aligned buffers.
 #![allow(unsafe_code)]
 
+mod approach;
+mod raw;
 mod shared;
+mod stats;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -18,10 +22,15 @@ use std::time::Duration;
 
 use vhost_backend::{Completion, IoChannel, Op, Status, Tag};
 
+use self::approach::{Choice, choose};
+pub use self::raw::Raw;
 pub use self::shared::Shared;
-use self::task::{Step, Task};
+use self::stats::Counts;
+pub use self::stats::{Sums, Tally};
+use self::task::{Step, Task, Way};
 use crate::bounce::Pool;
 use crate::engine::{Engine, Target, Vector, Work};
+use crate::planner;
 
 /// Most entries of one vector (`UIO_MAXIOV`).
 const VECTOR_ENTRIES: usize = 1024;
@@ -39,12 +48,17 @@ const RETRY: Duration = Duration::from_millis(1);
 pub struct BlockIo<E> {
     engine: E,
     shared: Arc<Shared>,
+    /// The disk path, if the image can have one.
+    raw: Option<Raw>,
+    counts: Counts,
     tasks: Box<[Task]>,
     ended: Vec<Completion>,
     /// Tasks that wait for a buffer, a block or their turn to punch.
     stalled: VecDeque<u32>,
     results: Vec<(u32, i32)>,
     pool: Pool,
+    /// One buffer that is only ever read.
+    zeros: Pool,
     allocations: usize,
     /// A stalled task waits for another worker.
     waits_elsewhere: bool,
@@ -62,18 +76,26 @@ enum Next {
 
 impl<E: Engine> BlockIo<E> {
     /// The I/O of up to `slots` requests at a time.
-    pub fn new(engine: E, shared: Arc<Shared>, slots: usize) -> Self {
+    pub fn new(engine: E, shared: Arc<Shared>, raw: Option<Raw>, slots: usize) -> Self {
         Self {
             engine,
             shared,
+            raw,
+            counts: Counts::default(),
             tasks: (0..slots).map(|_| Task::default()).collect(),
             ended: Vec::with_capacity(slots),
             stalled: VecDeque::with_capacity(slots),
             results: Vec::with_capacity(slots),
             pool: Pool::new(BUFFERS, BUFFER_BYTES),
+            zeros: Pool::new(1, BUFFER_BYTES),
             allocations: 0,
             waits_elsewhere: false,
         }
+    }
+
+    /// What this worker has done so far.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.counts.tally()
     }
 
     /// Issues the next operation of a task, or ends it.
@@ -101,6 +123,14 @@ impl<E: Engine> BlockIo<E> {
         if std::mem::take(&mut task.owns_blocks) {
             self.shared.release_blocks(task.chunk_start, task.chunk_end);
         }
+        if task.changes_file {
+            self.shared.changed();
+        }
+        task.hold = None;
+        task.fence = None;
+        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
+            raw.release(claim);
+        }
         task.forget();
         self.ended.push(Completion {
             tag: Tag(tag),
@@ -110,43 +140,156 @@ impl<E: Engine> BlockIo<E> {
 
     /// Decides what a task needs next; it has no operation in the kernel.
     fn next(&mut self, tag: u32) -> Next {
+        if let Some(instead) = self.prepare(tag) {
+            return instead;
+        }
         let task = &mut self.tasks[tag as usize];
         match task.op {
-            Op::Flush => {
-                if task.step == Step::Synced {
-                    return Next::End(Status::Ok);
+            Op::Flush if task.step == Step::Synced => Next::End(Status::Ok),
+            Op::Flush => self.sync(tag),
+            Op::Read { .. } if task.done == task.len => Next::End(Status::Ok),
+            Op::Write { stable, .. } if task.done == task.len => {
+                // By the file each operation was stable for itself.
+                let lacks_sync = stable && task.way == Way::Planned && task.step != Step::Synced;
+                if lacks_sync {
+                    self.sync(tag)
+                } else {
+                    Next::End(Status::Ok)
                 }
-                if self.shared.has_lost_writes() {
-                    return Next::End(Status::IoErr);
-                }
-                task.step = Step::Sync;
-                Next::Work(Work::Sync(Target::Image))
             }
-            Op::Read { .. } | Op::Write { .. } if task.done == task.len => Next::End(Status::Ok),
-            Op::Read { offset } if task.direct => {
-                task.step = Step::Direct;
-                let at = offset + task.done;
-                Next::Work(Work::Read(Target::Image, task.direct_vector(at)))
-            }
-            Op::Write { offset, stable } if task.direct => {
-                task.step = Step::Direct;
-                let at = offset + task.done;
-                Next::Work(Work::Write {
-                    target: Target::Image,
-                    vector: task.direct_vector(at),
-                    stable,
-                })
-            }
+            Op::Read { .. } | Op::Write { .. } if task.direct => self.direct(tag),
             Op::Read { offset } => self.bounce(tag, offset, false, None),
             Op::Write { offset, stable } => self.bounce(tag, offset, true, Some(stable)),
             Op::Discard { .. } => self.discard(tag),
-            Op::WriteZeroes {
-                offset,
-                unmap,
-                stable,
-                ..
-            } => self.write_zeroes(tag, offset, unmap, stable),
+            Op::WriteZeroes { stable, .. } if task.done == task.len => {
+                if stable && task.step != Step::Synced {
+                    self.sync(tag)
+                } else {
+                    Next::End(Status::Ok)
+                }
+            }
+            Op::WriteZeroes { .. } if task.way == Way::Planned => self.planned_zeroes(tag),
+            Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(tag, offset, unmap),
         }
+    }
+
+    /// Chooses the task's way where there is a choice; what to do instead of
+    /// going on, if it cannot go on.
+    fn prepare(&mut self, tag: u32) -> Option<Next> {
+        let raw = self.raw.as_mut()?;
+        let task = &mut self.tasks[tag as usize];
+        if task.way == Way::Planned && !raw.trusts() && task.step != Step::Synced {
+            if let Some(claim) = task.claim.take() {
+                raw.release(claim);
+            }
+            task.way = Way::Open;
+        }
+        if task.way == Way::Open {
+            match choose(raw, task) {
+                Choice::Go => {}
+                Choice::Nothing => return Some(Next::End(Status::Ok)),
+                Choice::Busy => {
+                    self.waits_elsewhere = true;
+                    return Some(Next::Stall);
+                }
+            }
+        }
+        if let Some(fence) = &task.fence {
+            if !raw.has_passed(fence, &mut task.fence_asked) {
+                return Some(Next::Stall);
+            }
+            task.fence = None;
+        }
+        None
+    }
+
+    /// The next operation between guest memory and the disk or the file.
+    fn direct(&mut self, tag: u32) -> Next {
+        let task = &mut self.tasks[tag as usize];
+        let start = task.start();
+        let (target, vector) = loop {
+            let at = start + task.done;
+            if at == start + task.len {
+                return Next::End(Status::Ok);
+            }
+            let piece = match task.way {
+                Way::Planned => task.plan.piece_at(at),
+                Way::Open | Way::File => None,
+            };
+            let Some(piece) = piece else {
+                break (Target::Image, task.direct_vector(at, u64::MAX));
+            };
+            match piece.way {
+                planner::Way::Zeros => {
+                    // SAFETY: zeros are only planned for reads, whose pieces
+                    // are writable guest memory, mapped until the completion
+                    // is reported.
+                    unsafe { task.read_zeros(piece.end - at) };
+                    self.counts.zeros += 1;
+                }
+                planner::Way::Disk(disk) => {
+                    let disk = disk + (at - piece.start);
+                    break (Target::Device, task.direct_vector(disk, piece.end - at));
+                }
+                planner::Way::File => {
+                    break (Target::Image, task.direct_vector(at, piece.end - at));
+                }
+            }
+        };
+        task.step = Step::Direct;
+        match target {
+            Target::Device => self.counts.disk += 1,
+            Target::Image => self.counts.file += 1,
+        }
+        Next::Work(match task.op {
+            Op::Write { stable, .. } => Work::Write {
+                target,
+                vector,
+                stable: stable && target == Target::Image,
+            },
+            _ => Work::Read(target, vector),
+        })
+    }
+
+    /// Zeros over written extents, straight to the disk.
+    fn planned_zeroes(&mut self, tag: u32) -> Next {
+        let task = &mut self.tasks[tag as usize];
+        let at = task.start() + task.done;
+        let Some(piece) = task.plan.piece_at(at) else {
+            return Next::End(Status::IoErr);
+        };
+        let planner::Way::Disk(disk) = piece.way else {
+            task.done += piece.end - at;
+            return self.next(tag);
+        };
+        task.step = Step::Zeros;
+        self.counts.disk += 1;
+        let vector = task.zeros_vector(
+            self.zeros.first(),
+            disk + (at - piece.start),
+            piece.end - at,
+        );
+        Next::Work(Work::Write {
+            target: Target::Device,
+            vector,
+            stable: false,
+        })
+    }
+
+    /// A sync that covers what has ended before. One of the device will do
+    /// where the file system's records have not changed.
+    fn sync(&mut self, tag: u32) -> Next {
+        if self.shared.has_lost_writes() {
+            return Next::End(Status::IoErr);
+        }
+        let (covers, device_will_do) = self.shared.begin_sync();
+        let target = if device_will_do && self.raw.is_some() {
+            Target::Device
+        } else {
+            Target::Image
+        };
+        self.tasks[tag as usize].step = Step::Sync(target, covers);
+        Next::Work(Work::Sync(target))
     }
 
     fn discard(&mut self, tag: u32) -> Next {
@@ -158,18 +301,8 @@ impl<E: Engine> BlockIo<E> {
     }
 
     /// Zeros by the file system where whole blocks are meant, else by writing.
-    fn write_zeroes(&mut self, tag: u32, offset: u64, unmap: bool, stable: bool) -> Next {
+    fn write_zeroes(&mut self, tag: u32, offset: u64, unmap: bool) -> Next {
         let task = &mut self.tasks[tag as usize];
-        if task.done == task.len {
-            if !stable || task.step == Step::Synced {
-                return Next::End(Status::Ok);
-            }
-            if self.shared.has_lost_writes() {
-                return Next::End(Status::IoErr);
-            }
-            task.step = Step::Sync;
-            return Next::Work(Work::Sync(Target::Image));
-        }
         if !task.middle_is_empty() && offset + task.done == task.middle_start {
             if unmap && self.shared.can_punch() {
                 return self.allocate(tag, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
@@ -284,7 +417,7 @@ impl<E: Engine> BlockIo<E> {
                 }
                 _ => {}
             }
-            if self.tasks[tag as usize].step == Step::Sync {
+            if matches!(self.tasks[tag as usize].step, Step::Sync(..)) {
                 self.shared.lose_writes();
             }
             self.shared.report(self.tasks[tag as usize].op, -result);
@@ -294,7 +427,14 @@ impl<E: Engine> BlockIo<E> {
         let ok = match task.step {
             Step::Direct => task.direct_moved(moved),
             Step::BufferRead | Step::BufferFill | Step::BufferWrite => task.buffer_moved(moved),
-            Step::Sync => {
+            Step::Zeros => {
+                task.done += moved;
+                moved > 0
+            }
+            Step::Sync(target, covers) => {
+                if target == Target::Image {
+                    self.shared.end_sync(covers);
+                }
                 task.step = Step::Synced;
                 true
             }
@@ -371,6 +511,9 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     }
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
+        if let Some(raw) = &mut self.raw {
+            raw.turn();
+        }
         let mut results = std::mem::take(&mut self.results);
         self.engine
             .completions(|tag, result| results.push((tag, result)));
@@ -384,6 +527,8 @@ impl<E: Engine> IoChannel for BlockIo<E> {
                 self.advance(tag);
             }
         }
+        self.counts.ended += self.ended.len() as u64;
+        self.counts.publish();
         for completion in self.ended.drain(..) {
             done(completion);
         }
@@ -398,6 +543,12 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         } else {
             timeout
         };
-        self.engine.wait(wake, timeout);
+        match &mut self.raw {
+            Some(raw) => {
+                raw.idle();
+                self.engine.wait(&[wake, raw.event()], timeout);
+            }
+            None => self.engine.wait(&[wake], timeout),
+        }
     }
 }

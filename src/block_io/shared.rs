@@ -19,6 +19,11 @@ pub struct Shared {
     zero_range: AtomicBool,
     lost_writes: AtomicBool,
     errors: AtomicU64,
+    /// Counts changes by the file that may have changed the file system's
+    /// records: they are durable only by a sync of the file.
+    changes: AtomicU64,
+    /// How many of them are known to be durable.
+    synced: AtomicU64,
     /// Block ranges, in units of `align.offset`, that are being read, changed
     /// and written back.
     claimed: Mutex<Vec<(u64, u64)>>,
@@ -34,6 +39,9 @@ impl Shared {
             zero_range: AtomicBool::new(true),
             lost_writes: AtomicBool::new(false),
             errors: AtomicU64::new(0),
+            // Whoever had the image before may not have synced it.
+            changes: AtomicU64::new(1),
+            synced: AtomicU64::new(0),
             claimed: Mutex::new(Vec::with_capacity(64)),
         }
     }
@@ -99,6 +107,29 @@ impl Shared {
     /// A sync has failed before.
     pub fn has_lost_writes(&self) -> bool {
         self.lost_writes.load(Ordering::SeqCst)
+    }
+
+    /// The file system's records may have changed. To be called before the
+    /// request that changed them is reported.
+    pub fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many changes a sync that begins now covers, and whether a sync of
+    /// the device alone will do for them.
+    pub fn begin_sync(&self) -> (u64, bool) {
+        let covers = self.changes.load(Ordering::SeqCst);
+        (covers, self.synced.load(Ordering::SeqCst) >= covers)
+    }
+
+    /// A sync of the file that covers so many changes has ended well.
+    pub fn end_sync(&self, covers: u64) {
+        self.synced.fetch_max(covers, Ordering::SeqCst);
+    }
+
+    /// Failed requests.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
     }
 
     /// Logs a failed request; ever more rarely, so that a broken disk does

@@ -1,20 +1,29 @@
 //! One request on its way: how far it has come and what it holds.
 
+#![allow(unsafe_code)]
+
+use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
+use super::raw::Claim;
 use super::{Shared, VECTOR_ENTRIES};
 use crate::bounce::Buffer;
-use crate::engine::Vector;
+use crate::engine::{Target, Vector};
+use crate::planner::Plan;
 
 /// Pieces that a slot keeps room for; longer lists are freed when they end.
 const PIECES: usize = 130;
+/// Most entries of a vector of zeros.
+const ZEROS: usize = 64;
 
 /// What a task's operation in the kernel, or its last one, is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     New,
-    /// Guest memory and the image, with nothing between.
+    /// Guest memory and the image or its device, with nothing between.
     Direct,
+    /// Zeros to the device.
+    Zeros,
     /// Reads into the buffer, for the guest.
     BufferRead,
     /// Reads into the buffer what a partial write leaves as it is.
@@ -24,8 +33,20 @@ pub(super) enum Step {
     /// fallocate(2) with this mode.
     Allocate(i32),
     Allocated,
-    Sync,
+    /// A sync of this, which covers so many changes of the file.
+    Sync(Target, u64),
     Synced,
+}
+
+/// The way that was chosen for a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// None yet.
+    Open,
+    /// By the file.
+    File,
+    /// As its plan says.
+    Planned,
 }
 
 /// A slot of the task table.
@@ -36,6 +57,9 @@ pub(super) struct Task {
     /// Guest memory; consumed from the front by direct operations.
     pub pieces: Vec<libc::iovec>,
     first_piece: usize,
+    /// The entry that was cut at the end of an operation, and the bytes that
+    /// were cut off.
+    cut: Option<(usize, usize)>,
     /// Bytes of the request, and how many of them are done.
     pub len: u64,
     pub done: u64,
@@ -55,6 +79,18 @@ pub(super) struct Task {
     /// The part of a discard or write-zeroes that the file system can do.
     pub middle_start: u64,
     pub middle_end: u64,
+    pub way: Way,
+    pub plan: Plan,
+    /// Of the generation that it was planned in.
+    pub claim: Option<Claim>,
+    /// Its range, taken away from the map.
+    pub hold: Option<Hold>,
+    /// To be waited for before anything is done.
+    pub fence: Option<Fence>,
+    /// The worker will be told when the fence has passed.
+    pub fence_asked: bool,
+    /// The file system's records may change, so the next FLUSH is its to do.
+    pub changes_file: bool,
 }
 
 impl Default for Task {
@@ -64,6 +100,7 @@ impl Default for Task {
             step: Step::New,
             pieces: Vec::with_capacity(PIECES),
             first_piece: 0,
+            cut: None,
             len: 0,
             done: 0,
             direct: false,
@@ -80,6 +117,13 @@ impl Default for Task {
             entry_offset: 0,
             middle_start: 0,
             middle_end: 0,
+            way: Way::Open,
+            plan: Plan::by_file(0..0),
+            claim: None,
+            hold: None,
+            fence: None,
+            fence_asked: false,
+            changes_file: false,
         }
     }
 }
@@ -95,6 +139,10 @@ impl Task {
         self.done = 0;
         self.entry.iov_len = 0;
         self.direct = false;
+        self.cut = None;
+        self.way = Way::Open;
+        self.fence_asked = false;
+        self.changes_file = false;
         self.middle_start = 0;
         self.middle_end = 0;
         match op {
@@ -141,10 +189,25 @@ impl Task {
         self.middle_start >= self.middle_end
     }
 
-    /// The pieces that are not done, as many as one operation takes.
-    pub fn direct_vector(&self, offset: u64) -> Vector {
-        let rest = &self.pieces[self.first_piece..];
-        let count = u32::try_from(rest.len().min(VECTOR_ENTRIES)).unwrap_or(1);
+    /// The pieces that are not done, as many as one operation takes, but no
+    /// more than `limit` bytes.
+    pub fn direct_vector(&mut self, offset: u64, limit: u64) -> Vector {
+        self.mend();
+        let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut count = 0;
+        let rest = self.pieces.get_mut(self.first_piece..).unwrap_or_default();
+        for (index, piece) in rest.iter_mut().take(VECTOR_ENTRIES).enumerate() {
+            if left == 0 {
+                break;
+            }
+            count += 1;
+            if piece.iov_len > left {
+                self.cut = Some((self.first_piece + index, piece.iov_len - left));
+                piece.iov_len = left;
+            }
+            left -= piece.iov_len;
+        }
+        let rest = self.pieces.get(self.first_piece..).unwrap_or_default();
         Vector {
             iov: rest.as_ptr(),
             count,
@@ -152,8 +215,18 @@ impl Task {
         }
     }
 
+    /// Gives the entry that was cut its end back.
+    fn mend(&mut self) {
+        if let Some((index, bytes)) = self.cut.take()
+            && let Some(piece) = self.pieces.get_mut(index)
+        {
+            piece.iov_len += bytes;
+        }
+    }
+
     /// Counts what a direct operation has moved; false if that was nothing.
     pub fn direct_moved(&mut self, moved: u64) -> bool {
+        self.mend();
         self.done += moved;
         let mut left = usize::try_from(moved).unwrap_or(usize::MAX);
         while let Some(piece) = self.pieces.get_mut(self.first_piece) {
@@ -166,6 +239,42 @@ impl Task {
             self.first_piece += 1;
         }
         moved > 0
+    }
+
+    /// Fills the next `bytes` bytes of guest memory with zeros: they are done.
+    ///
+    /// # Safety
+    /// The pieces are mapped, writable guest memory.
+    pub unsafe fn read_zeros(&mut self, bytes: u64) {
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        for piece in self.pieces.get(self.first_piece..).unwrap_or_default() {
+            let part = piece.iov_len.min(left);
+            // SAFETY: not more than the piece has, which the caller vouches
+            // for. The guest may use the memory meanwhile, as with any device.
+            unsafe { piece.iov_base.cast::<u8>().write_bytes(0, part) };
+            left -= part;
+            if left == 0 {
+                break;
+            }
+        }
+        self.direct_moved(bytes);
+    }
+
+    /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`.
+    pub fn zeros_vector(&mut self, zeros: libc::iovec, offset: u64, bytes: u64) -> Vector {
+        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.pieces.clear();
+        while left > 0 && self.pieces.len() < ZEROS {
+            let mut entry = zeros;
+            entry.iov_len = entry.iov_len.min(left);
+            left -= entry.iov_len;
+            self.pieces.push(entry);
+        }
+        Vector {
+            iov: self.pieces.as_ptr(),
+            count: u32::try_from(self.pieces.len()).unwrap_or(1),
+            offset,
+        }
     }
 
     /// Bytes of the buffer's operation that are still to move.

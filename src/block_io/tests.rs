@@ -80,9 +80,9 @@ impl Engine for Grudging {
         self.engine.completions(done);
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
         if self.interrupted.is_empty() {
-            self.engine.wait(wake, timeout);
+            self.engine.wait(wakes, timeout);
         }
     }
 }
@@ -108,6 +108,7 @@ fn files(file: &File) -> Files {
     Files {
         image: file.as_raw_fd(),
         device: None,
+        device_inline: false,
     }
 }
 
@@ -168,7 +169,7 @@ fn agrees_with_a_model<E: Engine>(engine: E, file: &File, align: u32) {
         },
         4096,
     ));
-    let mut io = BlockIo::new(engine, shared, SLOTS);
+    let mut io = BlockIo::new(engine, shared, None, SLOTS);
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(align));
     let mut model = vec![0u8; BYTES];
     let mut memory = vec![0u8; 600_000];
@@ -279,6 +280,7 @@ fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
     let mut io = BlockIo::new(
         Sync::new(files(&file), SLOTS),
         Arc::new(Shared::new(align, 4096)),
+        None,
         SLOTS,
     );
     file.set_len(512).unwrap();
@@ -295,8 +297,13 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
         offset: 4096,
     };
     let shared = Arc::new(Shared::new(align, 4096));
-    let mut one = BlockIo::new(Sync::new(files(&file), SLOTS), Arc::clone(&shared), SLOTS);
-    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, SLOTS);
+    let mut one = BlockIo::new(
+        Sync::new(files(&file), SLOTS),
+        Arc::clone(&shared),
+        None,
+        SLOTS,
+    );
+    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, None, SLOTS);
     let (mut a, mut b) = ([1u8; 512], [2u8; 512]);
     let piece = |memory: &mut [u8; 512]| libc::iovec {
         iov_base: memory.as_mut_ptr().cast(),

@@ -29,6 +29,19 @@ pub struct Files {
     pub image: RawFd,
     /// The device under it, if raw I/O to it is possible.
     pub device: Option<RawFd>,
+    /// The kernel would hand I/O on the device to threads of its own, which
+    /// costs more than waiting for it.
+    pub device_inline: bool,
+}
+
+impl Work {
+    /// Moves data to or from the device.
+    fn is_raw(&self) -> bool {
+        let (Self::Read(target, _) | Self::Write { target, .. }) = self else {
+            return false;
+        };
+        *target == Target::Device
+    }
 }
 
 impl Files {
@@ -96,10 +109,13 @@ pub trait Engine {
     /// negative errno.
     fn completions(&mut self, done: impl FnMut(u32, i32));
 
-    /// Sleeps until something has ended, `wake` is readable, or `timeout` has
-    /// passed; may return early.
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>);
+    /// Sleeps until something has ended, one of `wakes` is readable, or
+    /// `timeout` has passed; may return early.
+    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>);
 }
+
+/// Most descriptors that [`Engine::wait`] looks at.
+pub const MAX_WAKES: usize = 2;
 
 /// The engine that the host allows.
 #[derive(Debug)]
@@ -134,10 +150,10 @@ impl Engine for Any {
         }
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
         match self {
-            Self::Uring(engine) => engine.wait(wake, timeout),
-            Self::Sync(engine) => engine.wait(wake, timeout),
+            Self::Uring(engine) => engine.wait(wakes, timeout),
+            Self::Sync(engine) => engine.wait(wakes, timeout),
         }
     }
 }

@@ -26,37 +26,48 @@ impl Sync {
             ended: Vec::with_capacity(depth),
         }
     }
+}
 
-    fn perform(&self, work: Work) -> io::Result<i32> {
-        match work {
-            Work::Read(target, vector) => {
-                let fd = self.files.descriptor(target);
-                // SAFETY: whoever pushed it keeps the vector valid until its
-                // result was given, which is after this call.
-                unsafe { sys::preadv(fd, vector.iov, count(vector.count), signed(vector.offset)?) }
+/// Carries one operation out; bytes moved, or a negative errno.
+///
+/// # Safety
+/// The vector is valid as [`Engine::push`] asks for.
+pub(super) unsafe fn result_of(files: &Files, work: Work) -> i32 {
+    // SAFETY: the caller keeps the promise.
+    match unsafe { perform(files, work) } {
+        Ok(moved) => moved,
+        Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+    }
+}
+
+unsafe fn perform(files: &Files, work: Work) -> io::Result<i32> {
+    match work {
+        Work::Read(target, vector) => {
+            let fd = files.descriptor(target);
+            // SAFETY: the caller vouches for the vector.
+            unsafe { sys::preadv(fd, vector.iov, count(vector.count), signed(vector.offset)?) }
+        }
+        Work::Write {
+            target,
+            vector,
+            stable,
+        } => {
+            let flags = if stable { libc::RWF_DSYNC } else { 0 };
+            let fd = files.descriptor(target);
+            // SAFETY: as for reads.
+            unsafe {
+                sys::pwritev2(
+                    fd,
+                    vector.iov,
+                    count(vector.count),
+                    signed(vector.offset)?,
+                    flags,
+                )
             }
-            Work::Write {
-                target,
-                vector,
-                stable,
-            } => {
-                let flags = if stable { libc::RWF_DSYNC } else { 0 };
-                let fd = self.files.descriptor(target);
-                // SAFETY: as for reads.
-                unsafe {
-                    sys::pwritev2(
-                        fd,
-                        vector.iov,
-                        count(vector.count),
-                        signed(vector.offset)?,
-                        flags,
-                    )
-                }
-            }
-            Work::Sync(target) => sys::fdatasync(self.files.descriptor(target)).map(|()| 0),
-            Work::Allocate { mode, offset, len } => {
-                sys::fallocate(self.files.image, mode, signed(offset)?, signed(len)?).map(|()| 0)
-            }
+        }
+        Work::Sync(target) => sys::fdatasync(files.descriptor(target)).map(|()| 0),
+        Work::Allocate { mode, offset, len } => {
+            sys::fallocate(files.image, mode, signed(offset)?, signed(len)?).map(|()| 0)
         }
     }
 }
@@ -78,10 +89,9 @@ impl Engine for Sync {
     fn submit(&mut self) {
         for index in 0..self.queued.len() {
             let (token, work) = self.queued[index];
-            let result = match self.perform(work) {
-                Ok(moved) => moved,
-                Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
-            };
+            // SAFETY: whoever pushed it keeps the vector valid until its result
+            // was given, which is after this call.
+            let result = unsafe { result_of(&self.files, work) };
             self.ended.push((token, result));
         }
         self.queued.clear();
@@ -93,7 +103,7 @@ impl Engine for Sync {
         }
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
         self.submit();
         if !self.ended.is_empty() {
             return;
@@ -102,7 +112,7 @@ impl Engine for Sync {
             None => -1,
             Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
         };
-        if let Err(error) = sys::poll_readable(wake, milliseconds) {
+        if let Err(error) = sys::poll_readable(wakes, milliseconds) {
             log::error!("cannot wait for requests: {error}");
         }
     }

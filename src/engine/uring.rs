@@ -9,18 +9,24 @@ use std::time::Duration;
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
-use super::{Engine, Files, Target, Work};
+use super::{Engine, Files, MAX_WAKES, Target, Work, sync};
 
-/// Names the poll of the wake descriptor among the operations' tokens.
+/// Names the polls of the wake descriptors, from here on, among the
+/// operations' tokens.
 const WAKE: u64 = 1 << 32;
+/// `POLLIN`, as io_uring takes it.
+const POLLIN: u32 = 1;
 
 /// A ring of one thread.
 pub struct Uring {
     ring: IoUring,
+    files: Files,
+    /// Operations that were carried out at once.
+    ended: Vec<(u32, i32)>,
     /// Operations that the kernel has and has not ended.
     running: usize,
-    /// The descriptor that a poll in the ring watches, if one does.
-    watched: Option<RawFd>,
+    /// The descriptors that polls in the ring watch.
+    watched: [Option<RawFd>; MAX_WAKES],
 }
 
 impl std::fmt::Debug for Uring {
@@ -49,8 +55,10 @@ impl Uring {
         ring.submitter().register_files(&descriptors)?;
         Ok(Self {
             ring,
+            files,
+            ended: Vec::with_capacity(depth),
             running: 0,
-            watched: None,
+            watched: [None; MAX_WAKES],
         })
     }
 
@@ -161,6 +169,12 @@ fn slot(target: Target) -> Fixed {
 
 impl Engine for Uring {
     unsafe fn push(&mut self, token: u32, work: Work) {
+        if self.files.device_inline && work.is_raw() {
+            // SAFETY: the caller keeps the promise of `push`.
+            let result = unsafe { sync::result_of(&self.files, work) };
+            self.ended.push((token, result));
+            return;
+        }
         self.place(&Self::entry(work).user_data(u64::from(token)));
         self.running += 1;
     }
@@ -172,23 +186,37 @@ impl Engine for Uring {
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
+        for (token, result) in self.ended.drain(..) {
+            done(token, result);
+        }
         for entry in self.ring.completion() {
             match u32::try_from(entry.user_data()) {
                 Ok(token) => {
                     self.running -= 1;
                     done(token, entry.result());
                 }
-                Err(_) => self.watched = None,
+                Err(_) => {
+                    let poll = usize::try_from(entry.user_data() - WAKE).unwrap_or(0);
+                    if let Some(watched) = self.watched.get_mut(poll) {
+                        *watched = None;
+                    }
+                }
             }
         }
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
-        if self.watched != Some(wake) {
-            let poll = opcode::PollAdd::new(io_uring::types::Fd(wake), libc::POLLIN as u32);
-            self.place(&poll.build().user_data(WAKE));
-            self.watched = Some(wake);
+    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
+        for (index, wake) in wakes.iter().copied().enumerate().take(MAX_WAKES) {
+            if self.watched[index] != Some(wake) {
+                let poll = opcode::PollAdd::new(io_uring::types::Fd(wake), POLLIN);
+                self.place(&poll.build().user_data(WAKE + index as u64));
+                self.watched[index] = Some(wake);
+            }
         }
-        self.enter(1, timeout);
+        if self.ended.is_empty() {
+            self.enter(1, timeout);
+        } else {
+            self.enter(0, None);
+        }
     }
 }

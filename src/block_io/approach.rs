@@ -1,0 +1,99 @@
+//! Which way a task goes: raw, by a plan; or by the file, with its range taken
+//! away from the map.
+//!
+//! - A write that is not wholly raw takes its range away before it is issued,
+//!   so that nobody finds there what was, and lets it be loaded again after it
+//!   has ended.
+//! - What gives blocks away (a discard, zeros that may free or replace blocks,
+//!   a write to shared extents) waits besides until no raw I/O is in flight
+//!   that was planned before: reads too.
+
+use std::ops::Range;
+
+use vhost_backend::Op;
+
+use super::raw::{Raw, Secured};
+use super::task::{Task, Way};
+
+/// What to do with a task.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Go on.
+    Go,
+    /// Another task has part of the range: try again.
+    Busy,
+    /// There is nothing to do.
+    Nothing,
+}
+
+/// Chooses a way for what is left of a task.
+pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
+    let (start, end) = (task.start() + task.done, task.start() + task.len);
+    let range = start..end;
+    match task.op {
+        Op::Flush => {}
+        Op::Read { .. } if task.direct && !range.is_empty() => {
+            let (plan, claim) = raw.read(range);
+            task.plan = plan;
+            task.claim = claim;
+            task.way = Way::Planned;
+            return Choice::Go;
+        }
+        // Reading by the file is always right.
+        Op::Read { .. } => {}
+        Op::Write { .. } => {
+            let planned = if task.direct {
+                raw.write(range.clone())
+            } else {
+                None
+            };
+            let Some((plan, claim)) = planned else {
+                let drains = raw.may_move(range.clone());
+                return secure(raw, task, range, drains);
+            };
+            task.plan = plan;
+            task.claim = Some(claim);
+            task.way = Way::Planned;
+            return Choice::Go;
+        }
+        Op::Discard { .. } => {
+            let middle = task.middle_start..task.middle_end;
+            if !middle.is_empty() {
+                if raw.is_hole(middle.clone()) {
+                    return Choice::Nothing;
+                }
+                return secure(raw, task, middle, true);
+            }
+        }
+        Op::WriteZeroes { unmap, .. } => {
+            let planned = if unmap {
+                None
+            } else {
+                raw.zeroes(range.clone())
+            };
+            let Some((plan, claim)) = planned else {
+                return secure(raw, task, range, true);
+            };
+            task.plan = plan;
+            task.claim = Some(claim);
+            task.way = Way::Planned;
+            return Choice::Go;
+        }
+    }
+    task.way = Way::File;
+    Choice::Go
+}
+
+fn secure(raw: &mut Raw, task: &mut Task, range: Range<u64>, drains: bool) -> Choice {
+    match raw.secure(range) {
+        Secured::Held(hold) => {
+            task.fence = drains.then(|| hold.fence());
+            task.hold = Some(hold);
+        }
+        Secured::Claimed(claim) => task.claim = Some(claim),
+        Secured::Busy => return Choice::Busy,
+    }
+    task.changes_file = true;
+    task.way = Way::File;
+    Choice::Go
+}

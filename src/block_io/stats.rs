@@ -1,0 +1,61 @@
+//! Counting what a worker does, for others to read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// A worker's counters as others read them; all since the start.
+#[derive(Debug, Default)]
+pub struct Tally {
+    disk: AtomicU64,
+    file: AtomicU64,
+    zeros: AtomicU64,
+    ended: AtomicU64,
+}
+
+/// Sums over all workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Sums {
+    /// Reads and writes that went straight to the device.
+    pub disk_operations: u64,
+    /// Reads and writes that went by the file with no copy.
+    pub file_operations: u64,
+    /// Reads of holes and unwritten extents, which need no I/O.
+    pub zero_fills: u64,
+    /// Requests that have ended.
+    pub requests: u64,
+}
+
+impl Tally {
+    /// Adds this worker to the sums.
+    pub fn add_to(&self, sums: &mut Sums) {
+        sums.disk_operations += self.disk.load(Ordering::Relaxed);
+        sums.file_operations += self.file.load(Ordering::Relaxed);
+        sums.zero_fills += self.zeros.load(Ordering::Relaxed);
+        sums.requests += self.ended.load(Ordering::Relaxed);
+    }
+}
+
+/// The worker's own side: plain numbers, published once per turn.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub(super) disk: u64,
+    pub(super) file: u64,
+    pub(super) zeros: u64,
+    pub(super) ended: u64,
+    shown: Arc<Tally>,
+}
+
+impl Counts {
+    pub(super) fn tally(&self) -> Arc<Tally> {
+        Arc::clone(&self.shown)
+    }
+
+    pub(super) fn publish(&self) {
+        self.shown.disk.store(self.disk, Ordering::Relaxed);
+        self.shown.file.store(self.file, Ordering::Relaxed);
+        self.shown.zeros.store(self.zeros, Ordering::Relaxed);
+        self.shown.ended.store(self.ended, Ordering::Relaxed);
+    }
+}
