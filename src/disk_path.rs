@@ -79,6 +79,9 @@ pub struct DiskPath {
     unguarded: bool,
 }
 
+/// How often the page cache is emptied before it counts as somebody's.
+const EMPTYING: usize = 20;
+
 /// `XFS_SUPER_MAGIC`
 const XFS: i64 = 0x5846_5342;
 
@@ -271,12 +274,28 @@ impl DiskPath {
         if !self.wait(&self.map.barrier()) {
             return Err(Obstacle::Asked);
         }
-        self.device.prove(&self.image)?;
+        self.prove()?;
         if !self.lease.is_held() {
             return Err(Obstacle::Asked);
         }
         self.map.enable();
         Ok(())
+    }
+
+    /// Proves that the device holds what the file says. Pages that a reader
+    /// who has just left brought into the page cache may take a moment to go.
+    fn prove(&self) -> Result<(), Obstacle> {
+        let mut attempts = 0;
+        loop {
+            match self.device.prove(&self.image) {
+                Ok(_) => return Ok(()),
+                Err(Refusal::Cached(_)) if attempts < EMPTYING && self.lease.is_held() => {
+                    attempts += 1;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
     }
 
     /// The image is about to shrink to `bytes`, or has grown to them. Returns

@@ -10,6 +10,8 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mapping::device::Refusal;
+
 use crate::disk_path::{DiskPath, Obstacle};
 use crate::sys;
 
@@ -146,7 +148,9 @@ impl Watch {
     fn enter(&mut self) {
         self.next = match self.path.enter() {
             Ok(()) => None,
-            Err(Obstacle::Lease(_) | Obstacle::Asked) => self.path.retry_at(),
+            Err(Obstacle::Lease(_) | Obstacle::Asked | Obstacle::Refused(Refusal::Cached(_))) => {
+                self.path.retry_at()
+            }
             Err(_) => Some(Instant::now() + REFUSED),
         };
     }

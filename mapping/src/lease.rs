@@ -67,7 +67,7 @@ pub enum LeaseError {
 }
 
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(30);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
 /// A lease on an open file: taken, noticed when broken, given back, taken again.
 ///
@@ -207,7 +207,7 @@ impl Lease {
     }
 
     /// When to try [`Lease::take`] again; `None` while the lease is held or was never asked for.
-    /// The time grows from 100 ms to 30 s with each failure, and starts anew once a lease has lasted 30 s.
+    /// The time grows from 100 ms to 5 s with each failure, and starts anew once a lease has lasted 5 s.
     #[must_use]
     pub fn retry_at(&self) -> Option<Instant> {
         lock(&self.backoff).retry
