@@ -191,7 +191,7 @@ fn everything_at_once_never_shows_what_was() {
                 7 => drop(filler.willneed(0..size / 2)),
                 8 => drop(filler.access(
                     0..size / 2,
-                    if window % 3 == 0 {
+                    if window.is_multiple_of(3) {
                         Access::Random
                     } else {
                         Access::Sequential
