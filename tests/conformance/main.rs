@@ -1,0 +1,6 @@
+//! The process on a real socket, against a front-end and a driver without a
+//! guest. Names begin with the rows of the conformance list that they prove.
+
+mod disk;
+mod layout;
+mod start;
