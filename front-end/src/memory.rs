@@ -127,6 +127,11 @@ impl GuestMemory {
         self.regions.iter().map(Arc::as_ref)
     }
 
+    /// The regions as they are shared with rings and sessions.
+    pub(crate) fn shared(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
     /// The region that holds all of a range.
     ///
     /// # Errors

@@ -269,3 +269,89 @@ impl Connection {
         self.tell(request::SET_INFLIGHT_FD, &payload, &[fd])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Our end, and the back-end's.
+    fn ends() -> (Connection, Connection) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let [ours, theirs] = [ours, theirs].map(|end| Connection::new(end).unwrap());
+        (ours, theirs)
+    }
+
+    fn answer(end: &Connection, request: u32, payload: &[u8], fds: &[RawFd]) {
+        end.send(request, flag::REPLY, payload, fds).unwrap();
+    }
+
+    #[test]
+    fn inflight_memory_comes_with_its_descriptor_and_goes_with_it() {
+        let (front, back) = ends();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        let fields = inflight_fields(4096, 64, 2, 128);
+        answer(
+            &back,
+            request::GET_INFLIGHT_FD,
+            &fields,
+            &[file.as_raw_fd()],
+        );
+        let memory = front.get_inflight_fd(2, 128).unwrap();
+        let asked = back.receive().unwrap();
+        assert_eq!((asked.request, asked.payload.len()), (31, 24));
+        assert_eq!(asked.payload[16..20], [2, 0, 128, 0]);
+
+        front.set_inflight_fd(&memory).unwrap();
+        let given = back.receive().unwrap();
+        assert_eq!((given.request, given.flags), (32, 1));
+        assert_eq!(given.payload, fields);
+        assert_eq!(given.file.unwrap().metadata().unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_success_once_acknowledged() {
+        let (mut front, back) = ends();
+        front.set_vring_num(0, 100).unwrap();
+        assert_eq!(back.receive().unwrap().flags, 1);
+        front.set_protocol_features(protocol::REPLY_ACK).unwrap();
+        back.receive().unwrap();
+        for value in [0_u64, 7] {
+            let bytes = value.to_ne_bytes();
+            answer(&back, request::SET_VRING_NUM, &bytes, &[]);
+        }
+        front.set_vring_num(0, 128).unwrap();
+        assert_eq!(back.receive().unwrap().flags, 9);
+        let refused = front.set_vring_num(0, 100);
+        assert!(matches!(refused, Err(Error::Refused { value: 7, .. })));
+    }
+
+    #[test]
+    fn what_is_no_reply_is_an_error() {
+        let (front, back) = ends();
+        answer(&back, request::GET_QUEUE_NUM, &[0; 8], &[]);
+        assert!(matches!(
+            front.get_features(),
+            Err(Error::Reply { id: 17, .. })
+        ));
+        answer(&back, request::GET_FEATURES, &[0; 4], &[]);
+        assert!(matches!(
+            front.get_features(),
+            Err(Error::Reply { size: 4, .. })
+        ));
+        drop(back);
+        assert!(matches!(front.get_features(), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn an_event_without_a_descriptor_says_so() {
+        let (front, back) = ends();
+        front.set_vring_call(3, None).unwrap();
+        let message = back.receive().unwrap();
+        assert_eq!(message.u64_at(0), 0x103);
+        assert!(message.file.is_none());
+    }
+}

@@ -321,6 +321,25 @@ impl Ring {
         Ok(Some(Used { head, length }))
     }
 
+    /// Offers a head, whatever the caller has written to its descriptors or
+    /// not. The device sees it after [`publish`](Self::publish); it comes back
+    /// by [`pop_raw`](Self::pop_raw).
+    pub fn offer(&mut self, head: u16) {
+        self.memory.set_avail_entry(self.avail, head);
+        self.avail = self.avail.wrapping_add(1);
+    }
+
+    /// Takes an entry of the used ring, head and bytes written, without
+    /// asking whether it makes sense or freeing its descriptors.
+    pub fn pop_raw(&mut self) -> Option<(u32, u32)> {
+        if self.memory.used_index() == self.used {
+            return None;
+        }
+        let entry = self.memory.used_entry(self.used);
+        self.used = self.used.wrapping_add(1);
+        Some(entry)
+    }
+
     /// The used index that the device has published, which this driver may
     /// not have looked at yet.
     pub fn device_index(&self) -> u16 {

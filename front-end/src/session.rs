@@ -4,11 +4,12 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::codes::{feature, protocol};
 use crate::connection::Connection;
 use crate::error::{Error, Result};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Region};
 use crate::requests::{Inflight, RingUsers};
 use crate::ring::Ring;
 
@@ -61,6 +62,8 @@ pub struct Session {
     pub protocol: u64,
     like: Like,
     queues: u16,
+    /// The regions that the back-end has.
+    shared: Vec<Arc<Region>>,
 }
 
 /// The configuration that each reads at first, in bytes.
@@ -89,6 +92,7 @@ impl Session {
             protocol: 0,
             like,
             queues: wanted.queues,
+            shared: Vec::new(),
         };
         match like {
             Like::Qemu => session.greet_like_qemu(wanted)?,
@@ -181,13 +185,7 @@ impl Session {
                 .set_vring_call(queue, Some(ring.call_fd()))?;
         }
         self.share_inflight(rings)?;
-        if self.has(protocol::CONFIGURE_MEM_SLOTS) {
-            for region in memory.regions() {
-                self.connection.add_mem_reg(region)?;
-            }
-        } else {
-            self.connection.set_mem_table(memory.regions())?;
-        }
+        self.share(memory)?;
         for (queue, ring) in (0..).zip(rings) {
             let size = ring.memory().size();
             self.connection.set_vring_num(queue, size.into())?;
@@ -202,7 +200,7 @@ impl Session {
 
     fn start_like_cloud_hypervisor(&mut self, memory: &GuestMemory, rings: &[&Ring]) -> Result<()> {
         self.connection.set_features(self.features)?;
-        self.connection.set_mem_table(memory.regions())?;
+        self.share(memory)?;
         for (queue, ring) in (0..).zip(rings) {
             let size = ring.memory().size();
             self.connection.set_vring_num(queue, size.into())?;
@@ -220,6 +218,29 @@ impl Session {
         }
         self.enable(true)?;
         self.open_back_channel()
+    }
+
+    /// Gives the back-end this memory and no other: QEMU adds and removes
+    /// single regions if it can, cloud-hypervisor sends a new table.
+    ///
+    /// # Errors
+    /// What the connection or the back-end says.
+    pub fn share(&mut self, memory: &GuestMemory) -> Result<()> {
+        let wanted: Vec<_> = memory.shared().to_vec();
+        if self.like == Like::CloudHypervisor || !self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            self.connection.set_mem_table(memory.regions())?;
+            self.shared = wanted;
+            return Ok(());
+        }
+        let lacks = |list: &[Arc<Region>], region| !list.iter().any(|r| Arc::ptr_eq(r, region));
+        for region in self.shared.iter().filter(|r| lacks(&wanted, r)) {
+            self.connection.rem_mem_reg(region)?;
+        }
+        for region in wanted.iter().filter(|r| lacks(&self.shared, r)) {
+            self.connection.add_mem_reg(region)?;
+        }
+        self.shared = wanted;
+        Ok(())
     }
 
     /// Gets memory of what is in flight, or hands over what is there already.
