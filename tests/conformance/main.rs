@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod device;
 mod disk;
 mod layout;
 mod memory;
