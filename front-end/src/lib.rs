@@ -33,3 +33,4 @@ pub use requests::{Inflight, RingUsers};
 pub use ring::{Buffer, Ring, Tables, Used};
 pub use ring_memory::{Addresses, Descriptor, RingMemory};
 pub use session::{Like, Session, Wanted};
+pub use sys::wait_readable;

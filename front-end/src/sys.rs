@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use crate::error::{Error, Result};
+
 /// A file in memory, of `size` bytes, that can neither grow nor shrink, as
 /// QEMU makes them.
 pub(crate) fn sealed_memory(size: u64) -> io::Result<File> {
@@ -99,6 +101,18 @@ pub(crate) fn readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+/// Waits until a descriptor of any kind is readable.
+///
+/// # Errors
+/// [`Error::Late`] after `limit`.
+pub fn wait_readable(fd: &impl AsRawFd, limit: Duration) -> Result<()> {
+    match readable(fd.as_raw_fd(), limit) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Late("something to read")),
+        Err(error) => Err(Error::Host("wait for something to read", error)),
     }
 }
 

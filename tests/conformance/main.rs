@@ -7,4 +7,5 @@ mod device;
 mod disk;
 mod layout;
 mod memory;
+mod ring;
 mod start;
