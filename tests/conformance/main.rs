@@ -8,4 +8,5 @@ mod disk;
 mod layout;
 mod memory;
 mod ring;
+mod session;
 mod start;
