@@ -2,8 +2,10 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
+use vhost_backend::PollTime;
 
 use crate::config::{
     Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
@@ -56,6 +58,10 @@ pub struct Args {
     /// How requests reach the image
     #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPathArg::Auto)]
     pub io_path: IoPathArg,
+
+    /// How long a worker looks for work before it sleeps, in microseconds (0 never); auto learns it
+    #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = poll_time)]
+    pub poll_us: PollTime,
 
     /// Memory that the map of the image's extents may take: bytes, or with K, M, G or T
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = map_budget)]
@@ -144,6 +150,7 @@ impl Args {
             cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
             io_path,
             map_budget: self.map_budget,
+            poll: self.poll_us,
             serial: self.serial.map_or([0; 20], |serial| serial.0),
             logical_block_size: self.logical_block_size,
             lock: self.lock,
@@ -157,6 +164,20 @@ fn queue_size(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|size| size.is_power_of_two() && (MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(size))
         .ok_or_else(|| format!("give a power of two, {MIN_QUEUE_SIZE} to {MAX_QUEUE_SIZE}"))
+}
+
+/// Longer looks than a second are no looks.
+const MAX_POLL_US: u64 = 1_000_000;
+
+fn poll_time(text: &str) -> Result<PollTime, String> {
+    if text == "auto" {
+        return Ok(PollTime::Adaptive);
+    }
+    match text.parse() {
+        Ok(0) => Ok(PollTime::Never),
+        Ok(time @ 1..=MAX_POLL_US) => Ok(PollTime::Fixed(Duration::from_micros(time))),
+        _ => Err("give auto, or 0 to 1000000 microseconds".to_owned()),
+    }
 }
 
 /// Smallest budget of a map: some windows of a badly fragmented file.
@@ -266,6 +287,7 @@ mod tests {
         assert_eq!(config.cpus, Vec::<usize>::new());
         assert_eq!(config.io_path, IoPath::Auto);
         assert_eq!(config.map_budget, 64 << 20);
+        assert_eq!(config.poll, PollTime::Adaptive);
         assert_eq!(config.serial, [0; 20]);
         assert_eq!(config.logical_block_size, None);
         assert!(config.lock);
@@ -276,7 +298,7 @@ mod tests {
     fn every_option_reaches_the_config() {
         let config = config(
             "--fd 5 --blk-file i --read-only --num-queues 4 --queue-size 64 --threads 2 --cpus 2,0-1 \
-             --io-path file --map-budget 2M --serial abc --logical-block-size 4096 --lock off --control-path c",
+             --io-path file --map-budget 2M --poll-us 30 --serial abc --logical-block-size 4096 --lock off --control-path c",
             &[3],
         )
         .unwrap();
@@ -289,6 +311,7 @@ mod tests {
         assert_eq!(config.cpus, [2, 0, 1]);
         assert_eq!(config.io_path, IoPath::File);
         assert_eq!(config.map_budget, 2 << 20);
+        assert_eq!(config.poll, PollTime::Fixed(Duration::from_micros(30)));
         assert_eq!(config.serial, *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(config.logical_block_size, Some(4096));
         assert!(!config.lock);
@@ -347,6 +370,8 @@ mod tests {
             "--fd x",
             "--io-path raw",
             "--map-budget 1000",
+            "--poll-us -1",
+            "--poll-us 1000001",
             "--map-budget many",
             "--logical-block-size 1024",
             "--lock maybe",

@@ -3,6 +3,8 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use vhost_backend::PollTime;
+
 /// Most queues of a disk.
 pub const MAX_QUEUES: u16 = 64;
 /// Smallest value of `--queue-size`, in entries.
@@ -32,6 +34,8 @@ pub struct Config {
     pub io_path: IoPath,
     /// Bytes of memory that the map of the image's extents may take.
     pub map_budget: u64,
+    /// How long a worker looks for work before it sleeps.
+    pub poll: PollTime,
     /// The answer to GET_ID, padded with NUL.
     pub serial: [u8; 20],
     /// `blk_size` in bytes; `None`: the medium's.

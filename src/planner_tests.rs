@@ -47,7 +47,7 @@ fn lookup(model: &Model, offset: u64) -> Lookup {
         return Lookup::Missing;
     };
     let joins = |a: usize| {
-        a % usize::try_from(WINDOW).unwrap() != 0
+        !a.is_multiple_of(usize::try_from(WINDOW).unwrap())
             && model[a].is_some_and(|(k, d)| {
                 model[a - 1].is_some_and(|(before, from)| before == k && from + UNIT == d)
             })

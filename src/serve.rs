@@ -88,6 +88,7 @@ fn server_options(config: &Config) -> Options {
         queue_size: config.queue_size,
         workers: config.threads,
         cpus: config.cpus.clone(),
+        poll: config.poll,
     }
 }
 

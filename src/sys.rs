@@ -236,6 +236,32 @@ pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
     }
 }
 
+/// Sleeps until one of the eventfds is signalled or the time has passed (-1:
+/// without end), and makes those that are silent. Negative ones are skipped.
+///
+/// # Errors
+/// What poll(2) says, but for an interruption.
+pub fn poll_events(events: &[RawFd], timeout_ms: i32) -> io::Result<()> {
+    let mut polls: Vec<libc::pollfd> = events
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: *fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: the kernel reads and writes as many pollfds as there are.
+    let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
+    match check(result) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+        _ => {}
+    }
+    for poll in polls.iter().filter(|poll| poll.revents != 0) {
+        event_take(&poll.fd);
+    }
+    Ok(())
+}
+
 /// Blocks `signals` in this thread and the threads it will start, and gives a
 /// descriptor that reads as one `signalfd_siginfo` per signal.
 ///

@@ -76,7 +76,8 @@ enum Next {
 
 impl<E: Engine> BlockIo<E> {
     /// The I/O of up to `slots` requests at a time.
-    pub fn new(engine: E, shared: Arc<Shared>, raw: Option<Raw>, slots: usize) -> Self {
+    pub fn new(mut engine: E, shared: Arc<Shared>, raw: Option<Raw>, slots: usize) -> Self {
+        engine.watch(0, raw.as_ref().map(Raw::event));
         Self {
             engine,
             shared,
@@ -534,7 +535,16 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         }
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty() || self.engine.has_ended()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        // The first place is the disk path's own.
+        self.engine.watch(index + 1, fd);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
         if !self.ended.is_empty() {
             return;
         }
@@ -543,12 +553,9 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         } else {
             timeout
         };
-        match &mut self.raw {
-            Some(raw) => {
-                raw.idle();
-                self.engine.wait(&[wake, raw.event()], timeout);
-            }
-            None => self.engine.wait(&[wake], timeout),
+        if let Some(raw) = &mut self.raw {
+            raw.idle();
         }
+        self.engine.wait(timeout);
     }
 }

@@ -5,8 +5,6 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use super::*;
 use crate::engine::{Files, sync::Sync, uring::Uring};
 use crate::sys::DirectAlign;
@@ -80,9 +78,17 @@ impl Engine for Grudging {
         self.engine.completions(done);
     }
 
-    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
+    fn has_ended(&mut self) -> bool {
+        !self.interrupted.is_empty() || self.engine.has_ended()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        self.engine.watch(index, fd);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
         if self.interrupted.is_empty() {
-            self.engine.wait(wakes, timeout);
+            self.engine.wait(timeout);
         }
     }
 }
@@ -113,7 +119,6 @@ fn files(file: &File) -> Files {
 }
 
 fn run<E: Engine>(io: &mut BlockIo<E>, op: Op, data: &[libc::iovec]) -> Status {
-    let wake = EventFd::new(0).unwrap();
     io.submit(Tag(3), op, data);
     loop {
         io.flush_submissions();
@@ -125,7 +130,7 @@ fn run<E: Engine>(io: &mut BlockIo<E>, op: Op, data: &[libc::iovec]) -> Status {
         if let Some(status) = status {
             return status;
         }
-        io.wait(wake.as_raw_fd(), None);
+        io.wait(None);
     }
 }
 

@@ -109,13 +109,19 @@ pub trait Engine {
     /// negative errno.
     fn completions(&mut self, done: impl FnMut(u32, i32));
 
-    /// Sleeps until something has ended, one of `wakes` is readable, or
-    /// `timeout` has passed; may return early.
-    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>);
-}
+    /// [`completions`](Self::completions) may have something to give; costs no
+    /// more than a few loads.
+    fn has_ended(&mut self) -> bool;
 
-/// Most descriptors that [`Engine::wait`] looks at.
-pub const MAX_WAKES: usize = 2;
+    /// From now on each signal of the eventfd `fd` ends a wait, in place of
+    /// the one at `index` before. Indices are small. It stays open until the
+    /// next call for this `index`.
+    fn watch(&mut self, index: usize, fd: Option<RawFd>);
+
+    /// Sleeps until something has ended, a watched eventfd is signalled, or
+    /// `timeout` has passed; may return early.
+    fn wait(&mut self, timeout: Option<Duration>);
+}
 
 /// The engine that the host allows.
 #[derive(Debug)]
@@ -150,10 +156,24 @@ impl Engine for Any {
         }
     }
 
-    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
+    fn has_ended(&mut self) -> bool {
         match self {
-            Self::Uring(engine) => engine.wait(wakes, timeout),
-            Self::Sync(engine) => engine.wait(wakes, timeout),
+            Self::Uring(engine) => engine.has_ended(),
+            Self::Sync(engine) => engine.has_ended(),
+        }
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        match self {
+            Self::Uring(engine) => engine.watch(index, fd),
+            Self::Sync(engine) => engine.watch(index, fd),
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        match self {
+            Self::Uring(engine) => engine.wait(timeout),
+            Self::Sync(engine) => engine.wait(timeout),
         }
     }
 }

@@ -15,6 +15,8 @@ pub struct Sync {
     files: Files,
     queued: Vec<(u32, Work)>,
     ended: Vec<(u32, i32)>,
+    /// Negative where nothing is watched.
+    watched: Vec<RawFd>,
 }
 
 impl Sync {
@@ -24,6 +26,7 @@ impl Sync {
             files,
             queued: Vec::with_capacity(depth),
             ended: Vec::with_capacity(depth),
+            watched: Vec::new(),
         }
     }
 }
@@ -103,7 +106,18 @@ impl Engine for Sync {
         }
     }
 
-    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        if self.watched.len() <= index {
+            self.watched.resize(index + 1, -1);
+        }
+        self.watched[index] = fd.unwrap_or(-1);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
         self.submit();
         if !self.ended.is_empty() {
             return;
@@ -112,8 +126,9 @@ impl Engine for Sync {
             None => -1,
             Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
         };
-        if let Err(error) = sys::poll_readable(wakes, milliseconds) {
-            log::error!("cannot wait for requests: {error}");
+        match sys::poll_events(&self.watched, milliseconds) {
+            Ok(()) => {}
+            Err(error) => log::error!("cannot wait for requests: {error}"),
         }
     }
 }

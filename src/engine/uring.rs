@@ -9,11 +9,14 @@ use std::time::Duration;
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, opcode, squeue};
 
-use super::{Engine, Files, MAX_WAKES, Target, Work, sync};
+use super::{Engine, Files, Target, Vector, Work, sync};
 
-/// Names the polls of the wake descriptors, from here on, among the
-/// operations' tokens.
-const WAKE: u64 = 1 << 32;
+/// Marks the polls of watched eventfds among the operations' tokens; below it
+/// are a serial number and the index.
+const WATCH: u64 = 1 << 63;
+const INDEX_BITS: u32 = 16;
+/// What becomes of removing a poll is of no interest.
+const REMOVAL: u64 = u64::MAX;
 /// `POLLIN`, as io_uring takes it.
 const POLLIN: u32 = 1;
 
@@ -25,8 +28,19 @@ pub struct Uring {
     ended: Vec<(u32, i32)>,
     /// Operations that the kernel has and has not ended.
     running: usize,
-    /// The descriptors that polls in the ring watch.
-    watched: [Option<RawFd>; MAX_WAKES],
+    watched: Vec<Watched>,
+    /// Some watched eventfd has no poll in the ring.
+    unwatched: bool,
+    /// Tells polls apart that were made for the same index.
+    serial: u64,
+}
+
+/// An eventfd, and the poll in the ring that watches it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Watched {
+    fd: Option<RawFd>,
+    /// The name of its poll, while the ring has one.
+    poll: Option<u64>,
 }
 
 impl std::fmt::Debug for Uring {
@@ -58,7 +72,9 @@ impl Uring {
             files,
             ended: Vec::with_capacity(depth),
             running: 0,
-            watched: [None; MAX_WAKES],
+            watched: Vec::new(),
+            unwatched: false,
+            serial: 0,
         })
     }
 
@@ -70,6 +86,7 @@ impl Uring {
             .setup_cqsize(completions)
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .dontfork();
         if let Ok(ring) = builder.build(entries) {
             return Ok(ring);
@@ -78,6 +95,7 @@ impl Uring {
         builder
             .setup_cqsize(completions)
             .setup_coop_taskrun()
+            .setup_taskrun_flag()
             .dontfork();
         if let Ok(ring) = builder.build(entries) {
             return Ok(ring);
@@ -89,9 +107,27 @@ impl Uring {
 
     fn entry(work: Work) -> squeue::Entry {
         match work {
+            // One buffer is cheaper without a vector.
+            Work::Read(target, vector) if vector.count == 1 => {
+                let (base, len) = single(&vector);
+                opcode::Read::new(slot(target), base, len)
+                    .offset(vector.offset)
+                    .build()
+            }
             Work::Read(target, vector) => {
                 opcode::Readv::new(slot(target), vector.iov, vector.count)
                     .offset(vector.offset)
+                    .build()
+            }
+            Work::Write {
+                target,
+                vector,
+                stable,
+            } if vector.count == 1 => {
+                let (base, len) = single(&vector);
+                opcode::Write::new(slot(target), base, len)
+                    .offset(vector.offset)
+                    .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
                     .build()
             }
             Work::Write {
@@ -160,6 +196,18 @@ impl Uring {
     }
 }
 
+/// The only entry of a vector. The kernel moves less than 2 GiB at a time, so
+/// a longer buffer is only cut short.
+fn single(vector: &Vector) -> (*mut u8, u32) {
+    // SAFETY: a vector that was pushed has valid entries, as many as it says.
+    let entry = unsafe { *vector.iov };
+    let len = u32::try_from(entry.iov_len).unwrap_or(MOST);
+    (entry.iov_base.cast(), len.min(MOST))
+}
+
+/// `MAX_RW_COUNT`, a multiple of every block.
+const MOST: u32 = 0x7fff_0000;
+
 fn slot(target: Target) -> Fixed {
     match target {
         Target::Image => Fixed(0),
@@ -195,28 +243,72 @@ impl Engine for Uring {
                     self.running -= 1;
                     done(token, entry.result());
                 }
+                // A poll, which the kernel may have ended.
+                Err(_) if io_uring::cqueue::more(entry.flags()) => {}
                 Err(_) => {
-                    let poll = usize::try_from(entry.user_data() - WAKE).unwrap_or(0);
-                    if let Some(watched) = self.watched.get_mut(poll) {
-                        *watched = None;
+                    let ended = Some(entry.user_data());
+                    for watched in self.watched.iter_mut().filter(|w| w.poll == ended) {
+                        watched.poll = None;
+                        self.unwatched = true;
                     }
                 }
             }
         }
     }
 
-    fn wait(&mut self, wakes: &[RawFd], timeout: Option<Duration>) {
-        for (index, wake) in wakes.iter().copied().enumerate().take(MAX_WAKES) {
-            if self.watched[index] != Some(wake) {
-                let poll = opcode::PollAdd::new(io_uring::types::Fd(wake), POLLIN);
-                self.place(&poll.build().user_data(WAKE + index as u64));
-                self.watched[index] = Some(wake);
-            }
+    fn has_ended(&mut self) -> bool {
+        if !self.ended.is_empty() || !self.ring.completion().is_empty() {
+            return true;
+        }
+        // The kernel has completions that it posts when it is entered.
+        self.running > 0 && self.ring.submission().taskrun()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        if self.watched.len() <= index {
+            self.watched.resize(index + 1, Watched::default());
+        }
+        let new = Watched { fd, poll: None };
+        let old = std::mem::replace(&mut self.watched[index], new);
+        if let Some(poll) = old.poll {
+            // It keeps the file open until it is removed.
+            self.place(&opcode::PollRemove::new(poll).build().user_data(REMOVAL));
+            self.enter(0, None);
+        }
+        self.unwatched |= fd.is_some();
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        if std::mem::take(&mut self.unwatched) {
+            self.poll_watched();
         }
         if self.ended.is_empty() {
             self.enter(1, timeout);
         } else {
             self.enter(0, None);
+        }
+    }
+}
+
+impl Uring {
+    /// Lets the ring tell each signal of the watched eventfds once, for as
+    /// long as it lives: nobody has to make them silent.
+    fn poll_watched(&mut self) {
+        for index in 0..self.watched.len() {
+            let Watched {
+                fd: Some(fd),
+                poll: None,
+            } = self.watched[index]
+            else {
+                continue;
+            };
+            self.serial = (self.serial + 1) & ((1 << (62 - INDEX_BITS)) - 1);
+            let name = WATCH | self.serial << INDEX_BITS | index as u64;
+            let poll = opcode::PollAdd::new(io_uring::types::Fd(fd), POLLIN)
+                .multi(true)
+                .build();
+            self.place(&poll.user_data(name));
+            self.watched[index].poll = Some(name);
         }
     }
 }

@@ -169,7 +169,18 @@ pub trait IoChannel {
     /// Reports the requests that have ended, each once.
     fn reap(&mut self, done: &mut impl FnMut(Completion));
 
-    /// Sleeps until [`reap`](Self::reap) may have something to report, `wake`
-    /// becomes readable, or `timeout` has passed. May return early.
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>);
+    /// [`reap`](Self::reap) may have something to report. Asked many times
+    /// while a worker looks for work, so it costs no more than a few loads.
+    fn has_ended(&mut self) -> bool;
+
+    /// From now on each signal of the eventfd `fd` ends a [`wait`](Self::wait),
+    /// in place of the one that was watched at `index` before; `None` watches
+    /// nothing there. Nobody else needs to make it silent. It stays open until
+    /// the next call for this `index`. Indices are small, and an eventfd may
+    /// be signalled already, which counts.
+    fn watch(&mut self, index: usize, fd: Option<RawFd>);
+
+    /// Sleeps until [`reap`](Self::reap) may have something to report, a
+    /// watched eventfd is signalled, or `timeout` has passed. May return early.
+    fn wait(&mut self, timeout: Option<Duration>);
 }

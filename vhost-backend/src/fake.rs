@@ -383,6 +383,8 @@ impl Device for FakeDisk {
         Ok(FakeChannel {
             io: Arc::clone(&self.io),
             ended: Vec::new(),
+            mine: Vec::new(),
+            watched: Vec::new(),
         })
     }
 
@@ -399,6 +401,16 @@ pub struct FakeChannel {
     io: Arc<Io>,
     /// Its own requests that ended at once.
     ended: Vec<Completion>,
+    /// Its requests that the desk has, which other channels know as well.
+    mine: Vec<Tag>,
+    /// Negative where nothing is watched.
+    watched: Vec<RawFd>,
+}
+
+impl FakeChannel {
+    fn is_mine(&self, completion: &Completion) -> bool {
+        self.mine.contains(&completion.tag)
+    }
 }
 
 impl IoChannel for FakeChannel {
@@ -425,6 +437,7 @@ impl IoChannel for FakeChannel {
                 .map(|piece| (piece.iov_base.addr(), piece.iov_len))
                 .collect();
             desk.submitted.push(Submitted { tag, op, pieces });
+            self.mine.push(tag);
         }
         self.io.changed.notify_all();
     }
@@ -433,27 +446,52 @@ impl IoChannel for FakeChannel {
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
         let mut ended = std::mem::take(&mut self.ended);
-        ended.append(&mut self.io.desk().ended);
+        let mut desk = self.io.desk();
+        ended.extend(desk.ended.extract_if(.., |one| self.is_mine(one)));
+        drop(desk);
+        self.mine
+            .retain(|tag| ended.iter().all(|one| one.tag != *tag));
         // In another order than they came.
         ended.into_iter().rev().for_each(done);
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty() || self.io.desk().ended.iter().any(|one| self.is_mine(one))
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        self.watched.resize(self.watched.len().max(index + 1), -1);
+        self.watched[index] = fd.unwrap_or(-1);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
         let mut desk = self.io.desk();
         desk.waits += 1;
-        if !desk.ended.is_empty() || !self.ended.is_empty() {
+        if !self.ended.is_empty() || desk.ended.iter().any(|one| self.is_mine(one)) {
             return;
         }
         drop(desk);
-        let fd = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut fds = [fd(wake), fd(self.io.wake.as_raw_fd())];
+        let own = self.io.wake.as_raw_fd();
+        let mut fds: Vec<_> = std::iter::once(own)
+            .chain(self.watched.iter().copied())
+            .map(|fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
         let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
-        // SAFETY: both entries are writable for the call.
-        unsafe { libc::poll(fds.as_mut_ptr(), 2, timeout) };
-        let _ = self.io.wake.read();
+        // SAFETY: all entries are writable for the call.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+        for fd in fds.iter().skip(1).filter(|fd| fd.revents != 0) {
+            let mut count = [0u8; 8];
+            // SAFETY: eight bytes are writable; eventfds do not block here.
+            unsafe { libc::read(fd.fd, count.as_mut_ptr().cast(), count.len()) };
+        }
+        // Another channel may be the one that is meant.
+        let desk = self.io.desk();
+        if desk.ended.is_empty() {
+            let _ = self.io.wake.read();
+        }
     }
 }

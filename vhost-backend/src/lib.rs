@@ -37,6 +37,7 @@ mod ring;
 mod server;
 mod session;
 mod sigbus;
+mod spin;
 mod status;
 mod sys;
 mod vring;
@@ -50,6 +51,6 @@ pub use device::{
 };
 pub use error::Error;
 pub use listener::Endpoint;
-pub use options::Options;
+pub use options::{Options, PollTime};
 pub use server::{Handle, Server};
 pub use status::SessionStatus;

@@ -1,6 +1,20 @@
 //! What a server is told at its start.
 
+use std::time::Duration;
+
 use crate::error::Error;
+
+/// How long a worker looks for work before it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PollTime {
+    /// It sleeps at once.
+    Never,
+    /// This long.
+    Fixed(Duration),
+    /// As long as it has learned to be worth it: not at all on slow disks and
+    /// for idle guests.
+    Adaptive,
+}
 
 /// How much is offered to the front-end, and on how many threads it is
 /// served.
@@ -15,6 +29,8 @@ pub struct Options {
     pub workers: usize,
     /// Host CPUs to pin the workers to, in turn; empty: not pinned.
     pub cpus: Vec<usize>,
+    /// How long a worker looks for work before it sleeps.
+    pub poll: PollTime,
 }
 
 impl Options {
@@ -51,6 +67,7 @@ mod tests {
             queue_size,
             workers,
             cpus: Vec::new(),
+            poll: PollTime::Never,
         }
     }
 

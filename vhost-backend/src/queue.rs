@@ -169,6 +169,11 @@ impl Queue {
         self.polled && self.active().is_some()
     }
 
+    /// The driver has offered something that could be fetched.
+    pub(crate) fn has_available(&mut self) -> bool {
+        self.active().is_some_and(|ring| ring.has_available())
+    }
+
     /// Asks for a kick before the worker sleeps; `true` if there is something
     /// to fetch already (RING-16).
     pub(crate) fn arm(&mut self) -> bool {

@@ -164,6 +164,15 @@ impl Ring {
         self.broken
     }
 
+    /// The driver has offered something that was not taken yet, or is out of
+    /// its mind.
+    pub(crate) fn has_available(&self) -> bool {
+        let Some(place) = self.place.as_ref().filter(|_| !self.broken) else {
+            return false;
+        };
+        u16::from_le(place.avail(1).load(Ordering::Acquire)) != self.next_avail
+    }
+
     /// Takes the next chain from the available ring.
     pub(crate) fn pop(&mut self) -> Popped {
         let Some(place) = &self.place else {
@@ -275,7 +284,7 @@ impl Ring {
             self.armed = true;
             fence(Ordering::SeqCst);
         }
-        u16::from_le(place.avail(1).load(Ordering::Acquire)) != self.next_avail
+        self.has_available()
     }
 
     /// The driver need not kick for now. With EVENT_IDX it does not kick again

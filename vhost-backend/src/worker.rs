@@ -1,6 +1,7 @@
 //! The thread that serves rings. One turn: collect what has ended, publish it,
-//! obey the session, fetch, submit once. It sleeps only when a turn found
-//! nothing to do, and nothing in a turn waits, allocates or locks.
+//! obey the session, fetch, submit once. It looks for work and then sleeps only
+//! when a turn found nothing to do, and nothing in a turn waits, allocates or
+//! locks.
 
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
 use crate::queue::{Common, Queue};
+use crate::spin::Spin;
 use crate::sys;
 use crate::watch::Watch;
 
@@ -27,6 +29,7 @@ pub(crate) struct Worker<D: Device> {
     pub workers: usize,
     pub queue_size: u16,
     pub watch: Watch,
+    pub spin: Spin,
     pub orders: Receiver<Order>,
     /// Wait until no request uses an older memory table.
     pub retiring: Vec<SyncSender<Answer>>,
@@ -37,12 +40,8 @@ pub(crate) struct Worker<D: Device> {
 impl<D: Device> Worker<D> {
     /// Serves until it is told to quit, or nobody is left to tell it.
     pub(crate) fn run(&mut self) {
-        let mut slept = false;
         loop {
             let ended = self.reap();
-            if slept && ended == 0 {
-                self.drain_events();
-            }
             self.publish();
             self.settle();
             self.obey();
@@ -50,15 +49,17 @@ impl<D: Device> Worker<D> {
                 return;
             }
             let fetched = self.fetch();
-            if fetched > 0 {
+            if ended + fetched > 0 {
                 self.common.channel.flush_submissions();
-                // What needed no I/O.
-                self.publish();
+                if fetched > 0 {
+                    // What needed no I/O.
+                    self.publish();
+                }
+                self.spin.busy();
+                continue;
             }
-            slept = false;
-            if ended == 0 && fetched == 0 && !self.arm() {
+            if !self.look() && !self.arm() {
                 self.sleep();
-                slept = true;
             }
         }
     }
@@ -100,7 +101,7 @@ impl<D: Device> Worker<D> {
     fn settle(&mut self) {
         for (index, queue) in self.queues.iter_mut().enumerate() {
             if queue.settle() {
-                self.watch.set_kick(index, None);
+                self.watch.set_kick(index, None, &mut self.common.channel);
             }
         }
         if !self.retiring.is_empty() && self.common.epochs.only_current() {
@@ -138,20 +139,20 @@ impl<D: Device> Worker<D> {
         more
     }
 
-    fn sleep(&mut self) {
-        let polled = self.queues.iter_mut().any(Queue::needs_polling);
-        self.common
-            .channel
-            .wait(self.watch.descriptor(), polled.then_some(POLL_INTERVAL));
+    /// Looks for work for a while; `true` if there is some.
+    fn look(&mut self) -> bool {
+        let Self {
+            spin,
+            queues,
+            common,
+            ..
+        } = self;
+        spin.look(|| common.channel.has_ended() || queues.iter_mut().any(Queue::has_available))
     }
 
-    fn drain_events(&mut self) {
-        let Self { watch, queues, .. } = self;
-        watch.drain(|index| {
-            if let Some(queue) = queues.get_mut(index) {
-                queue.set_polled(true);
-            }
-        });
+    fn sleep(&mut self) {
+        let polled = self.queues.iter_mut().any(Queue::needs_polling);
+        self.common.channel.wait(polled.then_some(POLL_INTERVAL));
     }
 
     /// Fetches a batch from each queue; returns how many requests.
@@ -196,7 +197,7 @@ impl<D: Device> Worker<D> {
             Command::Enable { queue, on } => self.with(queue, |queue| queue.enable(on)),
             Command::Kick { queue, fd } => {
                 let index = queue / self.workers;
-                let watched = self.watch.set_kick(index, fd);
+                let watched = self.watch.set_kick(index, fd, &mut self.common.channel);
                 self.with(queue, |queue| queue.set_polled(!watched))
             }
             Command::Call { queue, fd } => self.with(queue, |queue| queue.set_call(signal(fd))),
@@ -219,7 +220,8 @@ impl<D: Device> Worker<D> {
         if !queue.start(&setup, &self.common.epochs) {
             return false;
         }
-        let watched = self.watch.set_kick(index, setup.kick.take());
+        let kick = setup.kick.take();
+        let watched = self.watch.set_kick(index, kick, &mut self.common.channel);
         queue.set_polled(!watched);
         true
     }

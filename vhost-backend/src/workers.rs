@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::queue::{Common, Queue};
+use crate::spin::Spin;
 use crate::sys;
 use crate::watch::Watch;
 use crate::worker::Worker;
@@ -176,8 +177,8 @@ fn build<D: Device>(
         .zip((0u32..).step_by(usize::from(size)))
         .map(|(number, tag)| Queue::new(number, tag, size))
         .collect();
-    let channel = device.channel(worker, queues.len() * usize::from(size))?;
-    let watch = Watch::new(commands, queues.len())?;
+    let mut channel = device.channel(worker, queues.len() * usize::from(size))?;
+    let watch = Watch::new(commands, queues.len(), &mut channel);
     let common = Common {
         channel,
         epochs: Epochs::new(Arc::new(Memory::default())),
@@ -190,6 +191,7 @@ fn build<D: Device>(
         workers: options.workers,
         queue_size: size,
         watch,
+        spin: Spin::new(options.poll),
         orders,
         retiring: Vec::new(),
         leaving: false,

@@ -45,6 +45,7 @@ impl Running {
             queue_size: 64,
             workers: 1,
             cpus: Vec::new(),
+            poll: crate::PollTime::Never,
         };
         let mut server = Server::new(Arc::new(disk), options).unwrap();
         let handle = server.handle();
@@ -407,6 +408,7 @@ fn a_connected_endpoint_ends_with_its_front_end() {
         queue_size: 64,
         workers: 1,
         cpus: Vec::new(),
+        poll: crate::PollTime::Never,
     };
     let mut server = Server::new(Arc::new(FakeDisk::new(true)), options).unwrap();
     drop(theirs);
@@ -464,6 +466,7 @@ fn a_ring_starts_by_itself_as_soon_as_the_image_is_free() {
         queue_size: 64,
         workers: 1,
         cpus: Vec::new(),
+        poll: crate::PollTime::Never,
     };
     let mut server = Server::new(Arc::clone(&busy), options).unwrap();
     let handle = server.handle();

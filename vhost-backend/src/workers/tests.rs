@@ -29,6 +29,7 @@ fn options(queues: u16, workers: usize) -> Options {
         queue_size: SIZE,
         workers,
         cpus: Vec::new(),
+        poll: crate::PollTime::Never,
     }
 }
 
