@@ -34,6 +34,8 @@ pub struct Config {
     pub io_path: IoPath,
     /// Bytes of memory that the map of the image's extents may take.
     pub map_budget: u64,
+    /// Use guest memory as registered buffers.
+    pub pin_guest_memory: bool,
     /// How long a worker looks for work before it sleeps.
     pub poll: PollTime,
     /// The answer to GET_ID, padded with NUL.

@@ -20,6 +20,7 @@ use crate::disk_path::{DiskPath, Obstacle};
 use crate::engine::{Any, Files, sync::Sync, uring::Uring};
 use crate::guard::Guard;
 use crate::image_lock;
+use crate::pin::{PinState, Pinner};
 use crate::sys::{self, DirectAlign};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
@@ -78,6 +79,8 @@ pub struct DiskOptions {
     pub io_path: IoPath,
     /// Bytes of extents that the map may hold.
     pub map_budget: u64,
+    /// Use guest memory as registered buffers.
+    pub pin_guest_memory: bool,
 }
 
 /// What `extentctl info` shows of the disk.
@@ -110,6 +113,9 @@ pub struct DiskDescription {
     /// Raw I/O is done by the workers themselves, as the device takes none
     /// without waiting.
     pub device_inline: bool,
+    /// Guest memory as registered buffers, which excludes ballooning, free
+    /// page reporting and virtio-mem.
+    pub pinned_guest_memory: String,
     /// The image lock is used.
     pub lock: bool,
 }
@@ -132,6 +138,7 @@ pub struct Disk {
     /// The way past the file system, or why there is none.
     raw: Result<Arc<DiskPath>, String>,
     guard: Option<Guard>,
+    pinner: Option<Arc<Pinner>>,
     tallies: Mutex<Vec<Arc<Tally>>>,
 }
 
@@ -225,6 +232,7 @@ impl Disk {
             image,
             raw,
             guard,
+            pinner: pinner(options),
             tallies: Mutex::default(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
@@ -362,9 +370,42 @@ impl Disk {
             path_reason,
             device: path.and_then(|path| path.device().path().map(Path::to_owned)),
             device_inline: path.is_some_and(|path| path.is_inline()),
+            pinned_guest_memory: self.pin_description(),
             lock: self.options.lock,
         }
     }
+
+    fn pin_description(&self) -> String {
+        match (&self.pinner, self.options.pin_guest_memory) {
+            (None, false) => "no".to_owned(),
+            (None, true) => "no: the host refuses io_uring".to_owned(),
+            (Some(pinner), _) => match pinner.state() {
+                PinState::Pinned(bytes) => format!(
+                    "{} (incompatible with ballooning, free page reporting and virtio-mem)",
+                    crate::size::display(bytes)
+                ),
+                PinState::Working => "under way".to_owned(),
+                PinState::Refused(reason) => format!("no: {reason}"),
+            },
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if let Some(pinner) = &self.pinner {
+            pinner.stop();
+        }
+    }
+}
+
+fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
+    if !options.pin_guest_memory {
+        return None;
+    }
+    Pinner::spawn()
+        .map_err(|error| log::error!("--pin-guest-memory: {error}: plain buffers are used"))
+        .ok()
 }
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
@@ -513,7 +554,11 @@ impl Device for Disk {
             Ok(path) => Some(Raw::new(Arc::clone(path))?),
             Err(_) => None,
         };
-        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, slots);
+        let pins = match &self.pinner {
+            Some(pinner) => Some(pinner.worker()?),
+            None => None,
+        };
+        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, pins, slots);
         self.tallies().push(channel.tally());
         Ok(channel)
     }

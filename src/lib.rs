@@ -13,6 +13,7 @@ pub mod engine;
 pub mod guard;
 pub mod image_lock;
 pub mod logging;
+pub mod pin;
 pub mod planner;
 pub mod serve;
 pub mod signals;

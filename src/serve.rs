@@ -79,6 +79,7 @@ fn disk_options(config: &Config) -> DiskOptions {
         lock: config.lock,
         io_path: config.io_path,
         map_budget: config.map_budget,
+        pin_guest_memory: config.pin_guest_memory,
     }
 }
 

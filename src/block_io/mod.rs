@@ -16,11 +16,11 @@ mod task;
 mod tests;
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vhost_backend::{Completion, IoChannel, Op, Status, Tag};
+use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
 
 use self::approach::{Choice, choose};
 pub use self::raw::Raw;
@@ -30,6 +30,7 @@ pub use self::stats::{Sums, Tally};
 use self::task::{Step, Task, Way};
 use crate::bounce::Pool;
 use crate::engine::{Engine, Target, Vector, Work};
+use crate::pin::Pins;
 use crate::planner;
 
 /// Most entries of one vector (`UIO_MAXIOV`).
@@ -40,6 +41,8 @@ const BUFFER_BYTES: usize = 128 << 10;
 /// Punches in the kernel at a time: they use the same threads as fdatasync,
 /// and must not keep a FLUSH waiting behind all of them.
 const ALLOCATIONS: usize = 3;
+/// Watched eventfds of our own: the disk path's and the pinned memory's.
+const OWN_EVENTS: usize = 2;
 /// How often a task that waits for another worker's block looks again.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -50,6 +53,8 @@ pub struct BlockIo<E> {
     shared: Arc<Shared>,
     /// The disk path, if the image can have one.
     raw: Option<Raw>,
+    /// Pinned guest memory, if that was asked for.
+    pins: Option<Pins>,
     counts: Counts,
     tasks: Box<[Task]>,
     ended: Vec<Completion>,
@@ -76,12 +81,20 @@ enum Next {
 
 impl<E: Engine> BlockIo<E> {
     /// The I/O of up to `slots` requests at a time.
-    pub fn new(mut engine: E, shared: Arc<Shared>, raw: Option<Raw>, slots: usize) -> Self {
+    pub fn new(
+        mut engine: E,
+        shared: Arc<Shared>,
+        raw: Option<Raw>,
+        pins: Option<Pins>,
+        slots: usize,
+    ) -> Self {
         engine.watch(0, raw.as_ref().map(Raw::event));
+        engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
         Self {
             engine,
             shared,
             raw,
+            pins,
             counts: Counts::default(),
             tasks: (0..slots).map(|_| Task::default()).collect(),
             ended: Vec::with_capacity(slots),
@@ -502,6 +515,12 @@ impl<E: Engine> BlockIo<E> {
 }
 
 impl<E: Engine> IoChannel for BlockIo<E> {
+    fn memory(&mut self, regions: &[HostRegion]) {
+        if let Some(pins) = &mut self.pins {
+            pins.want(regions, &mut self.engine);
+        }
+    }
+
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         self.tasks[tag.0 as usize].begin(op, data, &self.shared);
         self.advance(tag.0);
@@ -514,6 +533,9 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
         if let Some(raw) = &mut self.raw {
             raw.turn();
+        }
+        if let Some(pins) = self.pins.as_mut().filter(|pins| !pins.is_settled()) {
+            pins.take(&mut self.engine);
         }
         let mut results = std::mem::take(&mut self.results);
         self.engine
@@ -540,8 +562,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     }
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
-        // The first place is the disk path's own.
-        self.engine.watch(index + 1, fd);
+        self.engine.watch(OWN_EVENTS + index, fd);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use super::*;
-use crate::engine::{Files, sync::Sync, uring::Uring};
+use crate::engine::{Files, Slot, sync::Sync, uring::Uring};
 use crate::sys::DirectAlign;
 
 const BYTES: usize = 1 << 20;
@@ -80,6 +80,14 @@ impl Engine for Grudging {
 
     fn has_ended(&mut self) -> bool {
         !self.interrupted.is_empty() || self.engine.has_ended()
+    }
+
+    fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> std::io::Result<()> {
+        self.engine.clone_buffers(ring, slots)
+    }
+
+    fn drop_buffers(&mut self) {
+        self.engine.drop_buffers();
     }
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
@@ -174,7 +182,7 @@ fn agrees_with_a_model<E: Engine>(engine: E, file: &File, align: u32) {
         },
         4096,
     ));
-    let mut io = BlockIo::new(engine, shared, None, SLOTS);
+    let mut io = BlockIo::new(engine, shared, None, None, SLOTS);
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(align));
     let mut model = vec![0u8; BYTES];
     let mut memory = vec![0u8; 600_000];
@@ -286,6 +294,7 @@ fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
         Sync::new(files(&file), SLOTS),
         Arc::new(Shared::new(align, 4096)),
         None,
+        None,
         SLOTS,
     );
     file.set_len(512).unwrap();
@@ -306,9 +315,10 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
         Sync::new(files(&file), SLOTS),
         Arc::clone(&shared),
         None,
+        None,
         SLOTS,
     );
-    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, None, SLOTS);
+    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, None, None, SLOTS);
     let (mut a, mut b) = ([1u8; 512], [2u8; 512]);
     let piece = |memory: &mut [u8; 512]| libc::iovec {
         iov_base: memory.as_mut_ptr().cast(),

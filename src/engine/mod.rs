@@ -10,6 +10,7 @@
 pub mod sync;
 pub mod uring;
 
+use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -92,6 +93,40 @@ pub enum Work {
     },
 }
 
+/// A registered buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    base: usize,
+    len: usize,
+}
+
+impl Slot {
+    /// `len` bytes at the address `base`.
+    pub fn new(base: usize, len: usize) -> Slot {
+        Slot { base, len }
+    }
+
+    /// As an entry for the kernel.
+    pub fn entry(&self) -> libc::iovec {
+        libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(self.base),
+            iov_len: self.len,
+        }
+    }
+
+    /// All of `piece` lies in it.
+    fn contains(&self, piece: &libc::iovec) -> bool {
+        let offset = piece.iov_base.addr().wrapping_sub(self.base);
+        offset <= self.len && piece.iov_len <= self.len - offset
+    }
+
+    /// Bytes.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
 /// Takes operations, and gives back one result for each.
 pub trait Engine {
     /// Queues an operation, to be named by `token` when it has ended.
@@ -112,6 +147,17 @@ pub trait Engine {
     /// [`completions`](Self::completions) may have something to give; costs no
     /// more than a few loads.
     fn has_ended(&mut self) -> bool;
+
+    /// Shares the registered buffers of another ring, which has them in the
+    /// order of `slots`; operations on memory inside them are cheaper then.
+    ///
+    /// # Errors
+    /// The engine or the kernel cannot.
+    fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> io::Result<()>;
+
+    /// Lets go of what [`clone_buffers`](Self::clone_buffers) has shared;
+    /// operations in flight keep what they use.
+    fn drop_buffers(&mut self);
 
     /// From now on each signal of the eventfd `fd` ends a wait, in place of
     /// the one at `index` before. Indices are small. It stays open until the
@@ -160,6 +206,20 @@ impl Engine for Any {
         match self {
             Self::Uring(engine) => engine.has_ended(),
             Self::Sync(engine) => engine.has_ended(),
+        }
+    }
+
+    fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> io::Result<()> {
+        match self {
+            Self::Uring(engine) => engine.clone_buffers(ring, slots),
+            Self::Sync(engine) => engine.clone_buffers(ring, slots),
+        }
+    }
+
+    fn drop_buffers(&mut self) {
+        match self {
+            Self::Uring(engine) => engine.drop_buffers(),
+            Self::Sync(engine) => engine.drop_buffers(),
         }
     }
 

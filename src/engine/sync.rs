@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::{Engine, Files, Work};
+use super::{Engine, Files, Slot, Work};
 use crate::sys;
 
 /// Operations wait in order and are done one after the other.
@@ -109,6 +109,12 @@ impl Engine for Sync {
     fn has_ended(&mut self) -> bool {
         !self.ended.is_empty()
     }
+
+    fn clone_buffers(&mut self, _ring: RawFd, _slots: &[Slot]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn drop_buffers(&mut self) {}
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
         if self.watched.len() <= index {

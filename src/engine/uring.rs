@@ -6,10 +6,10 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, opcode, squeue};
+use io_uring::types::{CloneBuffersFlags, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
-use super::{Engine, Files, Target, Vector, Work, sync};
+use super::{Engine, Files, Slot, Target, Vector, Work, sync};
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.
@@ -17,6 +17,8 @@ const WATCH: u64 = 1 << 63;
 const INDEX_BITS: u32 = 16;
 /// What becomes of removing a poll is of no interest.
 const REMOVAL: u64 = u64::MAX;
+/// Threads that the kernel may use for what would wait.
+const IO_THREADS: u32 = 64;
 /// `POLLIN`, as io_uring takes it.
 const POLLIN: u32 = 1;
 
@@ -33,6 +35,10 @@ pub struct Uring {
     unwatched: bool,
     /// Tells polls apart that were made for the same index.
     serial: u64,
+    /// Registered buffers, in the order of their indices.
+    slots: Vec<Slot>,
+    /// The kernel takes vectors of registered buffers (since 6.15).
+    vectored: bool,
 }
 
 /// An eventfd, and the poll in the ring that watches it.
@@ -67,6 +73,16 @@ impl Uring {
         let ring = Self::build(entries)?;
         let descriptors = [files.image, files.device.unwrap_or(-1)];
         ring.submitter().register_files(&descriptors)?;
+        // Allocating writes wait for locks of the file system in threads of
+        // the kernel; a sync must not wait behind all of them. Older kernels
+        // cannot be told.
+        let _ = ring
+            .submitter()
+            .register_iowq_max_workers(&mut [IO_THREADS, 0]);
+        let mut probe = Probe::new();
+        let vectored = ring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::ReadvFixed::CODE)
+            && probe.is_supported(opcode::WritevFixed::CODE);
         Ok(Self {
             ring,
             files,
@@ -75,6 +91,8 @@ impl Uring {
             watched: Vec::new(),
             unwatched: false,
             serial: 0,
+            slots: Vec::new(),
+            vectored,
         })
     }
 
@@ -105,39 +123,14 @@ impl Uring {
         builder.build(entries)
     }
 
-    fn entry(work: Work) -> squeue::Entry {
+    fn entry(&self, work: Work) -> squeue::Entry {
         match work {
-            // One buffer is cheaper without a vector.
-            Work::Read(target, vector) if vector.count == 1 => {
-                let (base, len) = single(&vector);
-                opcode::Read::new(slot(target), base, len)
-                    .offset(vector.offset)
-                    .build()
-            }
-            Work::Read(target, vector) => {
-                opcode::Readv::new(slot(target), vector.iov, vector.count)
-                    .offset(vector.offset)
-                    .build()
-            }
+            Work::Read(target, vector) => self.read(target, &vector),
             Work::Write {
                 target,
                 vector,
                 stable,
-            } if vector.count == 1 => {
-                let (base, len) = single(&vector);
-                opcode::Write::new(slot(target), base, len)
-                    .offset(vector.offset)
-                    .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
-                    .build()
-            }
-            Work::Write {
-                target,
-                vector,
-                stable,
-            } => opcode::Writev::new(slot(target), vector.iov, vector.count)
-                .offset(vector.offset)
-                .rw_flags(if stable { libc::RWF_DSYNC } else { 0 })
-                .build(),
+            } => self.write(target, &vector, if stable { libc::RWF_DSYNC } else { 0 }),
             Work::Sync(target) => opcode::Fsync::new(slot(target))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),
@@ -148,6 +141,62 @@ impl Uring {
                     .build()
             }
         }
+    }
+
+    /// A single buffer is cheaper without a vector, and a registered one is
+    /// cheaper still.
+    fn read(&self, target: Target, vector: &Vector) -> squeue::Entry {
+        let (file, offset) = (slot(target), vector.offset);
+        let (single, registered) = (single(vector), self.registered(vector));
+        match (single, registered) {
+            (Some((base, len)), Some(index)) => opcode::ReadFixed::new(file, base, len, index)
+                .offset(offset)
+                .build(),
+            (Some((base, len)), None) => opcode::Read::new(file, base, len).offset(offset).build(),
+            (None, Some(index)) => opcode::ReadvFixed::new(file, vector.iov, vector.count, index)
+                .offset(offset)
+                .build(),
+            (None, None) => opcode::Readv::new(file, vector.iov, vector.count)
+                .offset(offset)
+                .build(),
+        }
+    }
+
+    fn write(&self, target: Target, vector: &Vector, flags: i32) -> squeue::Entry {
+        let (file, offset) = (slot(target), vector.offset);
+        let (single, registered) = (single(vector), self.registered(vector));
+        match (single, registered) {
+            (Some((base, len)), Some(index)) => opcode::WriteFixed::new(file, base, len, index)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            (Some((base, len)), None) => opcode::Write::new(file, base, len)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            (None, Some(index)) => opcode::WritevFixed::new(file, vector.iov, vector.count, index)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            (None, None) => opcode::Writev::new(file, vector.iov, vector.count)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+        }
+    }
+
+    /// The registered buffer that all of a vector lies in.
+    fn registered(&self, vector: &Vector) -> Option<u16> {
+        if self.slots.is_empty() || (vector.count > 1 && !self.vectored) {
+            return None;
+        }
+        // SAFETY: a vector that was pushed has valid entries, as many as it says.
+        let entries = unsafe { std::slice::from_raw_parts(vector.iov, vector.count as usize) };
+        let index = self
+            .slots
+            .iter()
+            .position(|slot| entries.iter().all(|entry| slot.contains(entry)))?;
+        u16::try_from(index).ok()
     }
 
     fn place(&mut self, entry: &squeue::Entry) {
@@ -198,11 +247,14 @@ impl Uring {
 
 /// The only entry of a vector. The kernel moves less than 2 GiB at a time, so
 /// a longer buffer is only cut short.
-fn single(vector: &Vector) -> (*mut u8, u32) {
+fn single(vector: &Vector) -> Option<(*mut u8, u32)> {
+    if vector.count != 1 {
+        return None;
+    }
     // SAFETY: a vector that was pushed has valid entries, as many as it says.
     let entry = unsafe { *vector.iov };
     let len = u32::try_from(entry.iov_len).unwrap_or(MOST);
-    (entry.iov_base.cast(), len.min(MOST))
+    Some((entry.iov_base.cast(), len.min(MOST)))
 }
 
 /// `MAX_RW_COUNT`, a multiple of every block.
@@ -223,7 +275,8 @@ impl Engine for Uring {
             self.ended.push((token, result));
             return;
         }
-        self.place(&Self::entry(work).user_data(u64::from(token)));
+        let entry = self.entry(work).user_data(u64::from(token));
+        self.place(&entry);
         self.running += 1;
     }
 
@@ -262,6 +315,28 @@ impl Engine for Uring {
         }
         // The kernel has completions that it posts when it is entered.
         self.running > 0 && self.ring.submission().taskrun()
+    }
+
+    fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> io::Result<()> {
+        self.drop_buffers();
+        self.ring.submitter().register_buffers_clone_offset(
+            ring,
+            0,
+            0,
+            0,
+            CloneBuffersFlags::empty(),
+        )?;
+        self.slots.extend_from_slice(slots);
+        Ok(())
+    }
+
+    fn drop_buffers(&mut self) {
+        if !self.slots.is_empty() {
+            self.slots.clear();
+            if let Err(error) = self.ring.submitter().unregister_buffers() {
+                log::warn!("registered buffers cannot be let go of: {error}");
+            }
+        }
     }
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {

@@ -152,9 +152,26 @@ pub struct Completion {
     pub status: Status,
 }
 
+/// A region of guest memory as it is mapped into this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostRegion {
+    /// The address of its first byte here.
+    pub base: usize,
+    /// Bytes.
+    pub len: usize,
+    /// Tells mappings apart that come to lie at the same address one after the
+    /// other.
+    pub id: u64,
+}
+
 /// The I/O of one worker thread. Nothing here blocks but [`wait`](Self::wait),
 /// and nothing allocates per request.
 pub trait IoChannel {
+    /// Requests that are submitted from now on have their buffers in these
+    /// regions. Others that were named before stay mapped until the requests
+    /// that use them have ended.
+    fn memory(&mut self, regions: &[HostRegion]);
+
     /// Takes a request. `data` are host addresses of guest memory that stay
     /// mapped until the completion is reported; the list itself is only
     /// borrowed for this call. Their sum is a multiple of 512; the pieces

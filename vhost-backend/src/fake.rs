@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::command::RingAddresses;
 use crate::device::{
-    Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
+    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
     WriteZeroesLimits,
 };
 use crate::memory::{Memory, RegionSpec};
@@ -414,6 +414,8 @@ impl FakeChannel {
 }
 
 impl IoChannel for FakeChannel {
+    fn memory(&mut self, _regions: &[HostRegion]) {}
+
     fn submit(&mut self, tag: Tag, op: Op, data: &[iovec]) {
         let mut desk = self.io.desk();
         assert!((tag.0 as usize) < desk.slots, "{tag:?} is beyond the slots");

@@ -46,7 +46,7 @@ mod worker;
 mod workers;
 
 pub use device::{
-    Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
+    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
     WriteZeroesLimits,
 };
 pub use error::Error;

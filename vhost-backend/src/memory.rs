@@ -6,15 +6,20 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
+use crate::device::HostRegion;
 use crate::sigbus::Guarded;
 use crate::sys;
 
 /// Regions a table may hold (GET_MAX_MEM_SLOTS).
 pub(crate) const MAX_REGIONS: usize = 509;
+
+/// How many mappings were made.
+static MAPPINGS: AtomicU64 = AtomicU64::new(1);
 
 /// Why a region or a table is refused.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,8 @@ impl RegionSpec {
 /// is gone.
 #[derive(Debug)]
 struct Mapping {
+    /// No other mapping of this process has or had it.
+    id: u64,
     /// Before the mapping, so that it is dropped first. `None`: cannot shrink.
     _guard: Option<Guarded>,
     _mmap: MmapRegion,
@@ -78,7 +85,7 @@ struct Region {
     spec: RegionSpec,
     /// The address of its first byte here, with exposed provenance.
     host: usize,
-    _mapping: Arc<Mapping>,
+    mapping: Arc<Mapping>,
 }
 
 impl Region {
@@ -116,7 +123,8 @@ impl Region {
         Ok(Self {
             spec,
             host: host + skip,
-            _mapping: Arc::new(Mapping {
+            mapping: Arc::new(Mapping {
+                id: MAPPINGS.fetch_add(1, Ordering::Relaxed),
                 _guard: guard,
                 _mmap: mmap,
             }),
@@ -212,6 +220,16 @@ impl Memory {
     /// How many regions there are.
     pub(crate) fn regions(&self) -> usize {
         self.regions.len()
+    }
+
+    /// The regions as they are mapped here.
+    pub(crate) fn host_regions(&self) -> Vec<HostRegion> {
+        let region = |r: &Region| HostRegion {
+            base: r.host,
+            len: usize::try_from(r.spec.size).unwrap_or(0),
+            id: r.mapping.id,
+        };
+        self.regions.iter().map(region).collect()
     }
 
     /// Bytes of all regions.

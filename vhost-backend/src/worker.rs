@@ -175,6 +175,7 @@ impl<D: Device> Worker<D> {
                 return;
             }
             Command::Memory { memory, retire } => {
+                self.common.channel.memory(&memory.host_regions());
                 self.common.epochs.replace(memory);
                 for queue in &mut self.queues {
                     queue.relocate(&self.common.epochs, None);
