@@ -36,6 +36,7 @@ mod requests;
 mod ring;
 mod server;
 mod session;
+mod shared;
 mod sigbus;
 mod spin;
 mod status;

@@ -2,18 +2,12 @@
 //! time, replaced as a whole.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::FileOffset;
-use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
-
 use crate::device::HostRegion;
-use crate::sigbus::Guarded;
-use crate::sys;
+use crate::shared::{Shared, SharedError};
 
 /// Regions a table may hold (GET_MAX_MEM_SLOTS).
 pub(crate) const MAX_REGIONS: usize = 509;
@@ -32,14 +26,10 @@ pub(crate) enum MemoryError {
     TooMany,
     #[error("the number of memory regions and of files differs")]
     Files,
-    #[error("a memory region is not backed by a regular file")]
-    NotAFile,
-    #[error("a memory region reaches beyond the end of its file")]
-    BeyondFile,
     #[error("there is no such memory region")]
     Unknown,
-    #[error("cannot map a memory region: {0}")]
-    Map(io::Error),
+    #[error("a memory region {0}")]
+    Shared(#[from] SharedError),
 }
 
 /// A region as the front-end describes it; all in bytes.
@@ -75,9 +65,7 @@ impl RegionSpec {
 struct Mapping {
     /// No other mapping of this process has or had it.
     id: u64,
-    /// Before the mapping, so that it is dropped first. `None`: cannot shrink.
-    _guard: Option<Guarded>,
-    _mmap: MmapRegion,
+    _shared: Shared,
 }
 
 #[derive(Debug, Clone)]
@@ -91,42 +79,13 @@ struct Region {
 impl Region {
     fn map(spec: RegionSpec, file: File) -> Result<Self, MemoryError> {
         spec.check()?;
-        let metadata = file.metadata().map_err(MemoryError::Map)?;
-        if !metadata.file_type().is_file() {
-            return Err(MemoryError::NotAFile);
-        }
-        if metadata.size() < spec.offset + spec.size {
-            return Err(MemoryError::BeyondFile);
-        }
-
-        // Only whole pages can be mapped, and only whole huge pages unmapped.
-        let granule = sys::map_granule(&file).map_err(MemoryError::Map)?;
-        let start = spec.offset / granule * granule;
-        let end = (spec.offset + spec.size)
-            .checked_next_multiple_of(granule)
-            .ok_or(MemoryError::Range)?;
-        let size = |bytes: u64| usize::try_from(bytes).map_err(|_| MemoryError::Range);
-        let (len, skip) = (size(end - start)?, size(spec.offset - start)?);
-        let shrinks = !sys::cannot_shrink(&file);
-        let mmap: MmapRegion = MmapRegionBuilder::new(len)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::new(file, start))
-            .build()
-            .map_err(|e| MemoryError::Map(io::Error::other(e)))?;
-        sys::keep_private(mmap.as_ptr(), len);
-
-        let host = mmap.as_ptr().expose_provenance();
-        let guard = shrinks
-            .then(|| Guarded::new(host, len, size(granule)?).map_err(MemoryError::Map))
-            .transpose()?;
+        let shared = Shared::map(file, spec.offset, spec.size)?;
         Ok(Self {
             spec,
-            host: host + skip,
+            host: shared.at(0).addr(),
             mapping: Arc::new(Mapping {
                 id: MAPPINGS.fetch_add(1, Ordering::Relaxed),
-                _guard: guard,
-                _mmap: mmap,
+                _shared: shared,
             }),
         })
     }
@@ -256,6 +215,16 @@ impl Memory {
         region.host(offset)
     }
 
+    /// The guest physical address of a host address of this table.
+    pub(crate) fn guest(&self, host: *const u8) -> Option<u64> {
+        let largest = self.regions.get(self.largest);
+        largest.into_iter().chain(&self.regions).find_map(|r| {
+            let offset = host.addr().checked_sub(r.host)?;
+            let offset = u64::try_from(offset).ok()?;
+            (offset < r.spec.size).then(|| r.spec.guest + offset)
+        })
+    }
+
     /// Appends the host pieces of `len` bytes, split where regions meet
     /// (RING-11); `None` (and nothing appended) if any byte is not mapped.
     pub(crate) fn pieces(&self, guest: u64, len: u64, into: &mut Vec<libc::iovec>) -> Option<()> {
@@ -296,6 +265,7 @@ impl Memory {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::sys;
     use std::os::fd::{AsRawFd, FromRawFd};
 
     fn memfd(size: u64, flags: libc::c_uint) -> File {
@@ -396,11 +366,11 @@ pub(crate) mod tests {
         ));
         assert!(matches!(
             refused(spec(0, 0x4001, USER, 0)),
-            MemoryError::BeyondFile
+            MemoryError::Shared(SharedError::BeyondFile)
         ));
         assert!(matches!(
             refused(spec(0, 0x1000, USER, 0x4000)),
-            MemoryError::BeyondFile
+            MemoryError::Shared(SharedError::BeyondFile)
         ));
         let null = File::options()
             .read(true)
@@ -409,7 +379,7 @@ pub(crate) mod tests {
             .unwrap();
         assert!(matches!(
             Memory::default().with(spec(0, 0x1000, USER, 0), null),
-            Err(MemoryError::NotAFile)
+            Err(MemoryError::Shared(SharedError::NotAFile))
         ));
         assert!(matches!(
             table().with(spec(0x10_3000, 0x1000, 0x1000, 0), file()),
