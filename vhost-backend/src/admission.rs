@@ -52,6 +52,10 @@ impl Terms {
             FrontendReq::GET_CONFIG | FrontendReq::SET_CONFIG => VhostUserProtocolFeatures::CONFIG,
             FrontendReq::SET_BACKEND_REQ_FD => VhostUserProtocolFeatures::BACKEND_REQ,
             FrontendReq::RESET_DEVICE => VhostUserProtocolFeatures::RESET_DEVICE,
+            FrontendReq::GET_INFLIGHT_FD | FrontendReq::SET_INFLIGHT_FD => {
+                VhostUserProtocolFeatures::INFLIGHT_SHMFD
+            }
+            FrontendReq::SET_LOG_BASE => VhostUserProtocolFeatures::LOG_SHMFD,
             FrontendReq::GET_MAX_MEM_SLOTS
             | FrontendReq::ADD_MEM_REG
             | FrontendReq::REM_MEM_REG => VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
@@ -96,6 +100,10 @@ fn has_form(request: FrontendReq, message: &Message, payload: &[u8]) -> bool {
         FrontendReq::REM_MEM_REG => size == 40 && fds <= 1,
         FrontendReq::SET_BACKEND_REQ_FD => fds == 1,
         FrontendReq::SET_CONFIG => size > 12 && fds == 0,
+        // With or without the padding of the structure in C.
+        FrontendReq::GET_INFLIGHT_FD => (size == 20 || size == 24) && fds == 0,
+        FrontendReq::SET_INFLIGHT_FD => (size == 20 || size == 24) && fds == 1,
+        FrontendReq::SET_LOG_BASE => size == 16 && fds == 1,
         FrontendReq::GET_CONFIG => {
             let (offset, len) = (u64::from(u32_at(payload, 0)), u64::from(u32_at(payload, 4)));
             let whole = u64::try_from(size).is_ok_and(|size| size == 12 + len);
@@ -105,11 +113,37 @@ fn has_form(request: FrontendReq, message: &Message, payload: &[u8]) -> bool {
     }
 }
 
-/// The answer to a refused request: a failure where one was asked for, and
-/// something that can only be understood as one where the front-end waits for
-/// a reply in any case (VU-5). `None`: the request is never answered.
-pub(crate) fn refusal_reply(message: &Message, payload: &[u8], reply_ack: bool) -> Option<Vec<u8>> {
+/// The answer to a refused request, and the number it is sent under: a
+/// failure where one was asked for, and something that can only be understood
+/// as one where the front-end waits for a reply in any case (VU-5). `None`:
+/// the request is never answered.
+pub(crate) fn refusal_reply(
+    message: &Message,
+    payload: &[u8],
+    terms: &Terms,
+) -> Option<(u32, Vec<u8>)> {
+    let logs = terms
+        .negotiated
+        .has_protocol(VhostUserProtocolFeatures::LOG_SHMFD);
+    if logs && message.request == u32::from(FrontendReq::SET_LOG_BASE) {
+        return Some(log_refusal_reply());
+    }
+    let reply = refusal_payload(message, payload, terms.reply_ack())?;
+    Some((message.request, reply))
+}
+
+/// The answer to a SET_LOG_BASE that is refused. QEMU looks at nothing but
+/// the number of the reply: taken for success, it would migrate a guest
+/// without the pages that are written here. So the number is that of no
+/// request; the length is what others wait for.
+pub(crate) fn log_refusal_reply() -> (u32, Vec<u8>) {
+    (0, vec![0; 16])
+}
+
+fn refusal_payload(message: &Message, payload: &[u8], reply_ack: bool) -> Option<Vec<u8>> {
     match FrontendReq::try_from(message.request) {
+        // No queues and no bytes, and no descriptor either.
+        Ok(FrontendReq::GET_INFLIGHT_FD) => Some(vec![0; payload.len().clamp(20, 24)]),
         Ok(FrontendReq::GET_CONFIG) => {
             // No bytes of configuration: an error (VU-25).
             let words = [u32_at(payload, 0), 0, u32_at(payload, 8)];
@@ -150,7 +184,12 @@ fn u32_at(payload: &[u8], at: usize) -> u32 {
     bytes.map_or(0, u32::from_ne_bytes)
 }
 
-fn u64_at(payload: &[u8], at: usize) -> u64 {
+pub(crate) fn u16_at(payload: &[u8], at: usize) -> u16 {
+    let bytes = payload.get(at..at + 2).and_then(|b| b.try_into().ok());
+    bytes.map_or(0, u16::from_ne_bytes)
+}
+
+pub(crate) fn u64_at(payload: &[u8], at: usize) -> u64 {
     let bytes = payload.get(at..at + 8).and_then(|b| b.try_into().ok());
     bytes.map_or(0, u64::from_ne_bytes)
 }
@@ -204,6 +243,10 @@ mod tests {
             (38, &[0; 40], 0),
             (21, &[], 1),
             (24, &get_config, 0),
+            (6, &[0; 16], 1),
+            (31, &[0; 20], 0),
+            (31, &[0; 24], 0),
+            (32, &[0; 24], 1),
         ] {
             assert!(admits(&all, request, payload, fds), "{request}");
             assert!(!admits(&none, request, payload, fds), "{request}");
@@ -215,7 +258,7 @@ mod tests {
         let terms = terms(0);
         assert!(admits(&terms, 2, &(PROTOCOL_FEATURES | 1).to_ne_bytes(), 0));
         assert!(!admits(&terms, 2, &(1_u64 << 63).to_ne_bytes(), 0));
-        assert!(!admits(&terms, 16, &(1_u64 << 12).to_ne_bytes(), 0));
+        assert!(!admits(&terms, 16, &(1_u64 << 14).to_ne_bytes(), 0));
     }
 
     #[test]
@@ -249,21 +292,28 @@ mod tests {
             size: 12,
             fds: 0,
         };
+        let (all, none) = (terms(PROTOCOL.bits()), terms(0));
         let asked = [7_u32, 4, 0].map(u32::to_ne_bytes).concat();
         let no_bytes = [7_u32, 0, 0].map(u32::to_ne_bytes).concat();
         assert_eq!(
-            refusal_reply(&message(24, false), &asked, false),
-            Some(no_bytes)
+            refusal_reply(&message(24, false), &asked, &none),
+            Some((24, no_bytes))
         );
         assert_eq!(
-            refusal_reply(&message(1000, true), &asked, true),
-            Some(vec![1, 0, 0, 0, 0, 0, 0, 0])
+            refusal_reply(&message(1000, true), &asked, &all),
+            Some((1000, vec![1, 0, 0, 0, 0, 0, 0, 0]))
         );
-        assert_eq!(refusal_reply(&message(1000, true), &asked, false), None);
-        assert_eq!(refusal_reply(&message(8, false), &asked, true), None);
+        assert_eq!(refusal_reply(&message(1000, true), &asked, &none), None);
+        assert_eq!(refusal_reply(&message(8, false), &asked, &all), None);
         assert_eq!(
-            refusal_reply(&message(31, false), &asked, true),
-            Some(Vec::new())
+            refusal_reply(&message(40, false), &asked, &all),
+            Some((40, Vec::new()))
         );
+        let nothing = refusal_reply(&message(31, false), &[7; 24], &all);
+        assert_eq!(nothing, Some((31, vec![0; 24])));
+        // Neither QEMU nor others may take it for success.
+        let refused = refusal_reply(&message(6, false), &asked, &all);
+        assert_eq!(refused, Some((0, vec![0; 16])));
+        assert_eq!(refusal_reply(&message(6, false), &asked, &none), None);
     }
 }

@@ -169,6 +169,14 @@ impl Iterator for Descriptors<'_> {
 pub(crate) struct StatusByte(*mut u8);
 
 impl StatusByte {
+    /// The byte as a piece of host memory.
+    pub(crate) fn piece(&self) -> iovec {
+        iovec {
+            iov_base: self.0.cast(),
+            iov_len: 1,
+        }
+    }
+
     /// # Safety
     /// The memory that the chain was walked over is still held.
     pub(crate) unsafe fn write(self, status: Status) {
@@ -315,7 +323,7 @@ impl Scratch {
         match writable.take_last() {
             Some(status) if sound => Walked::Good(
                 Chain {
-                    _memory: memory,
+                    memory,
                     readable,
                     writable,
                 },
@@ -339,7 +347,7 @@ pub(crate) enum Walked<'a> {
 /// written through [`ChainReader`] are not part of it any more.
 #[derive(Debug)]
 pub(crate) struct Chain<'a> {
-    _memory: &'a Memory,
+    memory: &'a Memory,
     readable: &'a mut Buffers,
     writable: &'a mut Buffers,
 }
@@ -348,6 +356,12 @@ impl Chain<'_> {
     /// What is left of the buffers that the device reads; `None`: too many.
     pub(crate) fn readable_pieces(&self) -> Option<&[iovec]> {
         self.readable.rest()
+    }
+
+    /// All that may be written, but for the status, and the memory it is in;
+    /// before anything is.
+    pub(crate) fn written(&self) -> (&Memory, &[iovec]) {
+        (self.memory, &self.writable.pieces)
     }
 
     /// What is left of the buffers that the device writes.
@@ -367,7 +381,7 @@ impl ChainReader for Chain<'_> {
 
     fn read(&mut self, into: &mut [u8]) -> usize {
         self.readable.consume(into.len(), |host, offset, len| {
-            // SAFETY: `host` is a piece of `_memory` with at least `len` bytes,
+            // SAFETY: `host` is a piece of `memory` with at least `len` bytes,
             // and `consume` stays within what it was asked for. The guest may
             // change the bytes meanwhile; any value is valid, and what was
             // copied is all that is looked at.

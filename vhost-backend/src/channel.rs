@@ -159,6 +159,20 @@ impl Channel {
         send(&self.stream, request, VERSION | REPLY, payload)
     }
 
+    /// Answers a request with a descriptor, without waiting.
+    ///
+    /// # Errors
+    /// As [`reply`](Self::reply).
+    pub(crate) fn reply_with_fd(
+        &self,
+        request: u32,
+        payload: &[u8],
+        fd: OwnedFd,
+    ) -> io::Result<()> {
+        let bytes = bytes(request, VERSION | REPLY, payload)?;
+        send_all(&self.stream, &bytes, &[fd])
+    }
+
     /// Sends what somebody else has answered, as it is and without waiting.
     ///
     /// # Errors
@@ -232,13 +246,18 @@ pub(crate) fn send(
     flags: u32,
     payload: &[u8],
 ) -> io::Result<()> {
+    send_all(stream, &bytes(request, flags | VERSION, payload)?, &[])
+}
+
+/// A whole message.
+fn bytes(request: u32, flags: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
     let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
-    for word in [request, flags | VERSION, size] {
+    for word in [request, flags, size] {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     bytes.extend_from_slice(payload);
-    send_all(stream, &bytes, &[])
+    Ok(bytes)
 }
 
 fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {

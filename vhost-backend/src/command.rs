@@ -8,6 +8,8 @@ use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::dirty::Logging;
+use crate::inflight::Region;
 use crate::memory::Memory;
 
 /// Where a ring lies, in guest physical addresses.
@@ -26,6 +28,10 @@ pub(crate) struct RingSetup {
     pub addresses: RingAddresses,
     /// First avail index to fetch. The used index is read from guest memory.
     pub next_avail: u16,
+    /// Where requests in flight are recorded; says better where to go on.
+    pub inflight: Option<Region>,
+    /// Where writes to the used ring are logged, while there is a log.
+    pub used_log: Option<u64>,
     /// `VIRTIO_RING_F_EVENT_IDX` was negotiated.
     pub event_idx: bool,
     /// `None`: the front-end asked for polling (VU-12).
@@ -57,7 +63,12 @@ pub(crate) enum Command {
     Move {
         queue: usize,
         addresses: RingAddresses,
+        used_log: Option<u64>,
     },
+    /// Log what is written there from now on; the last log is not written any
+    /// more. If data was not logged before, the answer waits until no request
+    /// is in flight of which nobody has noted what it writes.
+    Log { logging: Logging },
     /// Execute requests, or leave them in the ring.
     Enable { queue: usize, on: bool },
     /// Replace the kick of a running ring.
@@ -77,7 +88,8 @@ pub(crate) enum Answer {
     Done,
     /// A ring has stopped; the next avail index, if it was started.
     Stopped(Option<u16>),
-    /// The ring could not be served: it does not lie in guest memory.
+    /// The ring could not be served: it does not lie in guest memory, or its
+    /// record of requests in flight is not usable.
     Refused,
 }
 

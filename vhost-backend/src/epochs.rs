@@ -58,6 +58,14 @@ impl Epochs {
         self.drop_unused();
     }
 
+    /// Requests fetched from now on can be told from earlier ones by
+    /// [`only_current`](Self::only_current).
+    pub(crate) fn renew(&mut self) {
+        if let Some(memory) = self.current().map(Arc::clone) {
+            self.replace(memory);
+        }
+    }
+
     /// No request in flight uses an older table.
     pub(crate) fn only_current(&self) -> bool {
         self.epochs.len() == 1

@@ -3,7 +3,9 @@
 
 use std::io;
 
+use crate::inflight::InflightError;
 use crate::memory::MemoryError;
+use crate::shared::SharedError;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,8 @@ pub(crate) enum Refusal {
     RingIndex(u32),
     #[error("a ring does not lie in guest memory, aligned")]
     RingOutside,
+    #[error("a ring or its record of requests in flight cannot be used as it is")]
+    RingUnusable,
     #[error("a running ring lies in this memory")]
     RingInside,
     #[error("a ring cannot change its size while it runs")]
@@ -64,6 +68,12 @@ pub(crate) enum Refusal {
     Request(u32),
     #[error("{0} is not an event file descriptor")]
     NotAnEvent(&'static str),
+    #[error("no descriptor came with it")]
+    NoFile,
+    #[error("the log of dirty pages {0}")]
+    Log(SharedError),
+    #[error("{0}")]
+    Inflight(#[from] InflightError),
     #[error("{0}")]
     Host(io::Error),
     #[error("{0}")]

@@ -14,6 +14,9 @@ use crate::device::DiskInfo;
 /// `VHOST_USER_F_PROTOCOL_FEATURES`, bit 30.
 pub(crate) const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
+/// `VHOST_F_LOG_ALL`, bit 26: log what is written to guest memory.
+pub(crate) const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 const CONFIG_WCE: u64 = 1 << VIRTIO_BLK_F_CONFIG_WCE;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -21,7 +24,7 @@ const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// The virtio features of a disk. Nothing depends on a feature that is not
 /// offered as well (BLK-2, BLK-6).
 pub(crate) fn offered(info: &DiskInfo) -> u64 {
-    let mut bits = PROTOCOL_FEATURES | FLUSH | EVENT_IDX;
+    let mut bits = PROTOCOL_FEATURES | LOG_ALL | FLUSH | EVENT_IDX;
     for bit in [
         VIRTIO_BLK_F_SEG_MAX,
         VIRTIO_BLK_F_BLK_SIZE,
@@ -47,9 +50,11 @@ pub(crate) fn offered(info: &DiskInfo) -> u64 {
 
 /// The protocol features: only what is handled (VU-42).
 pub(crate) const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
+    .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::BACKEND_REQ)
     .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
@@ -73,6 +78,11 @@ impl Negotiated {
     /// Rings start disabled and SET_VRING_ENABLE is understood (VU-8).
     pub(crate) fn rings_are_enabled_by_message(&self) -> bool {
         self.has(PROTOCOL_FEATURES)
+    }
+
+    /// What requests write is logged, if there is a log (VU-37).
+    pub(crate) fn logs_data(&self) -> bool {
+        self.has(LOG_ALL)
     }
 
     pub(crate) fn event_idx(&self) -> bool {
@@ -151,12 +161,15 @@ pub(crate) mod tests {
 
     #[test]
     fn ring_18_ring_19_vu_42_blk_33_blk_34_only_what_is_handled_is_offered() {
-        let known: u64 = [2, 6, 9, 10, 11, 12, 13, 14, 28, 29, 30, 32]
+        let known: u64 = [2, 6, 9, 10, 11, 12, 13, 14, 26, 28, 29, 30, 32]
             .map(|b| 1 << b)
             .iter()
             .sum();
         assert_eq!(offered(&disk(false)), known);
-        assert_eq!(PROTOCOL.bits(), 1 | 8 | 0x20 | 0x200 | 0x2000 | 0x8000);
+        assert_eq!(
+            PROTOCOL.bits(),
+            1 | 2 | 8 | 0x20 | 0x200 | 0x1000 | 0x2000 | 0x8000
+        );
     }
 
     #[test]

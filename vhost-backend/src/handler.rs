@@ -12,15 +12,21 @@ use crate::admission::Terms;
 use crate::command::{Answer, Command, Mode, RingAddresses};
 use crate::config_space::{self, ConfigSpace};
 use crate::device::{Device, DiskInfo};
+use crate::dirty::Log;
 use crate::error::Refusal;
 use crate::features::{self, Negotiated};
 use crate::image::Image;
+use crate::inflight::Inflight;
 use crate::memory::Memory;
 use crate::options::Options;
 use crate::status::SessionStatus;
 use crate::sys;
 use crate::vring::{self, Kick, Vring};
 use crate::workers::Workers;
+
+mod areas;
+
+pub(crate) use areas::Area;
 
 /// The device as one front-end after the other has it.
 pub(crate) struct Handler<D: Device> {
@@ -36,6 +42,10 @@ pub(crate) struct Handler<D: Device> {
     memory: Arc<Memory>,
     vrings: Vec<Vring>,
     image: Image,
+    /// The record of requests in flight, if the front-end keeps one.
+    inflight: Option<Inflight>,
+    /// Dirty pages are logged there, once a feature or a ring asks for it.
+    log: Option<Arc<Log>>,
 }
 
 impl<D: Device> Handler<D> {
@@ -57,6 +67,8 @@ impl<D: Device> Handler<D> {
             memory: Arc::default(),
             vrings: (0..options.queues).map(|_| Vring::default()).collect(),
             image: Image::default(),
+            inflight: None,
+            log: None,
         }
     }
 
@@ -101,8 +113,12 @@ impl<D: Device> Handler<D> {
     }
 
     pub(crate) fn set_features(&mut self, features: u64) {
+        let logged = self.negotiated.logs_data();
         self.negotiated.features = Some(features);
         self.update_mode();
+        if self.negotiated.logs_data() != logged && self.log.is_some() {
+            self.tell_logging();
+        }
         if !self.negotiated.rings_are_enabled_by_message() {
             for queue in 0..self.vrings.len() {
                 self.set_enabled(queue, true);
@@ -181,27 +197,41 @@ impl<D: Device> Handler<D> {
         self.start_if_ready(queue)
     }
 
-    /// Addresses are the front-end's. Those of a running ring move it (VU-17).
-    pub(crate) fn set_addresses(&mut self, index: u32, user: RingAddresses) -> Result<(), Refusal> {
+    /// Addresses are the front-end's. Those of a running ring move it (VU-17),
+    /// or where its used part is logged (VU-38).
+    pub(crate) fn set_addresses(
+        &mut self,
+        index: u32,
+        user: RingAddresses,
+        used_log: Option<u64>,
+    ) -> Result<(), Refusal> {
         let memory = Arc::clone(&self.memory);
         let (queue, ring) = self.ring(index)?;
         if memory.is_empty() {
             ring.user = Some(user);
+            ring.used_log = used_log;
             return Ok(());
         }
         let addresses = vring::translate(user, ring.size.unwrap_or(1), &memory)?;
         if let Some(running) = ring.running
-            && running != addresses
+            && (running, ring.used_log) != (addresses, used_log)
         {
-            if self.workers.tell(queue, Command::Move { queue, addresses }) == Answer::Refused {
+            let order = Command::Move {
+                queue,
+                addresses,
+                used_log,
+            };
+            if self.workers.tell(queue, order) == Answer::Refused {
                 return Err(Refusal::RingOutside);
             }
             let (_, ring) = self.ring(index)?;
             ring.running = Some(addresses);
             ring.user = Some(user);
+            ring.used_log = used_log;
             return Ok(());
         }
         ring.user = Some(user);
+        ring.used_log = used_log;
         self.start_if_ready(queue)
     }
 
@@ -270,6 +300,9 @@ impl<D: Device> Handler<D> {
         for ring in &mut self.vrings {
             *ring = Vring::default();
         }
+        // Both belong to the device's state before the reset (VU-35).
+        self.inflight = None;
+        self.drop_log();
         self.writeback = true;
         // Whether rings are enabled by message is part of the session.
         self.negotiated.features = self
@@ -313,14 +346,15 @@ impl<D: Device> Handler<D> {
         if self.memory.is_empty() {
             return Ok(());
         }
-        let setup = ring.setup(&self.memory, self.negotiated.event_idx())?;
+        let inflight = self.inflight_region(queue);
+        let setup = ring.setup(&self.memory, self.negotiated.event_idx(), inflight)?;
         let addresses = setup.addresses;
         if !self.image.take(|| self.device.rings_started()) {
             return Ok(());
         }
         if self.workers.tell(queue, Command::Start { queue, setup }) == Answer::Refused {
             self.release_unused_image();
-            return Err(Refusal::RingOutside);
+            return Err(Refusal::RingUnusable);
         }
         if let Some(ring) = self.vrings.get_mut(queue) {
             ring.running = Some(addresses);

@@ -1,13 +1,16 @@
 //! One virtqueue of a worker: fetches requests into a table of slots, one for
 //! each descriptor head, and answers them in whatever order they end.
 
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::chain::{Scratch, Walked};
 use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::crash;
 use crate::device::{Device, IoChannel, Status, Tag};
+use crate::dirty::{Log, Tracker, UsedLog};
 use crate::disk::Disk;
 use crate::epochs::{Epochs, Held};
 use crate::request::{self, Data, Parsed};
@@ -20,6 +23,8 @@ pub(crate) struct Common<D: Device> {
     pub epochs: Epochs,
     pub scratch: Scratch,
     pub disk: Disk<D>,
+    /// Knows what requests write, while that is logged.
+    pub dirty: Option<Tracker>,
 }
 
 /// A request in flight.
@@ -41,6 +46,11 @@ pub(crate) struct Queue {
     slots: Box<[Option<Slot>]>,
     in_flight: usize,
     ring: Option<Ring>,
+    /// What a predecessor has fetched and not answered, until it is carried
+    /// out.
+    recovered: Vec<u16>,
+    /// Where writes to the used ring are logged, while there is a log.
+    used_log: Option<u64>,
     enabled: bool,
     /// Nobody kicks: the ring has to be looked at now and then (VU-12).
     polled: bool,
@@ -61,6 +71,8 @@ impl Queue {
             slots: (0..size).map(|_| None).collect(),
             in_flight: 0,
             ring: None,
+            recovered: Vec::new(),
+            used_log: None,
             enabled: false,
             polled: false,
             call: None,
@@ -70,7 +82,8 @@ impl Queue {
         }
     }
 
-    /// Begins to serve a ring; `false` if it cannot be served.
+    /// Begins to serve a ring; `false` if it cannot be served. What is to be
+    /// [resubmitted](Self::resubmit) comes first.
     pub(crate) fn start(&mut self, setup: &RingSetup, epochs: &Epochs) -> bool {
         if self.ring.is_some() || usize::from(setup.size) > self.slots.len() {
             return false;
@@ -78,7 +91,7 @@ impl Queue {
         let Some(memory) = epochs.current() else {
             return false;
         };
-        let Some(ring) = Ring::new(
+        let Some(mut ring) = Ring::new(
             memory,
             setup.size,
             setup.addresses,
@@ -90,7 +103,18 @@ impl Queue {
         // Whoever served it before may have ended between answering and
         // interrupting; one interrupt too many does no harm.
         let resumed = ring.resumed();
+        if let Some(region) = &setup.inflight {
+            let Some(recovered) = ring.recover(region.clone()) else {
+                log::error!(
+                    "queue {}: the record of requests in flight makes no sense",
+                    self.number
+                );
+                return false;
+            };
+            self.recovered = recovered;
+        }
         self.ring = Some(ring);
+        self.used_log = setup.used_log;
         self.enabled = setup.enabled;
         self.polled = setup.kick.is_none();
         self.complained = false;
@@ -98,6 +122,38 @@ impl Queue {
             self.interrupt();
         }
         true
+    }
+
+    /// Carries out what a predecessor has fetched and not answered (VU-32).
+    /// It is in flight whether or not the ring is enabled by now.
+    pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
+        let recovered = std::mem::take(&mut self.recovered);
+        if !recovered.is_empty() {
+            log::info!(
+                "queue {}: {} requests are carried out again",
+                self.number,
+                recovered.len()
+            );
+        }
+        for head in recovered {
+            self.take(head, false, common);
+        }
+    }
+
+    /// Where writes to the used ring are logged, if this log is kept.
+    pub(crate) fn set_used_log(&mut self, at: Option<u64>, log: Option<&Arc<Log>>) {
+        self.used_log = at;
+        self.set_log(log);
+    }
+
+    /// Logs writes to the used ring there, if they are to be.
+    pub(crate) fn set_log(&mut self, log: Option<&Arc<Log>>) {
+        if let Some(ring) = &mut self.ring {
+            ring.log_used(log.zip(self.used_log).map(|(log, at)| UsedLog {
+                log: Arc::clone(log),
+                at,
+            }));
+        }
     }
 
     /// Fetches no more; the answer comes from [`settle`](Self::settle).
@@ -193,7 +249,7 @@ impl Queue {
             }
             match popped {
                 Popped::Empty => return count,
-                Popped::Head(head) => self.take(head, common),
+                Popped::Head(head) => self.take(head, true, common),
                 Popped::OutOfRange(head) => self.complain("offers a chain beyond its table", head),
                 Popped::Broken => {
                     log::error!(
@@ -211,36 +267,55 @@ impl Queue {
         most
     }
 
-    fn take<D: Device>(&mut self, head: u16, common: &mut Common<D>) {
+    /// Carries out a request: a new one, or one that was fetched before.
+    #[inline(always)]
+    fn take<D: Device>(&mut self, head: u16, is_new: bool, common: &mut Common<D>) {
         let Common {
             channel,
             epochs,
             scratch,
             disk,
+            dirty,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
             return;
         };
-        if slot.is_some() {
-            // It will be answered once, for the first time it was offered
-            // (RING-21).
-            self.complain("offers a chain again that is in flight", head);
-            return;
+        if is_new {
+            if slot.is_some() {
+                // It will be answered once, for the first time it was offered
+                // (RING-21).
+                self.complain("offers a chain again that is in flight", head);
+                return;
+            }
+            ring.fetched(head);
         }
+        let tag = self.first_tag + u32::from(head);
         let (mut chain, status) = match epochs.walk(scratch, ring, head) {
             Walked::Good(chain, status) => (chain, status),
             Walked::Bad(status) => {
+                if let (Some(dirty), Some(status), Some(memory)) =
+                    (dirty.as_mut(), &status, epochs.current())
+                {
+                    dirty.note(tag, memory, &[status.piece()]);
+                }
                 if let Some(status) = status {
                     epochs.finish_now(status, Status::IoErr);
                 }
+                mark(dirty, tag);
                 ring.answer(head, 0);
                 return;
             }
         };
+        if let Some(dirty) = dirty {
+            let (memory, pieces) = chain.written();
+            dirty.note(tag, memory, pieces);
+            dirty.note(tag, memory, &[status.piece()]);
+        }
         match request::parse(&mut chain, &disk.terms()) {
             Parsed::Done(outcome, written) => {
                 epochs.finish_now(status, outcome);
+                mark(dirty, tag);
                 ring.answer(head, written.saturating_add(1));
             }
             Parsed::Io(op, data) => {
@@ -251,15 +326,17 @@ impl Queue {
                 };
                 let Some(pieces) = pieces else {
                     epochs.finish_now(status, Status::IoErr);
+                    mark(dirty, tag);
                     ring.answer(head, 1);
                     return;
                 };
-                channel.submit(Tag(self.first_tag + u32::from(head)), op, pieces);
+                channel.submit(Tag(tag), op, pieces);
                 *slot = Some(Slot {
                     held: epochs.hold(status),
                     writes,
                 });
                 self.in_flight += 1;
+                crash::point();
             }
         }
     }
@@ -274,7 +351,13 @@ impl Queue {
     }
 
     /// Answers the request with this descriptor head, which has ended.
-    pub(crate) fn complete(&mut self, head: u16, status: Status, epochs: &mut Epochs) {
+    pub(crate) fn complete(
+        &mut self,
+        head: u16,
+        status: Status,
+        epochs: &mut Epochs,
+        dirty: &mut Option<Tracker>,
+    ) {
         let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
             log::error!(
                 "queue {}: a request was reported that is not in flight (head {head})",
@@ -284,6 +367,8 @@ impl Queue {
         };
         self.in_flight -= 1;
         epochs.finish(slot.held, status);
+        crash::point();
+        mark(dirty, self.first_tag + u32::from(head));
         if let Some(ring) = &mut self.ring {
             let data = if status == Status::Ok { slot.writes } else { 0 };
             ring.answer(head, data.saturating_add(1));
@@ -306,5 +391,16 @@ impl Queue {
     }
 }
 
+/// What the request with this tag writes was written (VU-39).
+fn mark(dirty: &mut Option<Tracker>, tag: u32) {
+    if let Some(dirty) = dirty {
+        dirty.mark(tag);
+    }
+}
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod dirty_tests;
 #[cfg(test)]
 mod tests;

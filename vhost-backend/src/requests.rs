@@ -19,7 +19,8 @@ use crate::features::PROTOCOL;
 use crate::handler::Handler;
 use crate::memory::{MAX_REGIONS, Memory, RegionSpec};
 
-/// Never reached: such requests are not admitted (VU-42).
+/// Never reached: such requests are not admitted (VU-42), or answered without
+/// the crate.
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");
 
 fn refused(refusal: Refusal) -> Error {
@@ -116,18 +117,20 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         avail: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         let user = RingAddresses {
             descriptors,
             avail,
             used,
         };
-        self.set_addresses(index, user).map_err(refused)
+        let logged = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        self.set_addresses(index, user, logged.then_some(log))
+            .map_err(refused)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {

@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use crate::chain::Descriptor;
 use crate::command::RingAddresses;
+use crate::crash;
+use crate::dirty::UsedLog;
+use crate::inflight::{Record, Region};
 use crate::memory::Memory;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`.
@@ -93,6 +96,10 @@ pub(crate) struct Ring {
     /// Answers that came while the ring was not in memory: at most one for
     /// each head.
     unplaced: Vec<(u16, u32)>,
+    /// Outlives this process; kept if the front-end wants it.
+    record: Option<Record>,
+    /// Where writes to the used ring are logged, while they are.
+    used_log: Option<UsedLog>,
     /// The driver was asked to kick.
     armed: bool,
     broken: bool,
@@ -124,9 +131,36 @@ impl Ring {
             next_used: used,
             published: used,
             unplaced: Vec::with_capacity(usize::from(size)),
+            record: None,
+            used_log: None,
             armed: false,
             broken: false,
         })
+    }
+
+    /// Keeps a record of what is in flight, and takes over what a predecessor
+    /// has left in it: returns the heads it has fetched and not answered, in
+    /// that order. They are carried out before anything is fetched, which
+    /// goes on behind them (VU-32, VU-33). `None`: the record is not usable.
+    pub(crate) fn recover(&mut self, region: Region) -> Option<Vec<u16>> {
+        let (record, heads) = region.recover(self.size, self.published)?;
+        let in_flight = u16::try_from(heads.len()).ok()?;
+        self.next_avail = self.published.wrapping_add(in_flight);
+        self.seen_avail = self.next_avail;
+        self.record = Some(record);
+        Some(heads)
+    }
+
+    /// The chain that was popped last is about to be carried out.
+    pub(crate) fn fetched(&mut self, head: u16) {
+        if let Some(record) = &mut self.record {
+            record.fetched(head);
+        }
+    }
+
+    /// Logs writes to the used ring there from now on.
+    pub(crate) fn log_used(&mut self, used_log: Option<UsedLog>) {
+        self.used_log = used_log;
     }
 
     /// Uses this memory and these addresses from now on. Returns whether the
@@ -232,6 +266,10 @@ impl Ring {
             element.write_volatile(u32::from(head).to_le());
             element.add(1).write_volatile(len.to_le());
         }
+        crash::point();
+        if let Some(record) = &mut self.record {
+            record.answered(head);
+        }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -250,6 +288,14 @@ impl Ring {
             .used(1)
             .store(self.next_used.to_le(), Ordering::Release);
         self.published = self.next_used;
+        crash::point();
+        let batch = self.published.wrapping_sub(before);
+        if let Some(record) = &mut self.record {
+            record.published(batch, self.published);
+        }
+        if let Some(log) = &self.used_log {
+            mark_used(log, self.size, before, batch);
+        }
         // The driver writes used_event or flags and then looks at used.idx.
         fence(Ordering::SeqCst);
         if self.event_idx {
@@ -277,10 +323,16 @@ impl Ring {
             if self.event_idx {
                 let event = place.used(2 + 4 * usize::from(self.size));
                 event.store(self.next_avail.to_le(), Ordering::Relaxed);
+                if let Some(log) = &self.used_log {
+                    log.mark(4 + 8 * u64::from(self.size), 2);
+                }
             }
             // With EVENT_IDX this stays 0 (RING-14), also after a previous
             // owner of the ring.
             place.used(0).store(0, Ordering::Relaxed);
+            if let Some(log) = &self.used_log {
+                log.mark(0, 2);
+            }
             self.armed = true;
             fence(Ordering::SeqCst);
         }
@@ -295,6 +347,9 @@ impl Ring {
         };
         if !self.event_idx {
             place.used(0).store(SILENT.to_le(), Ordering::Relaxed);
+            if let Some(log) = &self.used_log {
+                log.mark(0, 2);
+            }
         }
         self.armed = false;
     }
@@ -305,6 +360,18 @@ impl Ring {
         self.arm();
         self.next_avail
     }
+}
+
+/// Logs the used index and the elements of a batch that began at index
+/// `before`.
+#[cold]
+fn mark_used(log: &UsedLog, size: u16, before: u16, batch: u16) {
+    let (batch, first) = (batch.min(size), before & (size - 1));
+    let to_the_end = batch.min(size - first);
+    let element = |slot: u16| 4 + 8 * u64::from(slot);
+    log.mark(element(first), 8 * u64::from(to_the_end));
+    log.mark(element(0), 8 * u64::from(batch - to_the_end));
+    log.mark(2, 2);
 }
 
 /// `event` is among the indices `before .. now` (virtio 1.2, 2.7.10).

@@ -236,4 +236,6 @@ impl<D: Device> Server<D> {
 }
 
 #[cfg(test)]
+mod area_tests;
+#[cfg(test)]
 mod tests;

@@ -18,6 +18,8 @@ use crate::error::Refusal;
 use crate::handler::Handler;
 use crate::poller::Poller;
 
+mod areas;
+
 /// How long a front-end may leave a message unfinished, or our replies
 /// unread, before it is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -158,6 +160,9 @@ impl<D: Device> Session<D> {
         let terms = lock(&self.handler).terms();
         match terms.admit(message, self.channel.payload(message)) {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => self.set_back_channel(message, &terms),
+            Ok(FrontendReq::GET_INFLIGHT_FD) => self.get_inflight(message, &terms),
+            Ok(FrontendReq::SET_INFLIGHT_FD) => self.set_inflight(message, &terms),
+            Ok(FrontendReq::SET_LOG_BASE) => self.set_log_base(message),
             Ok(request) => self.pass_on(message, request),
             Err(refusal) => self.refuse(message, &terms, &refusal),
         }
@@ -204,6 +209,10 @@ impl<D: Device> Session<D> {
             }
             None => true,
         };
+        self.acknowledge(message, terms, failed)
+    }
+
+    fn acknowledge(&self, message: &Message, terms: &Terms, failed: bool) -> io::Result<()> {
         if message.need_reply && terms.reply_ack() {
             self.channel
                 .reply(message.request, &u64::from(failed).to_ne_bytes())?;
@@ -214,10 +223,10 @@ impl<D: Device> Session<D> {
     fn refuse(&mut self, message: &Message, terms: &Terms, refusal: &Refusal) -> io::Result<()> {
         self.log_refusal(message, refusal);
         let payload = self.channel.payload(message);
-        let reply = admission::refusal_reply(message, payload, terms.reply_ack());
+        let reply = admission::refusal_reply(message, payload, terms);
         self.channel.discard();
         match reply {
-            Some(reply) => self.channel.reply(message.request, &reply),
+            Some((request, reply)) => self.channel.reply(request, &reply),
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::command::{RingAddresses, RingSetup};
 use crate::error::Refusal;
+use crate::inflight::Region;
 use crate::memory::Memory;
 
 /// How the guest's driver wakes the worker.
@@ -41,6 +42,9 @@ pub(crate) struct Vring {
     pub size: Option<u16>,
     /// In the front-end's address space.
     pub user: Option<RingAddresses>,
+    /// Where the front-end wants writes to the used ring logged
+    /// (`VHOST_VRING_F_LOG`).
+    pub used_log: Option<u64>,
     /// The next avail index, while the ring is stopped (VU-16).
     pub base: u16,
     pub kick: Kick,
@@ -61,7 +65,12 @@ impl Vring {
     }
 
     /// The worker's orders, once [`is_ready`](Self::is_ready).
-    pub(crate) fn setup(&self, memory: &Memory, event_idx: bool) -> Result<RingSetup, Refusal> {
+    pub(crate) fn setup(
+        &self,
+        memory: &Memory,
+        event_idx: bool,
+        inflight: Option<Region>,
+    ) -> Result<RingSetup, Refusal> {
         let (Some(size), Some(user)) = (self.size, self.user) else {
             return Err(Refusal::RingOutside);
         };
@@ -69,6 +78,8 @@ impl Vring {
             size,
             addresses: translate(user, size, memory)?,
             next_avail: self.base,
+            inflight,
+            used_log: self.used_log,
             event_idx,
             kick: self.kick.for_worker().map_err(Refusal::Host)?,
             enabled: self.enabled,
@@ -135,6 +146,7 @@ mod tests {
         Vring {
             size: Some(256),
             user: Some(at(USER + 0x1000, USER + 0x2000, USER + 0x3000)),
+            used_log: Some(0x7000),
             base: 5,
             kick: Kick::Poll,
             enabled: true,
@@ -184,13 +196,14 @@ mod tests {
 
     #[test]
     fn vu_17_ring_addresses_are_translated() {
-        let setup = ready().setup(&table(), true).unwrap();
+        let setup = ready().setup(&table(), true, None).unwrap();
         assert_eq!(setup.addresses, at(0x1000, 0x2000, 0x3000));
         assert_eq!(
             (setup.size, setup.next_avail, setup.event_idx),
             (256, 5, true)
         );
         assert!(setup.kick.is_none() && setup.enabled);
+        assert_eq!(setup.used_log, Some(0x7000), "VU-38");
     }
 
     #[test]

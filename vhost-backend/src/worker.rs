@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
+use crate::dirty::{Logging, Tracker};
 use crate::queue::{Common, Queue};
 use crate::spin::Spin;
 use crate::sys;
@@ -33,6 +34,8 @@ pub(crate) struct Worker<D: Device> {
     pub orders: Receiver<Order>,
     /// Wait until no request uses an older memory table.
     pub retiring: Vec<SyncSender<Answer>>,
+    /// As the session wants it; for rings that are started.
+    pub logging: Logging,
     /// Was told to leave, and does so when nothing is in flight.
     pub leaving: bool,
 }
@@ -67,9 +70,13 @@ impl<D: Device> Worker<D> {
     /// Takes the completions; returns how many.
     fn reap(&mut self) -> usize {
         let Self {
-            common: Common {
-                channel, epochs, ..
-            },
+            common:
+                Common {
+                    channel,
+                    epochs,
+                    dirty,
+                    ..
+                },
             queues,
             queue_size,
             ..
@@ -81,7 +88,7 @@ impl<D: Device> Worker<D> {
             let index = usize::try_from(completion.tag.0 / size).unwrap_or(usize::MAX);
             let head = u16::try_from(completion.tag.0 % size).unwrap_or(u16::MAX);
             match queues.get_mut(index) {
-                Some(queue) => queue.complete(head, completion.status, epochs),
+                Some(queue) => queue.complete(head, completion.status, epochs, dirty),
                 None => log::error!(
                     "a request was reported that does not exist: {:?}",
                     completion.tag
@@ -191,10 +198,24 @@ impl<D: Device> Worker<D> {
                 true
             }
             Command::Start { queue, setup } => self.start(queue / self.workers, setup),
-            Command::Move { queue, addresses } => match self.queues.get_mut(queue / self.workers) {
-                Some(queue) => queue.relocate(&self.common.epochs, Some(addresses)),
+            Command::Move {
+                queue,
+                addresses,
+                used_log,
+            } => match self.queues.get_mut(queue / self.workers) {
+                Some(queue) => {
+                    queue.set_used_log(used_log, self.logging.log.as_ref());
+                    queue.relocate(&self.common.epochs, Some(addresses))
+                }
                 None => false,
             },
+            Command::Log { logging } => {
+                if self.set_logging(logging) {
+                    self.retiring.push(answer);
+                    return;
+                }
+                true
+            }
             Command::Enable { queue, on } => self.with(queue, |queue| queue.enable(on)),
             Command::Kick { queue, fd } => {
                 let index = queue / self.workers;
@@ -214,6 +235,31 @@ impl<D: Device> Worker<D> {
             .is_some()
     }
 
+    /// Returns whether requests are in flight that wrote or will write
+    /// without a trace, and have to end first.
+    fn set_logging(&mut self, logging: Logging) -> bool {
+        let log = logging.log.clone();
+        for queue in &mut self.queues {
+            queue.set_log(log.as_ref());
+        }
+        let common = &mut self.common;
+        let was_off = common.dirty.is_none();
+        let tags = self.queues.len() * usize::from(self.queue_size);
+        match log.filter(|_| logging.data) {
+            None => common.dirty = None,
+            Some(log) => match &mut common.dirty {
+                Some(dirty) => dirty.replace_log(log),
+                None => common.dirty = Some(Tracker::new(log, tags)),
+            },
+        }
+        self.logging = logging;
+        let turned_on = was_off && common.dirty.is_some();
+        if turned_on {
+            common.epochs.renew();
+        }
+        turned_on
+    }
+
     fn start(&mut self, index: usize, mut setup: RingSetup) -> bool {
         let Some(queue) = self.queues.get_mut(index) else {
             return false;
@@ -221,6 +267,10 @@ impl<D: Device> Worker<D> {
         if !queue.start(&setup, &self.common.epochs) {
             return false;
         }
+        queue.set_log(self.logging.log.as_ref());
+        queue.resubmit(&mut self.common);
+        self.common.channel.flush_submissions();
+        queue.publish();
         let kick = setup.kick.take();
         let watched = self.watch.set_kick(index, kick, &mut self.common.channel);
         queue.set_polled(!watched);

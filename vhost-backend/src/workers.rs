@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::chain::Scratch;
 use crate::command::{Answer, Command, Mode, Order};
 use crate::device::Device;
+use crate::dirty::Logging;
 use crate::disk::Disk;
 use crate::epochs::Epochs;
 use crate::error::Error;
@@ -184,6 +185,7 @@ fn build<D: Device>(
         epochs: Epochs::new(Arc::new(Memory::default())),
         scratch: Scratch::new(),
         disk: Disk::new(device, mode),
+        dirty: None,
     };
     Ok(Worker {
         common,
@@ -194,6 +196,7 @@ fn build<D: Device>(
         spin: Spin::new(options.poll),
         orders,
         retiring: Vec::new(),
+        logging: Logging::default(),
         leaving: false,
     })
 }

@@ -32,6 +32,7 @@ fn rig() -> Rig {
         epochs: Epochs::new(Arc::clone(&guest.memory)),
         scratch: Scratch::new(),
         disk: Disk::new(disk, Arc::new(Mode::default())),
+        dirty: None,
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queue = Queue::new(0, 0, SIZE);
@@ -53,6 +54,8 @@ impl Rig {
             size: SIZE,
             addresses: self.driver.at,
             next_avail,
+            inflight: None,
+            used_log: None,
             event_idx: false,
             kick: None,
             enabled: true,
@@ -95,13 +98,17 @@ impl Rig {
         self.io.end(Tag(u32::from(3 * i)), status);
         let Rig {
             queue,
-            common: Common {
-                channel, epochs, ..
-            },
+            common:
+                Common {
+                    channel,
+                    epochs,
+                    dirty,
+                    ..
+                },
             ..
         } = self;
         channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs)
+            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs, dirty)
         });
     }
 
@@ -319,9 +326,10 @@ fn ring_21_a_head_in_flight_is_not_served_twice() {
 #[test]
 fn a_completion_that_nobody_waits_for_is_ignored() {
     let mut rig = rig();
-    rig.queue.complete(3, Status::Ok, &mut rig.common.epochs);
-    rig.queue
-        .complete(u16::MAX, Status::Ok, &mut rig.common.epochs);
+    for head in [3, u16::MAX] {
+        let Common { epochs, dirty, .. } = &mut rig.common;
+        rig.queue.complete(head, Status::Ok, epochs, dirty);
+    }
     rig.queue.publish();
     assert_eq!(rig.driver.take_used(), []);
 }
@@ -397,6 +405,8 @@ fn ring_01_a_ring_larger_than_offered_is_refused() {
             size,
             addresses: at,
             next_avail: 0,
+            inflight: None,
+            used_log: None,
             event_idx: true,
             kick: None,
             enabled: true,

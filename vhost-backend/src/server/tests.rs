@@ -19,22 +19,22 @@ use crate::fake::{Driver, FakeDisk, Guest, Io, WRITE, header};
 use crate::features::PROTOCOL;
 use crate::memory::{Memory, RegionSpec};
 
-const NEED_REPLY: u32 = 8;
-const USER: u64 = 0x7f00_0000_0000;
-const SIZE: u64 = 0x10_0000;
+pub(super) const NEED_REPLY: u32 = 8;
+pub(super) const USER: u64 = 0x7f00_0000_0000;
+pub(super) const SIZE: u64 = 0x10_0000;
 const RING: u64 = 0x1000;
-const FEATURES: u64 = 1 << 30 | 1 << 32 | 1 << 9;
+pub(super) const FEATURES: u64 = 1 << 30 | 1 << 32 | 1 << 9;
 
 /// A server on a thread of its own, with a disk whose requests end when told.
-struct Running {
-    path: PathBuf,
-    io: Arc<Io>,
+pub(super) struct Running {
+    pub(super) path: PathBuf,
+    pub(super) io: Arc<Io>,
     handle: Handle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    fn start(name: &str) -> Self {
+    pub(super) fn start(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("session-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -77,16 +77,16 @@ impl Drop for Running {
 }
 
 /// A front-end that has negotiated everything.
-struct FrontEnd {
-    stream: UnixStream,
-    call: EventFd,
-    kick: EventFd,
-    file: File,
-    driver: Driver,
+pub(super) struct FrontEnd {
+    pub(super) stream: UnixStream,
+    pub(super) call: EventFd,
+    pub(super) kick: EventFd,
+    pub(super) file: File,
+    pub(super) driver: Driver,
 }
 
 impl FrontEnd {
-    fn connect(path: &Path) -> Self {
+    pub(super) fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -113,7 +113,7 @@ impl FrontEnd {
         }
     }
 
-    fn negotiated(path: &Path) -> Self {
+    pub(super) fn negotiated(path: &Path) -> Self {
         let mut front = Self::connect(path);
         assert_ne!(front.get(1) & FEATURES, 0);
         assert_eq!(front.get(15), PROTOCOL.bits());
@@ -123,7 +123,7 @@ impl FrontEnd {
         front
     }
 
-    fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
+    pub(super) fn send(&mut self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
         let size = u32::try_from(payload.len()).unwrap();
         let mut bytes = [request, flags | 1, size].map(u32::to_ne_bytes).concat();
         bytes.extend_from_slice(payload);
@@ -133,7 +133,7 @@ impl FrontEnd {
         );
     }
 
-    fn reply(&mut self, request: u32) -> Vec<u8> {
+    pub(super) fn reply(&mut self, request: u32) -> Vec<u8> {
         let mut header = [0; 12];
         self.stream.read_exact(&mut header).unwrap();
         let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
@@ -143,36 +143,51 @@ impl FrontEnd {
         payload
     }
 
-    fn get(&mut self, request: u32) -> u64 {
+    pub(super) fn get(&mut self, request: u32) -> u64 {
         self.send(request, 0, &[], &[]);
         u64::from_ne_bytes(self.reply(request)[..].try_into().unwrap())
     }
 
     /// Sends a request that is to be acknowledged.
-    fn ask(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> u64 {
+    pub(super) fn ask(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> u64 {
         self.send(request, NEED_REPLY, payload, fds);
         u64::from_ne_bytes(self.reply(request)[..].try_into().unwrap())
     }
 
-    fn ring(&mut self, request: u32, value: u32) -> u64 {
+    pub(super) fn ring(&mut self, request: u32, value: u32) -> u64 {
         self.ask(request, &[0, value].map(u32::to_ne_bytes).concat(), &[])
     }
 
-    fn share_memory(&mut self) {
+    pub(super) fn share_memory(&mut self) {
         let region = [0, 0, SIZE, USER, 0].map(u64::to_ne_bytes).concat();
         let fd = self.file.as_raw_fd();
         assert_eq!(self.ask(37, &region, &[fd]), 0);
     }
 
     fn addresses(&mut self) -> u64 {
+        self.addresses_logged(0, 0)
+    }
+
+    pub(super) fn addresses_logged(&mut self, flags: u64, log: u64) -> u64 {
         let at = self.driver.at;
-        let user = [0, USER + at.descriptors, USER + at.used, USER + at.avail, 0];
+        // Of the first word, the second half are the flags.
+        let user = [
+            flags << 32,
+            USER + at.descriptors,
+            USER + at.used,
+            USER + at.avail,
+            log,
+        ];
         self.ask(9, &user.map(u64::to_ne_bytes).concat(), &[])
     }
 
-    fn start_ring(&mut self) {
+    pub(super) fn start_ring(&mut self) {
+        self.start_ring_at(0);
+    }
+
+    pub(super) fn start_ring_at(&mut self, base: u32) {
         assert_eq!(self.ring(8, 16), 0);
-        assert_eq!(self.ring(10, 0), 0);
+        assert_eq!(self.ring(10, base), 0);
         assert_eq!(self.addresses(), 0);
         let (kick, call) = (self.kick.as_raw_fd(), self.call.as_raw_fd());
         assert_eq!(self.ask(12, &0_u64.to_ne_bytes(), &[kick]), 0);
@@ -180,8 +195,8 @@ impl FrontEnd {
         assert_eq!(self.ring(18, 1), 0);
     }
 
-    /// Offers a read of one sector.
-    fn read_sector(&mut self) {
+    /// Offers a read of one sector into page 9, with its status in page 8.
+    pub(super) fn read_sector(&mut self) {
         self.driver.guest.write(0x8000, &header(0, 1));
         self.driver.chain(
             0,
@@ -191,7 +206,7 @@ impl FrontEnd {
         self.kick.write(1).unwrap();
     }
 
-    fn get_vring_base(&mut self) -> Vec<u8> {
+    pub(super) fn get_vring_base(&mut self) -> Vec<u8> {
         self.send(11, 0, &[0; 8], &[]);
         self.reply(11)
     }
@@ -226,7 +241,7 @@ fn vu_6_vu_42_vu_49_refused_requests_leave_the_connection_alone() {
     let server = Running::start("refused");
     let mut front = FrontEnd::negotiated(&server.path);
     let (end, pipe) = std::io::pipe().unwrap();
-    for request in [0, 6, 20, 33, 39, 45, 4711] {
+    for request in [0, 20, 33, 39, 45, 4711] {
         assert_ne!(front.ask(request, &[0; 8], &[]), 0, "{request}");
     }
     assert_ne!(front.ring(8, 100), 0);

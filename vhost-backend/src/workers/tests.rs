@@ -73,6 +73,8 @@ impl Rig {
             size: SIZE,
             addresses: client.driver.at,
             next_avail: client.driver.avail,
+            inflight: None,
+            used_log: None,
             event_idx,
             kick: (!polled).then(|| client.kick.try_clone().unwrap()),
             enabled,
@@ -366,7 +368,8 @@ fn a_ring_that_cannot_be_served_is_refused() {
             queue,
             Command::Move {
                 queue,
-                addresses: client.driver.at
+                addresses: client.driver.at,
+                used_log: None,
             }
         ),
         Answer::Done
@@ -395,7 +398,8 @@ fn vu_17_a_running_ring_can_move() {
             0,
             Command::Move {
                 queue: 0,
-                addresses
+                addresses,
+                used_log: None,
             }
         ),
         Answer::Done
@@ -460,4 +464,82 @@ fn an_idle_worker_sleeps() {
         "{} wake-ups",
         rig.io.waits() - waits
     );
+}
+
+impl Rig {
+    fn log(&self, log: &Arc<crate::dirty::Log>, data: bool) {
+        self.workers.tell_all(|| Command::Log {
+            logging: Logging {
+                log: Some(Arc::clone(log)),
+                data,
+            },
+        });
+    }
+}
+
+#[test]
+fn vu_37_turning_the_log_on_waits_for_requests_that_were_not_noted() {
+    use crate::dirty::tests::{log, take_pages};
+    let rig = rig(1, 1, false);
+    let mut client = rig.client(0);
+    rig.start(&client, false, false, true);
+    client.offer(0, VIRTIO_BLK_T_IN);
+    client.kick();
+    rig.io.wait_pending(1);
+    let (log, file) = log(64);
+    rig.log(&log, false);
+    std::thread::scope(|scope| {
+        let logged = scope.spawn(|| rig.log(&log, true));
+        // Others are served meanwhile.
+        client.offer(1, VIRTIO_BLK_T_IN);
+        client.kick();
+        rig.io.wait_pending(2);
+        rig.io.end(Tag(3), Status::Ok);
+        assert_eq!(client.wait_used(1), [(3, 513)]);
+        let early = logged.is_finished();
+        rig.io.end(Tag(0), Status::Ok);
+        logged.join().unwrap();
+        assert!(!early, "a request is in flight that was not noted");
+    });
+    take_pages(&file);
+    client.offer(1, VIRTIO_BLK_T_IN);
+    client.kick();
+    rig.io.wait_pending_tag(Tag(3));
+    // Turned off and on again: those in flight are waited for once more.
+    rig.log(&log, false);
+    std::thread::scope(|scope| {
+        let logged = scope.spawn(|| rig.log(&log, true));
+        rig.io.end(Tag(3), Status::Ok);
+        logged.join().unwrap();
+    });
+    assert!(take_pages(&file).is_empty());
+    client.offer(1, VIRTIO_BLK_T_IN);
+    client.kick();
+    rig.io.wait_pending_tag(Tag(3));
+    rig.io.end(Tag(3), Status::Ok);
+    client.wait_used(3);
+    assert_eq!(take_pages(&file), [0x11]);
+}
+
+#[test]
+fn vu_36_the_old_log_is_not_written_once_the_new_one_is_in_use() {
+    use crate::dirty::tests::{log, take_pages};
+    let rig = rig(2, 2, true);
+    let mut clients = [rig.client(0), rig.client(1)];
+    for client in &clients {
+        rig.start(client, false, false, true);
+    }
+    let mut older = Vec::new();
+    for _ in 0..5 {
+        let (log, file) = log(64);
+        rig.log(&log, true);
+        assert!(older.iter().all(|file| take_pages(file).is_empty()));
+        for (queue, client) in clients.iter_mut().enumerate() {
+            client.offer(0, VIRTIO_BLK_T_IN);
+            client.kick();
+            client.wait_used(1);
+            assert_eq!(take_pages(&file), [0x10 * (queue as u64 + 1) + 1]);
+        }
+        older.push(file);
+    }
 }
