@@ -287,6 +287,9 @@ impl Engine for Uring {
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
+        if self.ring.completion().is_empty() && self.is_owed() {
+            self.enter(0, None);
+        }
         for (token, result) in self.ended.drain(..) {
             done(token, result);
         }
@@ -313,8 +316,7 @@ impl Engine for Uring {
         if !self.ended.is_empty() || !self.ring.completion().is_empty() {
             return true;
         }
-        // The kernel has completions that it posts when it is entered.
-        self.running > 0 && self.ring.submission().taskrun()
+        self.is_owed()
     }
 
     fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> io::Result<()> {
@@ -366,6 +368,11 @@ impl Engine for Uring {
 }
 
 impl Uring {
+    /// The kernel has completions that it posts only when it is entered.
+    fn is_owed(&mut self) -> bool {
+        self.ring.submission().taskrun()
+    }
+
     /// Lets the ring tell each signal of the watched eventfds once, for as
     /// long as it lives: nobody has to make them silent.
     fn poll_watched(&mut self) {
