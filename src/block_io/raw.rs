@@ -60,8 +60,6 @@ pub struct Raw {
     last_turn: u64,
     /// Set when a fence has passed that a request waits for.
     event: Arc<OwnedFd>,
-    /// Somebody was told to set it.
-    told: bool,
 }
 
 impl Raw {
@@ -79,7 +77,6 @@ impl Raw {
             distrusted: None,
             last_turn: sys::boot_time_ns(),
             event: Arc::new(sys::event()?),
-            told: false,
             reader,
             path,
         })
@@ -92,9 +89,6 @@ impl Raw {
 
     /// To be called once in each turn, before anything is planned.
     pub fn turn(&mut self) {
-        if std::mem::take(&mut self.told) {
-            sys::event_take(&*self.event);
-        }
         let now = sys::boot_time_ns();
         if now.saturating_sub(std::mem::replace(&mut self.last_turn, now)) > PAUSE
             && self.path.map().enabled()
@@ -223,7 +217,6 @@ impl Raw {
         if fence.passed() {
             return true;
         }
-        self.told = true;
         if !std::mem::replace(asked, true) {
             fence.notify(Arc::clone(&self.event));
         }
