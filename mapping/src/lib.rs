@@ -19,6 +19,9 @@ mod error;
 mod extent;
 mod fiemap;
 mod filler;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hold;
 pub mod lease;
 mod load;
