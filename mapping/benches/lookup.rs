@@ -11,6 +11,7 @@ use std::hint::black_box;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -150,18 +151,50 @@ fn holds(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// From nothing to the first answer, with a source that never answers.
+/// The extents of [`Comb`] on a file system that answers only once it is let.
+struct Stuck {
+    comb: Comb,
+    let_go: Arc<AtomicBool>,
+}
+
+impl ExtentSource for Stuck {
+    fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
+        while !self.let_go.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.comb.fill(range, sink)
+    }
+}
+
+/// Dropped before the filler, which waits for its source.
+struct LetGo(Arc<AtomicBool>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// From nothing to the first answer, while the file system does not answer at all.
 fn open(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("from open to the first answer");
+    group.sample_size(50);
     group.bench_function("64 GiB, 1M extents, lazy", |bench| {
         bench.iter_batched(
-            || Arc::new(Comb::new(SIZE, 1_000_000)),
-            |source| {
+            || {
+                let let_go = Arc::new(AtomicBool::new(false));
+                let source = Stuck {
+                    comb: Comb::new(SIZE, 1_000_000),
+                    let_go: Arc::clone(&let_go),
+                };
+                (Arc::new(source), LetGo(let_go))
+            },
+            |(source, let_go)| {
                 let map = Map::new(SIZE, Config::default()).unwrap();
                 let filler = Filler::spawn(&map, source).unwrap();
                 let mut reader = map.reader().unwrap();
                 assert_eq!(reader.lookup(SIZE / 3), Lookup::Missing);
-                (map, filler, reader)
+                (let_go, map, filler, reader)
             },
             BatchSize::PerIteration,
         );
