@@ -339,11 +339,11 @@ mod tests {
         let (plain, ragged) = (record(0, 4096), record(0, 700));
         let over = record(512, 8192);
         assert_eq!(
-            told(vec![plain.clone(), over.clone()], vec![]),
+            told(vec![plain, over], vec![]),
             [(0..4096, Kind::Written), (4096..8704, invalid)]
         );
         assert_eq!(
-            told(vec![ragged, record(0, 600)], vec![over.clone()]),
+            told(vec![ragged, record(0, 600)], vec![over]),
             [(0..700, unaligned), (700..8704, invalid)],
         );
         // As long as blocks are whole, the file may have been told otherwise by another call.
