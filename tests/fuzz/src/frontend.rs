@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vhost_backend::{Endpoint, Handle, Options, Server};
+use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
 
 use crate::instant::Instant;
 
@@ -29,6 +29,7 @@ impl Served {
             queue_size: 64,
             workers: 2,
             cpus: Vec::new(),
+            poll: PollTime::Never,
         };
         let mut server = Server::new(Arc::clone(&disk), options).unwrap();
         let handle = server.handle();

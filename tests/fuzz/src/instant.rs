@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use vhost_backend::{
-    Completion, Device, DiscardLimits, DiskInfo, IoChannel, Op, Status, Tag, Topology,
+    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
     WriteZeroesLimits,
 };
 
@@ -15,6 +15,7 @@ pub struct Instant {
 }
 
 pub struct Channel {
+    watched: Vec<RawFd>,
     ended: Vec<Completion>,
 }
 
@@ -43,7 +44,10 @@ impl Device for Instant {
     }
 
     fn channel(&self, _worker: usize, _slots: usize) -> io::Result<Channel> {
-        Ok(Channel { ended: Vec::new() })
+        Ok(Channel {
+            watched: Vec::new(),
+            ended: Vec::new(),
+        })
     }
 
     fn rings_started(&self) -> io::Result<()> {
@@ -82,17 +86,34 @@ impl IoChannel for Channel {
         self.ended.drain(..).for_each(done);
     }
 
-    fn wait(&mut self, wake: RawFd, timeout: Option<Duration>) {
+    fn memory(&mut self, _regions: &[HostRegion]) {}
+
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        self.watched.resize(self.watched.len().max(index + 1), -1);
+        self.watched[index] = fd.unwrap_or(-1);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
         if !self.ended.is_empty() {
             return;
         }
-        let mut fd = libc::pollfd {
-            fd: wake,
+        let poll = |&fd: &RawFd| libc::pollfd {
+            fd,
             events: libc::POLLIN,
             revents: 0,
         };
+        let mut fds: Vec<_> = self.watched.iter().map(poll).collect();
         let timeout = timeout.map_or(-1, |timeout| timeout.as_millis() as i32);
-        // SAFETY: one pollfd is writable for the call.
-        unsafe { libc::poll(&raw mut fd, 1, timeout) };
+        // SAFETY: all entries are writable for the call.
+        unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout) };
+        for fd in fds.iter().filter(|fd| fd.revents != 0) {
+            let mut count = [0_u8; 8];
+            // SAFETY: eight bytes are writable; what is watched does not block.
+            unsafe { libc::read(fd.fd, count.as_mut_ptr().cast(), count.len()) };
+        }
     }
 }
