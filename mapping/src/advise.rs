@@ -278,5 +278,9 @@ impl Shared {
                 writer.clock.push(window);
             }
         }
+        if !pin {
+            self.make_room(writer, 0, Style::Wanted);
+            self.seal(writer);
+        }
     }
 }

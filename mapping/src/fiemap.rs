@@ -107,33 +107,9 @@ impl Fiemap {
 impl ExtentSource for Fiemap {
     fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
         let size = self.file.metadata()?.len();
-        let mut left = range.start..range.end.min(size);
-        let mut records = Vec::with_capacity(BATCH);
-        while !left.is_empty() {
-            self.call(&left, &mut records)?;
-            let (full, before) = (records.len() == BATCH, left.start);
-            for record in &records {
-                let Some(extent) = parse(record, &left, self.align) else {
-                    continue;
-                };
-                if sink(extent).is_break() {
-                    return Ok(());
-                }
-                left.start = extent.end();
-            }
-            let last = records.last().is_none_or(|record| record.flags & LAST != 0);
-            if last || !full {
-                break;
-            }
-            // A batch that led nowhere would be asked for again for ever.
-            if left.start == before {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "FIEMAP does not advance",
-                ));
-            }
-        }
-        Ok(())
+        let range = range.start..range.end.min(size);
+        let call = |left: &_, records: &mut _| self.call(left, records);
+        hand_out(range, self.align, BATCH, call, sink)
     }
 
     fn settle(&self, range: Range<u64>) -> io::Result<bool> {
@@ -153,6 +129,52 @@ impl ExtentSource for Fiemap {
         }
         sys::fiemap_count(&self.file, range.start, range.end - range.start)
     }
+}
+
+/// Hands out what `call` tells of `left`, in as many calls as it takes; one that tells `batch` records
+/// may have left some out.
+pub(crate) fn hand_out(
+    mut left: Range<u64>,
+    align: u64,
+    batch: usize,
+    mut call: impl FnMut(&Range<u64>, &mut Vec<sys::FiemapRecord>) -> io::Result<()>,
+    sink: &mut Sink<'_>,
+) -> io::Result<()> {
+    let mut records = Vec::with_capacity(batch);
+    // Where the record before ended: one that begins earlier contradicts it.
+    let mut behind = None;
+    while !left.is_empty() {
+        call(&left, &mut records)?;
+        let (full, before) = (records.len() == batch, left.start);
+        for record in &records {
+            let Some(mut extent) = parse(record, &left, align) else {
+                continue;
+            };
+            if behind.is_some_and(|end| record.logical < end) {
+                extent.kind = Kind::Opaque(Reason::Invalid);
+                extent.disk = 0;
+            }
+            if sink(extent).is_break() {
+                return Ok(());
+            }
+            left.start = extent.end();
+            behind = Some(left.start);
+        }
+        // Another call may draw other boundaries, but none within a block.
+        behind = behind.filter(|end| !end.is_multiple_of(align));
+        let last = records.last().is_none_or(|record| record.flags & LAST != 0);
+        if last || !full {
+            break;
+        }
+        // A batch that led nowhere would be asked for again for ever.
+        if left.start == before {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "FIEMAP does not advance",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// One record, clipped to `range`; `None` if nothing of it lies there.
@@ -294,6 +316,41 @@ mod tests {
             (6000, 3000, (1 << 20) + 6000 - 4096)
         );
         assert_eq!(parse(&record, &(0..4096), 512), None);
+    }
+
+    #[test]
+    fn a_record_that_overlaps_the_one_before_is_opaque() {
+        let record = |logical, length| sys::FiemapRecord::new(logical, 1 << 30, length, 0);
+        let told = |first: Vec<sys::FiemapRecord>, second: Vec<sys::FiemapRecord>| {
+            let (mut extents, mut calls) = (Vec::new(), [second, first].to_vec());
+            let call = |_: &_, records: &mut Vec<_>| {
+                *records = calls.pop().unwrap_or_default();
+                Ok(())
+            };
+            hand_out(0..1 << 20, 512, 2, call, &mut |extent| {
+                extents.push((extent.range(), extent.kind));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+            extents
+        };
+        let invalid = Kind::Opaque(Reason::Invalid);
+        let unaligned = Kind::Opaque(Reason::NotAligned);
+        let (plain, ragged) = (record(0, 4096), record(0, 700));
+        let over = record(512, 8192);
+        assert_eq!(
+            told(vec![plain, over], vec![]),
+            [(0..4096, Kind::Written), (4096..8704, invalid)]
+        );
+        assert_eq!(
+            told(vec![ragged, record(0, 600)], vec![over]),
+            [(0..700, unaligned), (700..8704, invalid)],
+        );
+        // As long as blocks are whole, the file may have been told otherwise by another call.
+        assert_eq!(
+            told(vec![plain, record(0, 600)], vec![over]),
+            [(0..4096, Kind::Written), (4096..8704, Kind::Written)]
+        );
     }
 
     proptest! {

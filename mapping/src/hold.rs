@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::error::Error;
 use crate::extent::carve;
+use crate::load::Style;
 use crate::quiesce::Fence;
 use crate::shared::{Released, Shared, Writer};
 use crate::slab::SlabBox;
@@ -139,6 +140,8 @@ impl Shared {
             }
             writer.carved = carved;
         }
+        // What was carved may have grown.
+        self.make_room(writer, 0, Style::Wanted);
     }
 
     /// Loads under way must not publish what they read in `range`.
@@ -208,8 +211,12 @@ impl Shared {
     pub(crate) fn forget(&self, range: Range<u64>) -> Fence {
         let mut writer = self.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.spoil_loads(&mut writer, &range);
-        for window in self.windows_over(&writer, &range) {
+        let windows = self.windows_over(&writer, &range);
+        let table = self.table(&writer);
+        // Whole windows here as well: a cut anywhere else would leave extents that end within a block.
+        let whole = table.base(windows.start)..table.base(windows.end).min(table.size);
+        self.spoil_loads(&mut writer, &whole);
+        for window in windows {
             self.replace(&mut writer, window, None);
         }
         Fence::new(&self.quiesce, self.seal(&mut writer))

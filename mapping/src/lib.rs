@@ -19,6 +19,9 @@ mod error;
 mod extent;
 mod fiemap;
 mod filler;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hold;
 pub mod lease;
 mod load;
@@ -46,3 +49,8 @@ pub use quiesce::{Fence, MAX_READERS};
 pub use reader::{Lookup, Mark, Reader};
 pub use source::{ExtentSource, Identity, Sink};
 pub use stream::Access;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

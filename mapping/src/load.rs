@@ -242,7 +242,7 @@ impl Shared {
     }
 
     /// Evicts by the clock until `bytes` more fit in the budget; whether they do.
-    fn make_room(&self, writer: &mut Writer, bytes: u64, style: Style) -> bool {
+    pub(crate) fn make_room(&self, writer: &mut Writer, bytes: u64, style: Style) -> bool {
         let fits = |writer: &Writer| writer.evictable + bytes <= self.config.budget;
         // Twice round: the first time clears the marks of what was used.
         let mut steps = writer.clock.len() * 2 + 1;

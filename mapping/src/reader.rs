@@ -36,6 +36,9 @@ pub struct Reader {
     /// Where the last lookup found something; only ever a hint.
     window: usize,
     index: usize,
+    /// The last answer, which is good as long as nothing was replaced since this number was read.
+    last: Extent,
+    as_of: u64,
     hits: u64,
     misses: u64,
     changing: u64,
@@ -70,6 +73,13 @@ impl Reader {
             seen: 0,
             window: usize::MAX,
             index: 0,
+            last: Extent {
+                start: 0,
+                len: 0,
+                disk: 0,
+                kind: Kind::Hole,
+            },
+            as_of: 0,
             hits,
             misses,
             changing,
@@ -81,9 +91,24 @@ impl Reader {
     /// Offsets beyond the file are [`Reason::BeyondEnd`].
     #[inline]
     pub fn lookup(&mut self, offset: u64) -> Lookup {
+        // Whoever replaces something raises the number before anybody is told that it is done, so this
+        // is never older than what the table would tell.
+        if offset.wrapping_sub(self.last.start) < self.last.len
+            && self.online
+            && self.shared.quiesce.now() == self.as_of
+        {
+            self.hits += 1;
+            return Lookup::Found(self.last);
+        }
+        self.search(offset)
+    }
+
+    #[inline]
+    fn search(&mut self, offset: u64) -> Lookup {
         if !self.online {
             self.go_online();
         }
+        let as_of = self.shared.quiesce.now();
         // SAFETY: this reader is online, and the reference does not leave this call, during which it
         // has no quiescent point.
         let table = unsafe { self.shared.table_of_reader() };
@@ -118,6 +143,7 @@ impl Reader {
                     self.wait_for(table, window);
                 } else {
                     self.hits += 1;
+                    (self.last, self.as_of) = (extent, as_of);
                 }
                 Lookup::Found(extent)
             }
@@ -131,12 +157,14 @@ impl Reader {
                     .get(index)
                     .map_or_else(|| table.window_end(window), |next| next.start());
                 let len = u64::from(end - start);
-                Lookup::Found(Extent {
+                self.last = Extent {
                     start: base + u64::from(start),
                     len,
                     disk: 0,
                     kind: Kind::Hole,
-                })
+                };
+                self.as_of = as_of;
+                Lookup::Found(self.last)
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The atomics and locks of this crate, so that loom can take their place in models (`--cfg loom`).
+//! The atomics and locks of this crate, so that loom can take their place in models (`--cfg loom`), and
+//! locks that a thread sanitizer understands in the stress test (`--cfg tsan`).
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{
@@ -7,9 +8,16 @@ pub(crate) use loom::sync::{
 };
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard,
+    Arc,
     atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(not(any(loom, tsan)))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(tsan)]
+pub(crate) use visible::{Condvar, Mutex, MutexGuard};
+
+#[cfg(tsan)]
+mod visible;
 
 use std::sync::PoisonError;
 

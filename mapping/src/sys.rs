@@ -52,7 +52,7 @@ pub(crate) struct FiemapRecord {
 }
 
 impl FiemapRecord {
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn new(logical: u64, physical: u64, length: u64, flags: u32) -> FiemapRecord {
         FiemapRecord {
             logical,

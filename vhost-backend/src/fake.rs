@@ -20,7 +20,8 @@ use crate::device::{
 };
 use crate::memory::{Memory, RegionSpec};
 
-fn memfd(size: u64) -> File {
+/// A file in memory of `size` bytes.
+pub(crate) fn memfd(size: u64) -> File {
     // SAFETY: the name is a C string; a fresh descriptor is owned here.
     let file = unsafe {
         let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
@@ -321,7 +322,7 @@ impl Io {
     }
 }
 
-/// A disk of [`CAPACITY`] sectors that reads as 0x5a.
+/// A disk of [`CAPACITY`] sectors that reads as [`PATTERN`].
 #[derive(Debug)]
 pub struct FakeDisk {
     pub io: Arc<Io>,
@@ -330,6 +331,9 @@ pub struct FakeDisk {
     /// Opening a channel fails.
     pub broken: bool,
 }
+
+/// What a fake disk reads as.
+pub const PATTERN: u8 = 0x5a;
 
 /// Sectors of a fake disk.
 pub const CAPACITY: u64 = 1000;
@@ -425,7 +429,12 @@ impl IoChannel for FakeChannel {
         if let Op::Read { .. } = op {
             for piece in data {
                 // SAFETY: the pieces of a read are writable until it has ended.
-                unsafe { piece.iov_base.cast::<u8>().write_bytes(0x5a, piece.iov_len) };
+                unsafe {
+                    piece
+                        .iov_base
+                        .cast::<u8>()
+                        .write_bytes(PATTERN, piece.iov_len)
+                };
             }
         }
         if desk.instant {

@@ -23,9 +23,14 @@ mod dirty;
 mod disk;
 mod epochs;
 mod error;
+// Fuzz targets use less of it than the tests.
 #[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code))]
 mod fake;
 mod features;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod image;
 mod inflight;
