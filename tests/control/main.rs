@@ -18,4 +18,5 @@ mod advice;
 mod counters;
 mod io_path;
 mod map;
+mod packaging;
 mod usage;
