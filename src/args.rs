@@ -1,5 +1,6 @@
 //! The command line of `extentd` as it is typed.
 
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use vhost_backend::PollTime;
 use crate::config::{
     Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
 };
+use crate::metrics_listener;
 use crate::size;
 
 /// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
@@ -72,6 +74,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = map_budget)]
     pub map_budget: u64,
 
+    /// Memory besides that for parts of the map that extentctl advise pin keeps: bytes, or with K, M, G or T
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
+    pub pin_reserve: u64,
+
     /// Serial number that the guest sees, at most 20 printable ASCII characters
     #[arg(long, value_name = "S", value_parser = serial)]
     pub serial: Option<Serial>,
@@ -88,6 +94,10 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
+    /// Tell OpenMetrics over HTTP here, at /metrics: ADDRESS:PORT, or PORT on loopback
+    #[arg(long, value_name = "ADDR", value_parser = metrics_listener::parse_address)]
+    pub metrics_listen: Option<SocketAddr>,
+
     /// Print what this back-end can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
@@ -102,6 +112,16 @@ pub enum IoPathArg {
     Disk,
     /// Direct I/O on the image file
     File,
+}
+
+impl From<IoPathArg> for IoPath {
+    fn from(typed: IoPathArg) -> Self {
+        match typed {
+            IoPathArg::Auto => IoPath::Auto,
+            IoPathArg::Disk => IoPath::Disk,
+            IoPathArg::File => IoPath::File,
+        }
+    }
 }
 
 /// CPU numbers in the order given, each once.
@@ -127,11 +147,6 @@ impl Args {
             (None, None, []) => return Err(ConfigError::NoSocket),
             (None, None, several) => return Err(ConfigError::SeveralSockets(several.len())),
         };
-        let io_path = match self.io_path {
-            IoPathArg::Auto => IoPath::Auto,
-            IoPathArg::Disk => IoPath::Disk,
-            IoPathArg::File => IoPath::File,
-        };
         let threads = match self.threads {
             Some(threads) if threads > self.num_queues => {
                 return Err(ConfigError::IdleThreads {
@@ -153,14 +168,16 @@ impl Args {
             queue_size: self.queue_size,
             threads,
             cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
-            io_path,
+            io_path: self.io_path.into(),
             map_budget: self.map_budget,
             pin_guest_memory: self.pin_guest_memory,
             poll: self.poll_us,
+            pin_reserve: self.pin_reserve,
             serial: self.serial.map_or([0; 20], |serial| serial.0),
             logical_block_size: self.logical_block_size,
             lock: self.lock,
             control_path: self.control_path,
+            metrics_listen: self.metrics_listen,
         })
     }
 }
@@ -295,17 +312,19 @@ mod tests {
         assert_eq!(config.map_budget, 64 << 20);
         assert!(!config.pin_guest_memory);
         assert_eq!(config.poll, PollTime::Adaptive);
+        assert_eq!(config.pin_reserve, 0);
         assert_eq!(config.serial, [0; 20]);
         assert_eq!(config.logical_block_size, None);
         assert!(config.lock);
         assert_eq!(config.control_path, None);
+        assert_eq!(config.metrics_listen, None);
     }
 
     #[test]
     fn every_option_reaches_the_config() {
         let config = config(
             "--fd 5 --blk-file i --read-only --num-queues 4 --queue-size 64 --threads 2 --cpus 2,0-1 \
-             --io-path file --map-budget 2M --poll-us 30 --pin-guest-memory --serial abc --logical-block-size 4096 --lock off --control-path c",
+             --io-path file --map-budget 2M --poll-us 30 --pin-guest-memory --pin-reserve 3M --serial abc --logical-block-size 4096 --lock off --control-path c --metrics-listen 9100",
             &[3],
         )
         .unwrap();
@@ -320,10 +339,15 @@ mod tests {
         assert_eq!(config.map_budget, 2 << 20);
         assert!(config.pin_guest_memory);
         assert_eq!(config.poll, PollTime::Fixed(Duration::from_micros(30)));
+        assert_eq!(config.pin_reserve, 3 << 20);
         assert_eq!(config.serial, *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!(config.logical_block_size, Some(4096));
         assert!(!config.lock);
         assert_eq!(config.control_path, Some("c".into()));
+        assert_eq!(
+            config.metrics_listen,
+            Some("127.0.0.1:9100".parse().unwrap())
+        );
     }
 
     #[test]
@@ -381,8 +405,10 @@ mod tests {
             "--poll-us -1",
             "--poll-us 1000001",
             "--map-budget many",
+            "--pin-reserve some",
             "--logical-block-size 1024",
             "--lock maybe",
+            "--metrics-listen localhost",
             "--serial 123456789012345678901",
             "--serial \u{fc}",
             "--cpus 1-",

@@ -1,8 +1,10 @@
 //! What the process was told to do, checked.
 
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use vhost_backend::PollTime;
 
 /// Most queues of a disk.
@@ -38,6 +40,8 @@ pub struct Config {
     pub pin_guest_memory: bool,
     /// How long a worker looks for work before it sleeps.
     pub poll: PollTime,
+    /// Bytes of memory for pinned parts of the map, besides.
+    pub pin_reserve: u64,
     /// The answer to GET_ID, padded with NUL.
     pub serial: [u8; 20],
     /// `blk_size` in bytes; `None`: the medium's.
@@ -46,6 +50,8 @@ pub struct Config {
     pub lock: bool,
     /// Where `extentctl` connects to.
     pub control_path: Option<PathBuf>,
+    /// Where metrics are told over HTTP.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Where the front-end comes from.
@@ -60,7 +66,8 @@ pub enum Socket {
 }
 
 /// How requests reach the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum IoPath {
     /// The fastest way that is safe.
     Auto,

@@ -1,6 +1,7 @@
 //! The control socket: one JSON request per line, one JSON answer per line.
 //!
-//! Requests are `{"command":"info"}` and `{"command":"resize","bytes":N}`.
+//! Requests are the variants of [`Request`], such as `{"command":"info"}` and
+//! `{"command":"advise","advice":"pin","range":{"start":0,"end":null}}`.
 //! Answers are `{"result":...}` or `{"error":"one line"}`; after either the
 //! connection takes the next request.
 
@@ -15,6 +16,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::advice::Advice;
+use crate::byte_range::ByteRange;
+use crate::config::IoPath;
 use crate::socket::{self, Access, SocketError, SocketFile};
 
 /// Most connections at a time.
@@ -37,6 +41,27 @@ pub enum Request {
     Resize {
         /// The new size.
         bytes: u64,
+    },
+    /// The counters: a [`Statistics`](crate::statistics::Statistics).
+    Stats {},
+    /// Say what the map should have in memory.
+    Advise {
+        /// What is said.
+        advice: Advice,
+        /// About what.
+        range: ByteRange,
+    },
+    /// The extents of the image: a [`Page`](crate::image_map::Page).
+    Map {
+        /// Of this range.
+        range: ByteRange,
+        /// Most extents in the answer, 1 to [`MOST`](crate::image_map::MOST).
+        most: u32,
+    },
+    /// Choose how requests may reach the image.
+    IoPath {
+        /// The way.
+        path: IoPath,
     },
 }
 
@@ -200,16 +225,18 @@ pub fn ask(path: &Path, request: &Request, timeout: Duration) -> io::Result<Answ
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
-    use std::sync::Mutex;
+    use std::sync::{Mutex, mpsc};
 
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Remembers what it was asked, and refuses odd sizes.
+    /// Remembers what it was asked, refuses odd sizes, and takes as long for
+    /// advice as the test does to hang up.
     #[derive(Default)]
     struct Fake {
         seen: Mutex<Vec<Request>>,
+        slow: Mutex<Option<mpsc::Receiver<()>>>,
     }
 
     impl Controlled for Fake {
@@ -219,6 +246,12 @@ mod tests {
                 Request::Info {} => Answer::Result(serde_json::json!({ "pid": 7 })),
                 Request::Resize { bytes } if bytes % 512 == 0 => Answer::Result(Value::Null),
                 Request::Resize { bytes } => Answer::Error(format!("{bytes} is odd")),
+                _ => {
+                    let slow = self.slow.lock().unwrap().take();
+                    // Ends when the test drops its end.
+                    let ended = slow.map(|slow| slow.recv().is_err());
+                    Answer::Result(serde_json::json!({ "ended": ended }))
+                }
             }
         }
     }
@@ -289,6 +322,30 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_request_keeps_nobody_else_waiting() {
+        let rig = rig();
+        let (slow, waits) = mpsc::channel();
+        *rig.fake.slow.lock().unwrap() = Some(waits);
+        let (mut reader, mut writer) = connect(&rig);
+        writeln!(
+            writer,
+            "{{\"command\":\"advise\",\"advice\":\"pin\",\"range\":{{\"start\":0,\"end\":null}}}}"
+        )
+        .unwrap();
+        let start = std::time::Instant::now();
+        while rig.fake.seen.lock().unwrap().is_empty() {
+            assert!(start.elapsed() < PATIENCE);
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(
+            ask(&rig.path, &Request::Info {}, PATIENCE).unwrap(),
+            Answer::Result(serde_json::json!({ "pid": 7 }))
+        );
+        drop(slow);
+        assert_eq!(line(&mut reader), "{\"result\":{\"ended\":true}}\n");
+    }
+
+    #[test]
     fn the_lines_are_as_documented_and_a_bad_one_does_not_end_the_connection() {
         let rig = rig();
         let (mut reader, mut writer) = connect(&rig);
@@ -300,6 +357,10 @@ mod tests {
             "{\"command\":\"resize\"}",
             "{\"command\":\"resize\",\"bytes\":-1}",
             "{\"command\":\"info\",\"x\":1}",
+            "{\"command\":\"advise\",\"advice\":\"pin\"}",
+            "{\"command\":\"advise\",\"advice\":\"hope\",\"range\":{\"start\":0,\"end\":1}}",
+            "{\"command\":\"map\",\"range\":{\"start\":-1},\"most\":1}",
+            "{\"command\":\"io-path\",\"path\":\"raw\"}",
             "[[[",
             "\u{0}",
         ] {

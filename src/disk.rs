@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vhost_backend::device::SECTOR;
@@ -81,6 +81,8 @@ pub struct DiskOptions {
     pub map_budget: u64,
     /// Use guest memory as registered buffers.
     pub pin_guest_memory: bool,
+    /// Bytes of pinned extents that the map may hold besides.
+    pub pin_reserve: u64,
 }
 
 /// What `extentctl info` shows of the disk.
@@ -140,6 +142,7 @@ pub struct Disk {
     guard: Option<Guard>,
     pinner: Option<Arc<Pinner>>,
     tallies: Mutex<Vec<Arc<Tally>>>,
+    opened: Instant,
 }
 
 /// How often an image is asked for that a previous process has not let go of.
@@ -234,6 +237,7 @@ impl Disk {
             guard,
             pinner: pinner(options),
             tallies: Mutex::default(),
+            opened: Instant::now(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
         let block = disk.block();
@@ -328,9 +332,37 @@ impl Disk {
         self.shared.errors()
     }
 
-    /// The way past the file system, if there is one.
-    pub fn disk_path(&self) -> Option<&Arc<DiskPath>> {
-        self.raw.as_ref().ok()
+    /// The way past the file system.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
+        self.raw.as_ref().map_err(String::as_str)
+    }
+
+    /// What decides whether the disk path is used, if there is one.
+    pub fn guard(&self) -> Option<&Guard> {
+        self.guard.as_ref()
+    }
+
+    /// Since the image was opened.
+    pub fn uptime(&self) -> Duration {
+        self.opened.elapsed()
+    }
+
+    /// The capacity that the guest sees, in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.sectors.load(Ordering::Acquire) * SECTOR
+    }
+
+    /// The open image.
+    pub fn image(&self) -> &Arc<File> {
+        &self.image
+    }
+
+    /// The image is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.block_device
     }
 
     fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {
@@ -453,7 +485,13 @@ fn disk_path(
     if !direct && !demanded {
         return Ok(Err("the image allows no direct I/O".to_owned()));
     }
-    match DiskPath::new(image, options.read_only, grain, options.map_budget) {
+    match DiskPath::new(
+        image,
+        options.read_only,
+        grain,
+        options.map_budget,
+        options.pin_reserve,
+    ) {
         Ok(path) => {
             if demanded {
                 path.enter().map_err(DiskError::NoDiskPath)?;

@@ -90,7 +90,8 @@ const INLINE_LIMIT: Duration = Duration::from_micros(40);
 
 impl DiskPath {
     /// Finds the device under the image and prepares an empty map; the path is
-    /// not in use. `budget` bytes of extents are kept at most.
+    /// not in use. `budget` bytes of extents are kept at most, and besides
+    /// `pin_reserve` bytes of pinned ones.
     ///
     /// # Errors
     /// The disk path is impossible for this image.
@@ -99,12 +100,14 @@ impl DiskPath {
         read_only: bool,
         grain: u64,
         budget: u64,
+        pin_reserve: u64,
     ) -> Result<DiskPath, Obstacle> {
         let device = BackingDevice::find(image)?;
         let inline = inline_is_better(&device)?;
         let size = image.metadata()?.len();
         let config = Config {
             budget,
+            pin_reserve,
             grain,
             ..Config::default()
         };
@@ -224,6 +227,11 @@ impl DiskPath {
     /// The map's counters.
     pub fn stats(&self) -> Stats {
         self.map.stats()
+    }
+
+    /// The path is not in use, for this reason. Called by the guard only.
+    pub fn stay_away(&self, reason: &str) {
+        self.set_situation(false, reason);
     }
 
     fn set_situation(&self, on_disk: bool, reason: &str) {

@@ -1,6 +1,7 @@
 //! The thread that decides whether the disk path is used: enters it when a
-//! guest is there and the image is ours alone, leaves it when somebody else
-//! wants the image, and tries again later.
+//! guest is there, the operator allows it and the image is ours alone; leaves
+//! it when one of these ends, and tries again later when somebody else wanted
+//! the image.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,16 +20,27 @@ use crate::sys;
 /// options and attributes rarely change.
 const REFUSED: Duration = Duration::from_secs(30);
 
-/// Whether the path is wanted, and who waits until that has taken effect.
-struct Order {
-    wanted: bool,
-    done: Option<SyncSender<()>>,
+/// Why the path is not in use.
+const NO_GUEST: &str = "no guest uses the disk";
+const FORBIDDEN: &str = "an operator has chosen the file (extentctl io-path file)";
+
+/// What the thread is told.
+enum Order {
+    /// A guest is there, or none.
+    Wanted(bool),
+    /// An operator allows the path, or not.
+    Allowed(bool),
+    /// An operator allows it, and wants to know what is in its way.
+    Try,
 }
+
+/// Whoever waits until an order has taken effect.
+type Done = SyncSender<Result<(), Obstacle>>;
 
 /// The guard of one image; dropping it leaves the disk path.
 #[derive(Debug)]
 pub struct Guard {
-    orders: Sender<Order>,
+    orders: Sender<(Order, Option<Done>)>,
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -49,6 +61,7 @@ impl Guard {
             stop: Arc::clone(&stop),
             orders: received,
             wanted: false,
+            allowed: true,
             next: None,
         };
         let thread = std::thread::Builder::new()
@@ -64,19 +77,46 @@ impl Guard {
 
     /// A guest is there: use the disk path when possible. Returns at once.
     pub fn want(&self) {
-        self.send(true, None);
+        self.send(Order::Wanted(true), None);
     }
 
     /// Nobody uses the disk: leave the path, and return when it was left.
     pub fn unwant(&self) {
-        let (done, is_done) = mpsc::sync_channel(1);
-        self.send(false, Some(done));
         // Without an answer the thread has gone, and with it the path.
-        let _ = is_done.recv();
+        let _ = self.ask(Order::Wanted(false));
     }
 
-    fn send(&self, wanted: bool, done: Option<SyncSender<()>>) {
-        if self.orders.send(Order { wanted, done }).is_ok() {
+    /// Leave the path and stay away from it until it is allowed again; returns
+    /// when it was left.
+    pub fn forbid(&self) {
+        let _ = self.ask(Order::Allowed(false));
+    }
+
+    /// The path may be used when a guest is there and the image is ours, which
+    /// is so from the start.
+    pub fn allow(&self) {
+        let _ = self.ask(Order::Allowed(true));
+    }
+
+    /// As [`allow`](Self::allow), and tries the path now. With a guest it
+    /// stays in use; without one it is left again.
+    ///
+    /// # Errors
+    /// What is in the way. With a guest it is tried again later.
+    pub fn try_now(&self) -> Result<(), Obstacle> {
+        self.ask(Order::Try)
+    }
+
+    fn ask(&self, order: Order) -> Result<(), Obstacle> {
+        let (done, is_done) = mpsc::sync_channel(1);
+        self.send(order, Some(done));
+        is_done
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the guard has ended").into()))
+    }
+
+    fn send(&self, order: Order, done: Option<Done>) {
+        if self.orders.send((order, done)).is_ok() {
             sys::event_set(&*self.event);
         }
     }
@@ -98,8 +138,11 @@ struct Watch {
     path: Arc<DiskPath>,
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
-    orders: Receiver<Order>,
+    orders: Receiver<(Order, Option<Done>)>,
+    /// A guest is there.
     wanted: bool,
+    /// No operator keeps us away.
+    allowed: bool,
     /// When to try to enter; never while the path is in use or not wanted.
     next: Option<Instant>,
 }
@@ -114,7 +157,8 @@ impl Watch {
                 self.next = self.path.retry_at();
             }
             if self.next.is_some_and(|at| at <= Instant::now()) {
-                self.enter();
+                // The path says why, and what comes next is set.
+                let _ = self.enter();
             }
             self.sleep();
         }
@@ -128,31 +172,72 @@ impl Watch {
     }
 
     fn obey(&mut self) {
-        while let Ok(Order { wanted, done }) = self.orders.try_recv() {
-            if wanted && !self.wanted {
-                self.next = Some(Instant::now());
-            } else if !wanted {
-                self.next = None;
-                if self.in_use() {
-                    self.path.leave("no guest uses the disk");
+        while let Ok((order, done)) = self.orders.try_recv() {
+            let result = match order {
+                Order::Wanted(wanted) => {
+                    self.wanted = wanted;
+                    self.follow();
+                    Ok(())
                 }
-            }
-            self.wanted = wanted;
+                Order::Allowed(allowed) => {
+                    self.allowed = allowed;
+                    self.follow();
+                    Ok(())
+                }
+                Order::Try => {
+                    self.allowed = true;
+                    self.try_now()
+                }
+            };
             if let Some(done) = done {
                 // Who does not wait any more does not want to know.
-                let _ = done.send(());
+                let _ = done.send(result);
             }
         }
     }
 
-    fn enter(&mut self) {
-        self.next = match self.path.enter() {
+    /// Leaves the path, or sees to it that it is tried.
+    fn follow(&mut self) {
+        let reason = match (self.allowed, self.wanted) {
+            (true, true) => {
+                if !self.in_use() && self.next.is_none() {
+                    self.next = Some(Instant::now());
+                }
+                return;
+            }
+            (false, _) => FORBIDDEN,
+            (true, false) => NO_GUEST,
+        };
+        self.next = None;
+        if self.in_use() {
+            self.path.leave(reason);
+        } else {
+            self.path.stay_away(reason);
+        }
+    }
+
+    fn try_now(&mut self) -> Result<(), Obstacle> {
+        if self.in_use() {
+            return Ok(());
+        }
+        if self.wanted {
+            return self.enter();
+        }
+        self.path.enter()?;
+        self.path.leave(NO_GUEST);
+        Ok(())
+    }
+
+    fn enter(&mut self) -> Result<(), Obstacle> {
+        let result = self.path.enter();
+        self.next = match &result {
             Ok(()) => None,
             Err(Obstacle::Lease(_) | Obstacle::Asked | Obstacle::Refused(Refusal::Cached(_))) => {
                 self.path.retry_at()
             }
             Err(_) => Some(Instant::now() + REFUSED),
         };
+        result
     }
 
     fn sleep(&self) {

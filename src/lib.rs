@@ -2,9 +2,11 @@
 //! [`vhost_backend`], and is looked after by signals and a control socket.
 //! The library exists for its two programs, `extentd` and `extentctl`.
 
+pub mod advice;
 pub mod args;
 pub mod block_io;
 pub mod bounce;
+pub mod byte_range;
 pub mod config;
 pub mod control;
 pub mod disk;
@@ -12,11 +14,16 @@ pub mod disk_path;
 pub mod engine;
 pub mod guard;
 pub mod image_lock;
+pub mod image_map;
 pub mod logging;
+pub mod metrics;
+pub mod metrics_listener;
+pub mod operator;
 pub mod pin;
 pub mod planner;
 pub mod serve;
 pub mod signals;
 pub mod size;
 pub mod socket;
+pub mod statistics;
 pub mod sys;

@@ -1,18 +1,20 @@
 //! The life of the process: open, listen, serve, stop.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use sd_notify::NotifyState;
-use serde_json::{Value, json};
-use vhost_backend::{Device, Endpoint, Handle, Options, Server};
+use vhost_backend::{Endpoint, Handle, Options, Server};
 
 use crate::config::{Config, Socket};
-use crate::control::{self, Answer, Controlled, Request};
+use crate::control;
 use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::operator::Operator;
 use crate::signals::Signals;
 use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
+use crate::{metrics, metrics_listener, statistics};
 
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +28,16 @@ pub enum ServeError {
     /// The server.
     #[error("{0}")]
     Server(#[from] vhost_backend::Error),
+    /// `--metrics-listen`.
+    #[error(
+        "--metrics-listen {address}: cannot listen: {source}: give a free address of this host"
+    )]
+    Metrics {
+        /// As given.
+        address: SocketAddr,
+        /// What the host says.
+        source: io::Error,
+    },
     /// The host refuses a thread or a descriptor.
     #[error("cannot {what}: {source}: check the limits on threads and open files")]
     Host {
@@ -51,6 +63,9 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         Some(path) => Some(start_control(path, config, &disk, &handle)?),
         None => None,
     };
+    if let Some(address) = config.metrics_listen {
+        start_metrics(address, &disk)?;
+    }
     // Last: who finds the socket finds everything else ready.
     let (endpoint, _socket_file) = open_endpoint(&config.socket)?;
     signals.on_stop(move || {
@@ -79,6 +94,7 @@ fn disk_options(config: &Config) -> DiskOptions {
         lock: config.lock,
         io_path: config.io_path,
         map_budget: config.map_budget,
+        pin_reserve: config.pin_reserve,
         pin_guest_memory: config.pin_guest_memory,
     }
 }
@@ -115,13 +131,15 @@ fn notify(state: NotifyState<'_>) {
     }
 }
 
-/// What the control socket reaches.
-struct Control {
-    config: Config,
-    disk: Arc<Disk>,
-    handle: Handle,
-    /// One resize at a time.
-    resizing: Mutex<()>,
+fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError> {
+    let failed = |source| ServeError::Metrics { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let disk = Arc::clone(disk);
+    let text = move || metrics::exposition(&statistics::gather(&disk));
+    metrics_listener::start(listener, text).map_err(host("start the metrics thread"))?;
+    log::info!("metrics at http://{address}/metrics");
+    Ok(())
 }
 
 fn start_control(
@@ -131,64 +149,7 @@ fn start_control(
     handle: &Handle,
 ) -> Result<SocketFile, ServeError> {
     let (listener, file) = control::bind(path)?;
-    let control = Control {
-        config: config.clone(),
-        disk: Arc::clone(disk),
-        handle: handle.clone(),
-        resizing: Mutex::new(()),
-    };
-    control::start(listener, Arc::new(control)).map_err(host("start the control thread"))?;
+    let operator = Operator::new(config.clone(), Arc::clone(disk), handle.clone());
+    control::start(listener, Arc::new(operator)).map_err(host("start the control thread"))?;
     Ok(file)
-}
-
-impl Control {
-    fn info(&self) -> Value {
-        let status = self.handle.status();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
-            "queues": self.config.queues,
-            "queue_size": self.config.queue_size,
-            "threads": self.config.threads,
-            "cpus": self.config.cpus,
-            "disk": self.disk.describe(),
-            "session": {
-                "connected": status.connected,
-                "rings_running": status.rings_running,
-                "waits_for_image": status.waits_for_image,
-                "features": format!("{:#x}", status.features),
-                "protocol_features": format!("{:#x}", status.protocol_features),
-                "memory_regions": status.memory_regions,
-                "memory_bytes": status.memory_bytes,
-                "writeback": status.writeback,
-            },
-        })
-    }
-
-    fn resize(&self, bytes: u64) -> Answer {
-        // It guards no data, so a panic elsewhere has left nothing half done.
-        let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.disk.capacity_sectors();
-        let result = self.disk.resize(bytes);
-        // Also a resize that failed halfway may have changed it.
-        if self.disk.capacity_sectors() != before {
-            self.handle.capacity_changed();
-        }
-        match result {
-            Ok(()) => {
-                log::info!("resized to {bytes} bytes");
-                Answer::Result(json!({ "size_bytes": self.disk.describe().size_bytes }))
-            }
-            Err(error) => Answer::Error(error.to_string()),
-        }
-    }
-}
-
-impl Controlled for Control {
-    fn carry_out(&self, request: Request) -> Answer {
-        match request {
-            Request::Info {} => Answer::Result(self.info()),
-            Request::Resize { bytes } => self.resize(bytes),
-        }
-    }
 }

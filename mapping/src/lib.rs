@@ -29,6 +29,7 @@ mod map;
 mod proof;
 mod quiesce;
 mod reader;
+mod residency;
 mod shared;
 mod slab;
 mod source;

@@ -145,6 +145,11 @@ impl<E: Engine> BlockIo<E> {
         if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
             raw.release(claim);
         }
+        match task.op {
+            Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
+            Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
+            _ => {}
+        }
         task.forget();
         self.ended.push(Completion {
             tag: Tag(tag),

@@ -12,6 +12,8 @@ pub struct Tally {
     file: AtomicU64,
     zeros: AtomicU64,
     ended: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
 }
 
 /// Sums over all workers.
@@ -25,6 +27,10 @@ pub struct Sums {
     pub zero_fills: u64,
     /// Requests that have ended.
     pub requests: u64,
+    /// Bytes of reads that ended well.
+    pub read_bytes: u64,
+    /// Bytes of writes that ended well; zeroing and discarding do not count.
+    pub written_bytes: u64,
 }
 
 impl Tally {
@@ -34,6 +40,8 @@ impl Tally {
         sums.file_operations += self.file.load(Ordering::Relaxed);
         sums.zero_fills += self.zeros.load(Ordering::Relaxed);
         sums.requests += self.ended.load(Ordering::Relaxed);
+        sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
+        sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
     }
 }
 
@@ -44,6 +52,8 @@ pub struct Counts {
     pub(super) file: u64,
     pub(super) zeros: u64,
     pub(super) ended: u64,
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
     shown: Arc<Tally>,
 }
 
@@ -57,5 +67,11 @@ impl Counts {
         self.shown.file.store(self.file, Ordering::Relaxed);
         self.shown.zeros.store(self.zeros, Ordering::Relaxed);
         self.shown.ended.store(self.ended, Ordering::Relaxed);
+        self.shown
+            .read_bytes
+            .store(self.read_bytes, Ordering::Relaxed);
+        self.shown
+            .written_bytes
+            .store(self.written_bytes, Ordering::Relaxed);
     }
 }

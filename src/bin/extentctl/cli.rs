@@ -1,0 +1,186 @@
+//! The command line of `extentctl`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use extentd::advice::Advice;
+use extentd::args::IoPathArg;
+use extentd::byte_range::{self, ByteRange};
+use extentd::size;
+
+const EXAMPLES: &str = "\
+Examples:
+  extentctl --control-path /run/extentd/vm1.control info
+  extentctl --control-path /run/extentd/vm1.control advise pin 0..4G
+  extentctl --control-path /run/extentd/vm1.control map --svg vm1.svg
+  extentctl --control-path /run/extentd/vm1.control top --interval 1
+
+Exit status: 0 when done; 1 when extentd cannot be reached or refuses, with one line on standard error; 2 for a wrong command line.";
+
+const RANGES: &str = "\
+RANGE is all, START..END (END not included), START.. (to the end) or START+LENGTH; sizes are bytes, or numbers with K, M, G or T (powers of 1024). Ranges are widened to the windows of the map (4 MiB), except for dontneed, which only drops windows that lie wholly inside.
+
+The map is loaded only while the disk path is in use, so willneed and pin need a running guest. No advice changes what the guest sees, only how fast it is. What is pinned stays pinned when the disk path is left, and is loaded again when it is entered.";
+
+const MAP: &str = "\
+Each line is a run of one kind: where it starts in the image, its length, where it lies on the device (all in bytes), its kind, and whether the map has it in memory. Looking loads nothing and writes nothing out, so what the file system has not placed yet is opaque.
+
+Kinds: written (data of this image alone), shared (data that other files use too), unwritten (has a place, reads as zeros), hole (no place, reads as zeros), opaque (not for the disk path; the reason follows).";
+
+const IO_PATH: &str = "\
+disk: straight to the device, past the file system; file: direct I/O on the image; auto: disk whenever that is safe.
+
+The disk path is used while a guest is there, no operator has chosen file, and nobody else has the image open. file returns when no raw I/O is in flight any more. disk allows the path as auto does, tries it at once and tells what is in the way; without a guest it only tries. The choice lasts until extentd ends.";
+
+const TOP: &str = "\
+The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
+
+/// Shows and changes what a running extentd serves.
+#[derive(Debug, Parser)]
+#[command(name = "extentctl", version, after_long_help = EXAMPLES)]
+pub struct Args {
+    /// The --control-path of that extentd
+    #[arg(long, value_name = "PATH")]
+    pub control_path: PathBuf,
+
+    /// Print the answer as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Show what is served, how, and to whom
+    Info,
+    /// Change the size of the disk; a running guest is told
+    Resize {
+        /// The new size: bytes, or with K, M, G or T (powers of 1024)
+        #[arg(value_name = "SIZE", value_parser = size::parse)]
+        bytes: u64,
+    },
+    /// Show the counters since the start
+    Stats,
+    /// Show the counters as rates, again and again
+    #[command(after_long_help = TOP)]
+    Top {
+        /// Seconds between two screens, 0.1 to 3600
+        #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
+        interval: Duration,
+        /// End after so many screens [default: go on until interrupted]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+    },
+    /// Show the extents of the image, and what the map has in memory
+    #[command(after_long_help = MAP)]
+    Map {
+        /// The part of the disk: all, START..END or START+LENGTH
+        #[arg(value_name = "RANGE", default_value = "all", value_parser = byte_range::parse)]
+        range: ByteRange,
+        /// Most lines; what lies behind them is named
+        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
+        /// Draw all of the range as a strip into this file instead
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["limit", "json"])]
+        svg: Option<PathBuf>,
+    },
+    /// Say what the map should have in memory
+    #[command(after_long_help = RANGES)]
+    Advise {
+        /// What is said
+        #[arg(value_enum, value_name = "ADVICE")]
+        advice: Advice,
+        /// About what: all, START..END or START+LENGTH
+        #[arg(value_name = "RANGE", value_parser = byte_range::parse)]
+        range: ByteRange,
+    },
+    /// Choose how requests may reach the image
+    #[command(after_long_help = IO_PATH)]
+    IoPath {
+        /// The way
+        #[arg(value_enum, value_name = "WAY")]
+        path: IoPathArg,
+    },
+    /// Print the counters as OpenMetrics text, for Prometheus and its kin
+    Metrics,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=3600.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "give seconds, 0.1 to 3600".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        let start = ["extentctl", "--control-path", "c"];
+        Args::try_parse_from(start.into_iter().chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn json_may_stand_before_and_after_the_command() {
+        for line in ["--json info", "info --json"] {
+            let args = parse(line).unwrap();
+            assert!(args.json && matches!(args.command, Command::Info));
+        }
+    }
+
+    #[test]
+    fn values_are_parsed_before_anybody_is_asked() {
+        assert!(matches!(
+            parse("resize 2G").unwrap().command,
+            Command::Resize { bytes: 0x8000_0000 }
+        ));
+        assert!(matches!(
+            parse("advise pin 1M+1M").unwrap().command,
+            Command::Advise {
+                advice: Advice::Pin,
+                range: ByteRange {
+                    start: 0x10_0000,
+                    end: Some(0x20_0000)
+                }
+            }
+        ));
+        assert!(matches!(
+            parse("top --interval 0.5 --count 3").unwrap().command,
+            Command::Top { interval, count: Some(3) } if interval.as_millis() == 500
+        ));
+        for wrong in [
+            "resize 2X",
+            "advise pin",
+            "advise hope all",
+            "advise pin 2G..1G",
+            "map 5",
+            "map --limit 0",
+            "map --svg f --json",
+            "io-path raw",
+            "top --interval 0",
+            "top --interval NaN",
+            "top --count 0",
+        ] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_command_explains_itself() {
+        for command in Args::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+        }
+    }
+}

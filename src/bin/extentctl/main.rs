@@ -1,0 +1,230 @@
+//! `extentctl`: talks to the control socket of a running `extentd`.
+
+mod cli;
+mod extents;
+mod svg;
+mod table;
+mod top;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use extentd::advice::Advice;
+use extentd::byte_range::ByteRange;
+use extentd::control::{self, Answer, Request};
+use extentd::image_map::Page;
+use extentd::statistics::Statistics;
+use extentd::{metrics, size};
+use serde_json::Value;
+
+use crate::cli::{Args, Command};
+use crate::svg::Strip;
+use crate::table::{sized, table};
+
+/// A resize of a block device may have to wait for its disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pinning reads the extents of the whole range before it answers.
+const LONG_PATIENCE: Duration = Duration::from_secs(3600);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            // Where standard error is closed, the status has to do.
+            let _ = writeln!(io::stderr(), "extentctl: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let json = |value: &Value| format!("{value:#}\n");
+    let path = &args.control_path;
+    let (request, patience) = match &args.command {
+        Command::Info => (Request::Info {}, PATIENCE),
+        Command::Resize { bytes } => (Request::Resize { bytes: *bytes }, PATIENCE),
+        Command::Stats | Command::Metrics => (Request::Stats {}, PATIENCE),
+        Command::Advise { advice, range } => {
+            let patience = match advice {
+                Advice::Pin => LONG_PATIENCE,
+                _ => PATIENCE,
+            };
+            let (advice, range) = (*advice, *range);
+            (Request::Advise { advice, range }, patience)
+        }
+        Command::IoPath { path } => {
+            let path = (*path).into();
+            (Request::IoPath { path }, PATIENCE)
+        }
+        Command::Top { interval, count } => return watch(path, *interval, *count, args.json),
+        Command::Map {
+            range,
+            svg: Some(file),
+            ..
+        } => return print(&draw(path, *range, file)?),
+        Command::Map { range, limit, .. } => {
+            let page = list(path, *range, *limit)?;
+            if args.json {
+                return print(&json(&to_value(&page)?));
+            }
+            return print(&extents::list(&page));
+        }
+    };
+    let result = ask(path, &request, patience)?;
+    print(&match &args.command {
+        _ if args.json => json(&result),
+        Command::Resize { .. } => resized(&result),
+        Command::Advise { .. } => advised(&result),
+        Command::IoPath { .. } => way(&result),
+        Command::Metrics => metrics::exposition(&statistics(result)?),
+        _ => table(&result),
+    })
+}
+
+fn print(text: &str) -> Result<(), String> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(|error| format!("standard output: {error}")),
+    }
+}
+
+fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, String> {
+    match control::ask(path, request, patience) {
+        Ok(Answer::Result(result)) => Ok(result),
+        Ok(Answer::Error(message)) => Err(message),
+        Err(error) => {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    ": is extentd running with this --control-path?"
+                }
+                io::ErrorKind::PermissionDenied => ": be the user that runs extentd",
+                _ => "",
+            };
+            Err(format!("--control-path {}: {error}{hint}", path.display()))
+        }
+    }
+}
+
+fn statistics(answer: Value) -> Result<Statistics, String> {
+    serde_json::from_value(answer).map_err(|error| format!("the answer is not understood: {error}"))
+}
+
+fn to_value(page: &Page) -> Result<Value, String> {
+    serde_json::to_value(page).map_err(|error| error.to_string())
+}
+
+fn list(path: &Path, range: ByteRange, limit: u32) -> Result<Page, String> {
+    let mut all = None;
+    extents::each_page(
+        range,
+        Some(limit),
+        |request| ask(path, request, PATIENCE),
+        |page| extents::append(&mut all, page),
+    )?;
+    all.ok_or_else(|| "there is nothing to show".to_owned())
+}
+
+fn draw(path: &Path, range: ByteRange, file: &Path) -> Result<String, String> {
+    let mut strip = None;
+    extents::each_page(
+        range,
+        None,
+        |request| ask(path, request, PATIENCE),
+        |page| {
+            let end = range.end.unwrap_or(page.size_bytes);
+            strip
+                .get_or_insert_with(|| Strip::new(range.start..end))
+                .add(&page);
+        },
+    )?;
+    let strip = strip.ok_or_else(|| "there is nothing to show".to_owned())?;
+    std::fs::write(file, strip.draw())
+        .map_err(|error| format!("--svg {}: {error}", file.display()))?;
+    Ok(format!("drawn to {}\n", file.display()))
+}
+
+fn watch(path: &Path, interval: Duration, count: Option<u64>, json: bool) -> Result<(), String> {
+    let mut output = io::stdout();
+    let home = if output.is_terminal() { top::HOME } else { "" };
+    let mut before = None;
+    let mut shown = 0;
+    loop {
+        let answer = ask(path, &Request::Stats {}, PATIENCE)?;
+        let text = if json {
+            format!("{answer}\n")
+        } else {
+            let now = statistics(answer)?;
+            let text = format!("{home}{}", top::screen(&now, before.as_ref()));
+            before = Some(now);
+            text
+        };
+        if output
+            .write_all(text.as_bytes())
+            .and_then(|()| output.flush())
+            .is_err()
+        {
+            // Nobody looks any more.
+            return Ok(());
+        }
+        shown += 1;
+        if count.is_some_and(|count| shown >= count) {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+    }
+}
+
+fn resized(result: &Value) -> String {
+    match result.get("size_bytes").and_then(Value::as_u64) {
+        Some(bytes) => format!("the disk has {} now\n", sized(bytes)),
+        None => "done\n".to_owned(),
+    }
+}
+
+fn advised(result: &Value) -> String {
+    let number = |name: &str| result.get(name).and_then(Value::as_u64).unwrap_or(0);
+    format!(
+        "bytes {} to {}: {}; now {} windows in memory, {} of extents, {} of them pinned\n",
+        number("start"),
+        number("end"),
+        text(result, "done"),
+        number("resident_windows"),
+        size::display(number("resident_bytes")),
+        size::display(number("pinned_bytes")),
+    )
+}
+
+fn way(result: &Value) -> String {
+    format!(
+        "requests go by the {}: {}\n",
+        text(result, "path"),
+        text(result, "path_reason")
+    )
+}
+
+fn text<'a>(result: &'a Value, name: &str) -> &'a str {
+    result.get(name).and_then(Value::as_str).unwrap_or("?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_there_is_one_clear_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("none");
+        let error = ask(&path, &Request::Info {}, PATIENCE).unwrap_err();
+        assert!(
+            error.starts_with("--control-path /")
+                && error.ends_with("is extentd running with this --control-path?"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1);
+    }
+}

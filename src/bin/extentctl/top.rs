@@ -1,0 +1,178 @@
+//! `extentctl top`: the counters as rates on one screen.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use extentd::size;
+use extentd::statistics::{MapStatistics, Statistics};
+
+/// Home, and clear what lies below: no flicker, unlike clearing first.
+pub const HOME: &str = "\x1b[H\x1b[J";
+
+/// One screen; rates need the counters of `before`.
+pub fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
+    // A restart begins to count anew.
+    let before = before.filter(|before| before.uptime_ms < now.uptime_ms);
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = writeln!(
+        text,
+        "extentd, up {}; by the {}: {}\n\n{:24}{:>14}{:>20}",
+        up(now.uptime_ms),
+        now.path,
+        now.path_reason,
+        "",
+        "per second",
+        "total"
+    );
+    let mut row = |name: &str, get: fn(&Statistics) -> u64| {
+        let rate = before.map_or_else(|| "-".to_owned(), |before| rate(now, before, get));
+        let _ = writeln!(text, "{name:24}{rate:>14}{:>20}", get(now));
+    };
+    row("requests", |of| of.requests);
+    row("  failed", |of| of.failed_requests);
+    row("operations by disk", |of| of.disk_operations);
+    row("operations by file", |of| of.file_operations);
+    row("zero fills", |of| of.zero_fills);
+    let mut row = |name: &str, get: fn(&Statistics) -> u64| {
+        let rate = before.map_or_else(
+            || "-".to_owned(),
+            |before| size::display(per_second(now, before, get)),
+        );
+        let _ = writeln!(text, "{name:24}{rate:>14}{:>20}", size::display(get(now)));
+    };
+    row("read", |of| of.read_bytes);
+    row("written", |of| of.written_bytes);
+    if let Some(map) = &now.map {
+        text.push('\n');
+        let earlier = before.and_then(|before| before.map.as_ref());
+        map_rows(&mut text, map, earlier);
+    }
+    text
+}
+
+fn map_rows(text: &mut String, map: &MapStatistics, before: Option<&MapStatistics>) {
+    let none = MapStatistics::default();
+    let share = |before: &MapStatistics| {
+        let of = |map: &MapStatistics| map.hits + map.misses + map.changing;
+        let hits = map.hits.saturating_sub(before.hits);
+        let permille =
+            (u128::from(hits) * 1000).checked_div(u128::from(of(map).saturating_sub(of(before))));
+        permille.map_or_else(
+            || "-".to_owned(),
+            |permille| format!("{}.{} %", permille / 10, permille % 10),
+        )
+    };
+    let now = before.map_or_else(|| "-".to_owned(), share);
+    let _ = writeln!(text, "{:24}{now:>14}{:>20}", "map hit rate", share(&none));
+    let _ = writeln!(
+        text,
+        "windows                 {} loaded now, {} loads, {} evictions",
+        map.resident_windows, map.loads, map.evictions
+    );
+    let _ = writeln!(
+        text,
+        "memory of extents       {} ({} pinned), budget {}",
+        size::display(map.resident_bytes),
+        size::display(map.pinned_bytes),
+        size::display(map.budget_bytes)
+    );
+    let kinds: Vec<_> = map
+        .extents
+        .named()
+        .iter()
+        .map(|(name, count)| format!("{count} {name}"))
+        .collect();
+    let _ = writeln!(text, "extents                 {}", kinds.join(", "));
+}
+
+fn per_second(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> u64 {
+    let grown = u128::from(get(now).saturating_sub(get(before)));
+    let time = u128::from(now.uptime_ms.saturating_sub(before.uptime_ms)).max(1);
+    u64::try_from(grown * 1000 / time).unwrap_or(u64::MAX)
+}
+
+fn rate(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> String {
+    per_second(now, before, get).to_string()
+}
+
+fn up(ms: u64) -> String {
+    let seconds = Duration::from_millis(ms).as_secs();
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
+    format!("{hours}:{minutes:02}:{:02}", seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(uptime_ms: u64, factor: u64) -> Statistics {
+        Statistics {
+            uptime_ms,
+            path: "disk".into(),
+            path_reason: "the image is exclusively ours".into(),
+            requests: 100 * factor,
+            disk_operations: 60 * factor,
+            file_operations: 30 * factor,
+            zero_fills: 10 * factor,
+            read_bytes: factor << 20,
+            map: Some(MapStatistics {
+                hits: 90 * factor * factor,
+                misses: 10 * factor,
+                ..MapStatistics::default()
+            }),
+            ..Statistics::default()
+        }
+    }
+
+    fn cells(screen: &str, name: &str) -> Vec<String> {
+        let line = screen.lines().find(|line| line.starts_with(name)).unwrap();
+        line[24..]
+            .split("  ")
+            .filter(|cell| !cell.is_empty())
+            .map(|cell| cell.trim().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn rates_are_of_the_time_between() {
+        let text = screen(&sample(5000, 5), Some(&sample(3000, 1)));
+        assert!(
+            text.starts_with("extentd, up 0:00:05; by the disk: the image is exclusively ours\n")
+        );
+        assert_eq!(cells(&text, "requests"), ["200", "500"]);
+        assert_eq!(cells(&text, "operations by disk"), ["120", "300"]);
+        assert_eq!(cells(&text, "operations by file"), ["60", "150"]);
+        assert_eq!(cells(&text, "zero fills"), ["20", "50"]);
+        assert_eq!(cells(&text, "read"), ["2 MiB", "5 MiB"]);
+        // 90 * 24 of 90 * 24 + 40, and 90 * 25 of 90 * 25 + 50.
+        assert_eq!(cells(&text, "map hit rate"), ["98.1 %", "97.8 %"]);
+    }
+
+    #[test]
+    fn without_a_screen_before_there_are_no_rates() {
+        let restarted = screen(&sample(1000, 1), Some(&sample(9000, 5)));
+        for text in [screen(&sample(1000, 1), None), restarted] {
+            assert_eq!(cells(&text, "requests"), ["-", "100"]);
+            assert_eq!(cells(&text, "map hit rate"), ["-", "90.0 %"]);
+        }
+    }
+
+    #[test]
+    fn a_screen_fits_a_terminal() {
+        let mut large = sample(u64::MAX / 2, 1 << 20);
+        large.path_reason = "somebody else has the image open".into();
+        let text = screen(&large, Some(&sample(1, 1)));
+        assert!(text.lines().count() <= 24);
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    }
+
+    #[test]
+    fn nothing_to_look_up_is_no_rate() {
+        let idle = Statistics {
+            map: Some(MapStatistics::default()),
+            ..Statistics::default()
+        };
+        assert_eq!(cells(&screen(&idle, None), "map hit rate"), ["-", "-"]);
+    }
+}

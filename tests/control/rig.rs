@@ -1,0 +1,223 @@
+//! A process, its image, a front-end, and `extentctl`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use front_end::codes::status;
+use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::mounted::{self, EXT4, Mounted};
+
+const MEMORY: u64 = 16 << 20;
+const DATA: u64 = 4 << 20;
+/// Bytes of the image: three windows of the map.
+pub const IMAGE: u64 = 12 << 20;
+/// The image holds data from 0 to here, has a hole up to [`UNWRITTEN`], and
+/// then places that were never written.
+pub const HOLE: u64 = 2 << 20;
+pub const UNWRITTEN: u64 = 8 << 20;
+pub const WINDOW: u64 = 4 << 20;
+
+/// Where an image may lie; removed with it.
+enum Home {
+    Ext4(Mounted),
+    Folder { _removed_with_it: TempDir },
+}
+
+/// A process that serves an image of [`IMAGE`] bytes.
+pub struct Rig {
+    pub image: PathBuf,
+    control: PathBuf,
+    socket: PathBuf,
+    pub daemon: Daemon,
+    home: Home,
+    _files: TempDir,
+}
+
+/// What extentctl did.
+pub struct Done {
+    pub ok: bool,
+    pub out: String,
+    pub error: String,
+}
+
+impl Done {
+    /// It must have gone well.
+    pub fn text(self) -> String {
+        assert!(self.ok, "{}{}", self.out, self.error);
+        self.out
+    }
+
+    /// It must have failed with one line.
+    pub fn refusal(self) -> String {
+        assert!(!self.ok, "{}", self.out);
+        assert_eq!((self.out.as_str(), self.error.lines().count()), ("", 1));
+        self.error.trim_end().to_owned()
+    }
+}
+
+impl Rig {
+    /// On an ext4; `None` where this machine cannot mount one.
+    pub fn on_ext4(arguments: &[&str]) -> Option<Self> {
+        let Some(mounted) = Mounted::new(EXT4) else {
+            println!("SKIP: no ext4 on a loop device here");
+            return None;
+        };
+        let root = mounted.root();
+        let rig = Self::start(Home::Ext4(mounted), &root, arguments);
+        // Some devices are slower without the file system: no disk path there.
+        let info = rig.json(&["info"]);
+        if info["disk"]["device"].is_null() {
+            let reason = &info["disk"]["path_reason"];
+            println!("SKIP: no disk path on this loop device: {reason}");
+            return None;
+        }
+        Some(rig)
+    }
+
+    /// Where there is never a disk path.
+    pub fn on_tmpfs(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = folder.path().to_owned();
+        let home = Home::Folder {
+            _removed_with_it: folder,
+        };
+        Self::start(home, &root, arguments)
+    }
+
+    fn start(home: Home, root: &Path, arguments: &[&str]) -> Self {
+        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let files = tempfile::Builder::new()
+            .prefix("extentd-control.")
+            .tempdir_in(parent)
+            .unwrap();
+        let image = root.join("image");
+        make_image(&image);
+        let (socket, control) = (files.path().join("socket"), files.path().join("control"));
+        let mut all = vec!["--control-path", control.to_str().unwrap()];
+        all.extend(arguments);
+        let daemon = Daemon::start(&extentd(), &socket, &image, &all).unwrap();
+        Self {
+            image,
+            control,
+            socket,
+            daemon,
+            home,
+            _files: files,
+        }
+    }
+
+    /// The device under the image.
+    pub fn device(&self) -> &str {
+        match &self.home {
+            Home::Ext4(mounted) => mounted.device(),
+            Home::Folder { .. } => panic!("no device"),
+        }
+    }
+
+    pub fn extentctl(&self, arguments: &[&str]) -> Done {
+        let output = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+            .arg("--control-path")
+            .arg(&self.control)
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        Done {
+            ok: output.status.success(),
+            out: text(output.stdout),
+            error: text(output.stderr),
+        }
+    }
+
+    /// The answer of a command that must go well.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["--json"];
+        all.extend(arguments);
+        serde_json::from_str(&self.extentctl(&all).text()).unwrap()
+    }
+
+    pub fn attach(&self) -> Guest {
+        let mut session = Session::open(&self.socket, Like::Qemu, Wanted::default()).unwrap();
+        let memory = GuestMemory::flat(MEMORY).unwrap();
+        let setup = Setup {
+            size: 64,
+            features: session.features,
+            indirect: 16,
+        };
+        let driver = Driver::new(&memory, 0, setup).unwrap();
+        session.start(&memory, &[driver.ring()]).unwrap();
+        Guest {
+            _session: session,
+            memory,
+            driver,
+        }
+    }
+
+    /// With a guest, and the disk path in use.
+    pub fn attach_to_disk(&self) -> Guest {
+        let guest = self.attach();
+        let text = self.extentctl(&["io-path", "disk"]).text();
+        assert!(text.starts_with("requests go by the disk: "), "{text}");
+        guest
+    }
+
+    /// Asks until the answer is as wanted; the limit only ends a stuck test.
+    pub fn until(&self, arguments: &[&str], wanted: impl Fn(&Value) -> bool) -> Value {
+        let start = std::time::Instant::now();
+        loop {
+            let answer = self.json(arguments);
+            if wanted(&answer) {
+                return answer;
+            }
+            assert!(start.elapsed() < LIMIT, "it stays {answer:#}");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+pub fn extentd() -> PathBuf {
+    std::env::var_os("EXTENTD")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
+        .into()
+}
+
+/// A front-end and the driver of its queue; gone when dropped.
+pub struct Guest {
+    _session: Session,
+    memory: GuestMemory,
+    driver: Driver,
+}
+
+impl Guest {
+    pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        let done = self.driver.read(offset / 512, DATA, length).unwrap();
+        assert_eq!(done.status, status::OK);
+        self.memory.read(DATA, length as usize).unwrap()
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.memory.write(DATA, bytes).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        let done = self.driver.write(offset / 512, DATA, length).unwrap();
+        assert_eq!(done.status, status::OK);
+    }
+}
+
+pub fn content(offset: u64, length: usize) -> Vec<u8> {
+    mounted::pattern(7, offset, length)
+}
+
+fn make_image(path: &Path) {
+    let file = File::create_new(path).unwrap();
+    file.set_len(IMAGE).unwrap();
+    let bytes = content(0, usize::try_from(HOLE).unwrap());
+    file.write_all_at(&bytes, 0).unwrap();
+    let rest = IMAGE - UNWRITTEN;
+    mounted::fallocate(&file, 0, UNWRITTEN, rest).unwrap();
+    file.sync_all().unwrap();
+}
