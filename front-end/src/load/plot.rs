@@ -6,16 +6,16 @@ use std::fmt::Write;
 use super::results::{Results, Spread, Summary, short};
 use super::table::micros;
 
-const WIDTH: f64 = 1080.0;
+const WIDTH: f64 = 1160.0;
 const MARGIN: f64 = 24.0;
 /// Where the three columns begin, and how wide their figures are.
-const COLUMNS: [f64; 3] = [170.0, 460.0, 740.0];
+const COLUMNS: [f64; 3] = [220.0, 500.0, 780.0];
 const COLUMN: f64 = 200.0;
 const LATENCY_COLUMN: f64 = 250.0;
 const ROW: f64 = 17.0;
 const GAP: f64 = 12.0;
 const COLORS: [&str; 6] = [
-    "#1d4ed8", "#60a5fa", "#ea580c", "#6b7280", "#0d9488", "#a21caf",
+    "#1d4ed8", "#ea580c", "#6b7280", "#0d9488", "#a21caf", "#60a5fa",
 ];
 const STYLE: &str = "text{font-family:'Helvetica Neue',Helvetica,Arial,'Liberation Sans','DejaVu Sans',sans-serif;font-size:11px;fill:#1f2937}\
 .t{font-size:17px;font-weight:600}.h{font-size:13px;font-weight:600}.m{fill:#6b7280}.c{font-weight:600}";
@@ -143,6 +143,7 @@ impl Drawing<'_> {
 
         self.y += 20.0;
         self.text(MARGIN, self.y, "h", "start", place);
+        self.y += 20.0;
         self.text(COLUMNS[0], self.y, "m", "start", "IOPS");
         self.text(
             COLUMNS[1],
