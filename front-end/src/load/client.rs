@@ -137,10 +137,6 @@ fn capacity(session: &Session) -> LoadResult<u64> {
 /// The back-end offers what the plan needs.
 fn check_offer(session: &Session, plan: &Plan) -> LoadResult<()> {
     let wrong = |why: String| Err(LoadError::Plan(why));
-    let queues = session.connection.get_queue_num()?;
-    if queues < plan.queues.into() {
-        return wrong(format!("--queues: the back-end has {queues}"));
-    }
     let read_only = session.features & feature::RO != 0;
     if plan.writes() && read_only {
         return wrong("the disk is read-only: give --pattern randread or read".to_owned());

@@ -41,11 +41,9 @@ impl Flow {
             ended = true;
             self.lane.tally.record(done.read, done.latency);
         }
-        while goes_on && self.left > 0 {
+        while goes_on && self.left > 0 && self.lane.has_room() {
             let (read, block) = self.positions.draw_next();
-            if !self.lane.begin(read, block, *clock)? {
-                break;
-            }
+            self.lane.begin(read, block, *clock)?;
             self.left -= 1;
         }
         self.lane.publish()?;

@@ -94,6 +94,11 @@ impl Lane {
         self.idle.len() == self.flights.len()
     }
 
+    /// Another request can begin.
+    pub(super) fn has_room(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
     fn slot_data(&self, slot: u16) -> u64 {
         self.data + u64::from(slot) * u64::from(self.place.size)
     }
@@ -155,12 +160,12 @@ impl Lane {
     }
 
     /// Adds a read or a write of `block`, or of a free one near by if that
-    /// is verified and in flight; false if no slot is idle. It goes out with
-    /// [`publish`](Self::publish).
+    /// is verified and in flight; nothing where there is [no room](Self::has_room).
+    /// It goes out with [`publish`](Self::publish).
     #[inline]
-    pub(super) fn begin(&mut self, read: bool, block: u64, clock: Clock) -> LoadResult<bool> {
+    pub(super) fn begin(&mut self, read: bool, block: u64, clock: Clock) -> LoadResult<()> {
         let Some(&slot) = self.idle.last() else {
-            return Ok(false);
+            return Ok(());
         };
         let op = if read { Op::Read } else { Op::Write };
         let data = self.slot_data(slot);
@@ -185,9 +190,9 @@ impl Lane {
     }
 
     /// Adds a discard of the `bytes` from `block` on, a multiple of 512.
-    pub(super) fn discard(&mut self, block: u64, bytes: u64, clock: Clock) -> LoadResult<bool> {
+    pub(super) fn discard(&mut self, block: u64, bytes: u64, clock: Clock) -> LoadResult<()> {
         let Some(&slot) = self.idle.last() else {
-            return Ok(false);
+            return Ok(());
         };
         let segment = Segment {
             sector: self.place.offset(block) / 512,
@@ -208,7 +213,7 @@ impl Lane {
         buffer: Buffer,
         block: u64,
         clock: Clock,
-    ) -> LoadResult<bool> {
+    ) -> LoadResult<()> {
         if !self.driver.submit(op, sector, &[buffer], slot.into()) {
             // Without indirect tables a ring holds a third of its size; what
             // does not fit would have to be given back, so it is an error.
@@ -222,7 +227,7 @@ impl Lane {
             op,
             block,
         };
-        Ok(true)
+        Ok(())
     }
 
     /// Lets the device see what was begun.
@@ -246,10 +251,11 @@ impl Lane {
         let blocks = self.stamps.as_ref().map_or(0, Stamps::blocks);
         let mut proved = 0;
         for block in (0..blocks).filter(|&b| known(self, b)).collect::<Vec<_>>() {
-            while !self.begin(true, block, clock)? {
+            while !self.has_room() {
                 self.publish()?;
                 self.finish_or_wait(&mut clock)?;
             }
+            self.begin(true, block, clock)?;
             proved += 1;
         }
         self.publish()?;
