@@ -1,5 +1,7 @@
 //! An image, the process that serves it, and a load on it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use front_end::Daemon;
@@ -61,6 +63,17 @@ impl Image {
 
     pub fn socket(&self) -> PathBuf {
         self.files.path().join("socket")
+    }
+
+    /// A program that runs the process under test by `tool`, with the same
+    /// arguments and the same process id.
+    pub fn wrapper(&self, tool: &str) -> PathBuf {
+        let path = self.files.path().join("wrapper");
+        let binary = binary();
+        let script = format!("#!/bin/sh\nexec {tool} '{}' \"$@\"\n", binary.display());
+        std::fs::write(&path, script).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        path
     }
 
     /// Has `binary` serve it on one thread.
