@@ -1,5 +1,5 @@
-//! System calls of the process per request, as strace counts them: the
-//! difference of two runs, so that start and end do not count. Tracing
+//! System calls of the process per request, as strace counts them over
+//! its whole life. Tracing
 //! slows the process down, so that batches are as large as the depth allows:
 //! the figures are those of a loaded back-end, and they repeat well.
 //!
@@ -11,8 +11,8 @@ use front_end::load::{Pattern, Plan, Waiting};
 
 use crate::served::{Image, Way, have, plan, ratio, run, warmed_up};
 
-/// Requests by which the longer run is longer.
-const REQUESTS: u64 = 20_000;
+/// So many that start and end hardly count.
+const REQUESTS: u64 = 40_000;
 
 /// Calls of a whole life with so many requests: all, and writes.
 fn total(way: Way, plan: &Plan, requests: u64) -> Option<(u64, u64)> {
@@ -57,11 +57,10 @@ fn count(way: Way, pattern: Pattern, depth: u16, waiting: Waiting) -> Option<Cou
     }
     let mut plan = plan(pattern, depth);
     plan.waiting = waiting;
-    let short = total(way, &plan, REQUESTS)?;
-    let long = total(way, &plan, 2 * REQUESTS)?;
+    let (calls, writes) = total(way, &plan, REQUESTS)?;
     let counted = Counted {
-        calls: ratio(long.0.saturating_sub(short.0), REQUESTS),
-        writes: ratio(long.1.saturating_sub(short.1), REQUESTS),
+        calls: ratio(calls, REQUESTS),
+        writes: ratio(writes, REQUESTS),
     };
     eprintln!(
         "{way:?}, {pattern:?}, depth {depth}, {waiting:?}: {:.4} calls per request, {:.4} writes",
