@@ -13,7 +13,7 @@ use std::thread;
 use extentd::config::IoPath;
 use extentd::disk::{Disk, DiskOptions};
 use front_end::load::{Pattern, Plan};
-use vhost_backend::{Device, DiskInfo, Endpoint, Options, Server};
+use vhost_backend::{Device, DiskInfo, Endpoint, Options, PollTime, Server};
 
 use crate::served::{Image, Way, plan, run, warmed_up};
 
@@ -111,6 +111,7 @@ fn count(way: Way, load: Plan, requests: u64) -> Option<u64> {
             Way::Disk => IoPath::Disk,
         },
         map_budget: 64 << 20,
+        pin_guest_memory: false,
     };
     let before_start = ALLOCATIONS.load(Ordering::Relaxed);
     let disk = Arc::new(Watched(Disk::open(&image.path, &options).unwrap()));
@@ -119,6 +120,7 @@ fn count(way: Way, load: Plan, requests: u64) -> Option<u64> {
         queue_size: 256,
         workers: 1,
         cpus: Vec::new(),
+        poll: PollTime::Never,
     };
     let mut server = Server::new(disk, options).unwrap();
     // Opening the I/O allocates: what is counted is counted.
