@@ -95,12 +95,15 @@ pub fn binary() -> PathBuf {
     named.map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), Into::into)
 }
 
+/// Requests of the first run.
+pub const WARM_UP: u64 = 2000;
+
 /// A load at some depth.
 pub fn plan(pattern: Pattern, depth: u16) -> Plan {
     Plan {
         pattern,
         depth,
-        extent: Extent::Requests(2000),
+        extent: Extent::Requests(WARM_UP),
         ..Plan::default()
     }
 }
