@@ -8,13 +8,16 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 for_tests=0
+for_bench=0
 case ${1:-} in
 "") ;;
 --tests) for_tests=1 ;;
+--bench) for_bench=1 ;;
 -h | --help)
-    say "usage: setup.sh [--tests | --kernel]
+    say "usage: setup.sh [--tests | --bench | --kernel]
 Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
   --tests    also what only the tests need
+  --bench    only what bench.sh needs: qemu-storage-daemon 10, fio and file-system tools
   --kernel   install nothing, print the guest kernel's path"
     exit 0
     ;;
@@ -35,8 +38,11 @@ needs=(
 if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
-        c++:g++ strace:strace
+        c++:g++ strace:strace valgrind:valgrind
     )
+fi
+if ((for_bench)); then
+    needs=(cc:gcc mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs losetup:mount mount:mount taskset:util-linux fio:fio)
 fi
 missing=()
 for pair in "${needs[@]}"; do
@@ -49,6 +55,10 @@ want_busybox=0
 static_busybox >/dev/null || want_busybox=1
 want_kernel=0
 guest_kernel >/dev/null || want_kernel=1
+if ((for_bench)); then
+    want_busybox=0
+    want_kernel=0
+fi
 if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0)); then
     exit 0
 fi

@@ -34,6 +34,9 @@ pub enum Error {
         /// The value that came back.
         value: u64,
     },
+    /// The back-end has so many queues, fewer than wanted.
+    #[error("the back-end has only {0} queues")]
+    FewQueues(u64),
     /// Guest memory is missing there, or the range spans two regions.
     #[error("no guest memory of {length} bytes in one region at {address:#x}")]
     NoMemory {

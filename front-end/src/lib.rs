@@ -15,6 +15,7 @@ mod connection;
 mod driver;
 mod error;
 mod layout;
+pub mod load;
 mod memory;
 mod process;
 mod requests;

@@ -209,13 +209,21 @@ impl GuestMemory {
     /// There is no memory.
     pub fn read(&self, address: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.pieces(address, length, |from, range| {
-            let to = &mut bytes[range];
+        self.read_into(address, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads as many bytes as `to` holds, over the borders of regions.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn read_into(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        self.pieces(address, to.len(), |from, range| {
+            let to = &mut to[range];
             // SAFETY: the piece is mapped and as long as `to`, which lies
             // elsewhere.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_mut_ptr(), to.len()) };
-        })?;
-        Ok(bytes)
+        })
     }
 }
 

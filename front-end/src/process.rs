@@ -149,12 +149,7 @@ impl Daemon {
     /// # Errors
     /// The process has ended.
     pub fn cpu_ticks(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
-            .map_err(|e| Error::Host("read the CPU time", e))?;
-        // The name in parentheses may hold anything.
-        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let ticks = after_name.split_whitespace().skip(11).take(2);
-        Ok(ticks.filter_map(|field| field.parse::<u64>().ok()).sum())
+        sys::cpu_ticks(self.pid()).map_err(|e| Error::Host("read the CPU time", e))
     }
 
     /// The lines of its standard error so far.

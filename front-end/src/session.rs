@@ -113,11 +113,20 @@ impl Session {
         self.protocol & protocol != 0
     }
 
+    /// QEMU gives up on a back-end that has fewer queues than its device.
+    fn check_queues(&self) -> Result<()> {
+        let offered = self.connection.get_queue_num()?;
+        if offered < self.queues.into() {
+            return Err(Error::FewQueues(offered));
+        }
+        Ok(())
+    }
+
     fn greet_like_qemu(&mut self, wanted: Wanted) -> Result<()> {
         self.features = self.connection.get_features()? & wanted.features;
         self.negotiate_protocol(wanted)?;
         if self.has(protocol::MQ) {
-            self.connection.get_queue_num()?;
+            self.check_queues()?;
         }
         if self.has(protocol::CONFIGURE_MEM_SLOTS) {
             self.connection.get_max_mem_slots()?;
@@ -144,7 +153,7 @@ impl Session {
         self.features = self.connection.get_features()? & wanted.features;
         self.negotiate_protocol(wanted)?;
         if self.has(protocol::MQ) {
-            self.connection.get_queue_num()?;
+            self.check_queues()?;
         }
         if self.has(protocol::CONFIG) {
             self.connection.get_config(0, CLOUD_HYPERVISOR_CONFIG)?;

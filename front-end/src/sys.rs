@@ -83,17 +83,27 @@ impl Drop for Mapping {
     }
 }
 
-/// Waits until `fd` is readable; false after `limit`.
-pub(crate) fn readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
-    let mut poll = libc::pollfd {
+/// A descriptor to be waited for.
+pub(crate) fn poll_entry(fd: RawFd) -> libc::pollfd {
+    libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
-    };
+    }
+}
+
+/// Waits until `fd` is readable; false after `limit`.
+pub(crate) fn readable(fd: RawFd, limit: Duration) -> io::Result<bool> {
+    any_readable(&mut [poll_entry(fd)], limit)
+}
+
+/// Waits until one of the descriptors is readable; false after `limit`.
+pub(crate) fn any_readable(polls: &mut [libc::pollfd], limit: Duration) -> io::Result<bool> {
+    let count = libc::nfds_t::try_from(polls.len()).map_err(io::Error::other)?;
     let limit = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
     loop {
-        // SAFETY: one valid pollfd is given, for the time of the call.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, limit) };
+        // SAFETY: so many valid entries are given, for the time of the call.
+        let ready = unsafe { libc::poll(polls.as_mut_ptr(), count, limit) };
         if ready >= 0 {
             return Ok(ready > 0);
         }
@@ -131,6 +141,32 @@ pub(crate) fn process_handle(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: a fresh descriptor is owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Keeps the calling thread on one CPU.
+pub(crate) fn pin(cpu: usize) -> io::Result<()> {
+    // SAFETY: a cpu_set_t of zeros is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    if cpu >= 8 * size_of_val(&set) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the set holds that number, as was just checked.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is valid and only read; 0 is the calling thread.
+    if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// CPU time that all threads of a process have used so far, user and system,
+/// in clock ticks (10 ms).
+pub(crate) fn cpu_ticks(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks = after_name.split_whitespace().skip(11).take(2);
+    Ok(ticks.filter_map(|field| field.parse::<u64>().ok()).sum())
 }
 
 /// Sends a signal to a process that was not waited for yet.

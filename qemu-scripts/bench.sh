@@ -1,0 +1,311 @@
+#!/usr/bin/env bash
+# Compares extentd with qemu-storage-daemon and with direct I/O without any back-end, in one interleaved
+# run: every round measures each of them in turn, so that what else the machine does meets all alike.
+# Writes results.tsv, results.md and results.svg. Cleans up in any case.
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# name | shown as | fio's rw | bytes | depth | queues | further options of extentd-load
+ALL_CASES=(
+    "randread-1|4k random read, depth 1|randread|4096|1|1|--pattern randread"
+    "randread-32|4k random read, depth 32|randread|4096|32|1|--pattern randread"
+    "randread-128|4k random read, depth 128|randread|4096|128|1|--pattern randread"
+    "randwrite-32|4k random write, depth 32|randwrite|4096|32|1|--pattern randwrite"
+    "read-128k-16|128k read, depth 16|read|131072|16|1|--pattern read"
+    "queues-4x32|4k random read, 4 x 32|randread|4096|32|4|--pattern randread --threads 1"
+    "churn-read|churn, 4k read, depth 1||4096|1|2|--pattern churn --threads 1"
+    "churn-write|churn, 4k write, depth 1||4096|1|2|--pattern churn --read-percent 0 --threads 1"
+)
+
+usage() {
+    say "usage: bench.sh [options]
+  --short             about two minutes: two cases, ext4 only, 3 rounds of 2 s
+  --cases LIST        of: $(printf '%s ' "${ALL_CASES[@]%%|*}")
+  --rounds N          how often each case is measured (3)
+  --seconds S         how long a measurement takes (5)
+  --warm-up S         what is not counted before it (1)
+  --ram loop|zram|no  the RAM disk: a loop device over a file in memory, zram, or none (loop)
+  --fs LIST           file systems to make on the RAM disk (ext4,xfs)
+  --dir DIR           also measure on this folder's file system; may be given again
+  --image-size SIZE   of the image, which is written in full first (512M)
+  --extentd NAME=ARGS a variant of extentd; may be given again. If ARGS begin with /, the first is its
+                      binary (extentd=)
+  --pieces WHERE      where churn has its pieces, apart or among (see extentd-load --help; apart)
+  --no-qsd, --no-fio  leave qemu-storage-daemon or the direct I/O out
+  --client-cpu N, --backend-cpu N  where each of them runs (0 and 1)
+  --out DIR           where the results go (target/bench)
+The RAM disk needs root. Environment: EXTENTD=PATH uses that binary instead of building one."
+}
+
+cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart
+client_cpu=0 backend_cpu=1 with_qsd=1 with_fio=1 out=${CARGO_TARGET_DIR:-$ROOT/target}/bench
+dirs=() variants=()
+while (($# > 0)); do
+    case $1 in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --short) cases=randread-32,churn-read filesystems=ext4 seconds=2 ;;
+    --no-qsd) with_qsd=0 ;;
+    --no-fio) with_fio=0 ;;
+    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image-size | --extentd | --pieces | --client-cpu | --backend-cpu | --out)
+        (($# > 1)) || die "$1 needs a value (see --help)"
+        case $1 in
+        --cases) cases=$2 ;;
+        --rounds) rounds=$2 ;;
+        --seconds) seconds=$2 ;;
+        --warm-up) warm_up=$2 ;;
+        --ram) ram=$2 ;;
+        --fs) filesystems=$2 ;;
+        --dir) dirs+=("$2") ;;
+        --image-size) image_size=$2 ;;
+        --extentd) variants+=("$2") ;;
+        --pieces) pieces=$2 ;;
+        --client-cpu) client_cpu=$2 ;;
+        --backend-cpu) backend_cpu=$2 ;;
+        --out) out=$2 ;;
+        esac
+        shift
+        ;;
+    *) die "unknown argument '$1' (see --help)" ;;
+    esac
+    shift
+done
+((${#variants[@]} > 0)) || variants=("extentd=")
+for variant in "${variants[@]}"; do
+    [[ $variant == ?*=* ]] || die "--extentd '$variant': give NAME=ARGS"
+done
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
+[[ $ram =~ ^(loop|zram|no)$ ]] || die "--ram '$ram': give loop, zram or no"
+[[ $ram == no || $(id -u) == 0 ]] || die "the RAM disk needs root: run this as root, or give --ram no and --dir DIR"
+[[ $ram != no || ${#dirs[@]} -gt 0 ]] || die "--ram no leaves nothing to measure on: give --dir DIR"
+((client_cpu != backend_cpu)) || die "--client-cpu and --backend-cpu must differ: they would measure each other"
+for dir in "${dirs[@]}"; do
+    [[ -d $dir && -w $dir ]] || die "--dir $dir: not a folder that can be written"
+done
+image_bytes=$(numfmt --from=iec "$image_size") || die "--image-size '$image_size': give bytes, or a number with K, M or G"
+chosen=()
+if [[ -z $cases ]]; then
+    chosen=("${ALL_CASES[@]}")
+else
+    for name in ${cases//,/ }; do
+        found=''
+        for entry in "${ALL_CASES[@]}"; do
+            [[ ${entry%%|*} != "$name" ]] || found=$entry
+        done
+        [[ -n $found ]] || die "--cases: there is no '$name' (see --help)"
+        chosen+=("$found")
+    done
+fi
+
+"$SCRIPTS/setup.sh" --bench
+build_extentd
+cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p front-end -p extentd --bin extentd-load --bin extentd-bench-report --bin extentctl ||
+    die "the build failed"
+tools=${CARGO_TARGET_DIR:-$ROOT/target}/release
+
+work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-bench.XXXXXX")
+pids=() mounts=() loop_device='' zram_number='' images=()
+# The kernel lets go of what io_uring held a little after the process has ended.
+unmount() {
+    local turns
+    for ((turns = 0; turns < 100; turns++)); do
+        umount "$1" 2>/dev/null && return 0
+        sleep 0.1
+    done
+    umount --lazy "$1" || true
+}
+leave_place() {
+    local index
+    [[ ${#images[@]} -eq 0 ]] || rm -f "${images[@]}"
+    images=()
+    for ((index = ${#mounts[@]} - 1; index >= 0; index--)); do
+        # The loop device goes between its file system and the file below it.
+        if [[ ${mounts[index]} == "$work/memory" && -n $loop_device ]]; then
+            losetup --detach "$loop_device" || true
+            loop_device=''
+        fi
+        unmount "${mounts[index]}"
+    done
+    mounts=()
+    if [[ -n $zram_number ]]; then
+        echo 1 >"/sys/block/zram$zram_number/reset" || true
+        echo "$zram_number" >/sys/class/zram-control/hot_remove || true
+        zram_number=''
+    fi
+}
+stop_all() {
+    local pid
+    for pid in "${pids[@]}"; do
+        kill -TERM "$pid" 2>/dev/null || true
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" 2>/dev/null || true
+    done
+    pids=()
+}
+cleanup() {
+    local status=$?
+    trap - EXIT
+    stop_all
+    leave_place
+    rm -rf --one-file-system "$work"
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# Makes the file system $1 on a RAM disk and mounts it on $work/mnt.
+enter_ram() {
+    local device size=$((image_bytes * 3 / 2 + (400 << 20)))
+    if [[ $ram == loop ]]; then
+        mkdir -p "$work/memory"
+        mount -t tmpfs -o "size=$((size + (16 << 20)))" extentd-bench "$work/memory"
+        mounts+=("$work/memory")
+        truncate -s "$size" "$work/memory/disk"
+        device=$(losetup --find --show --direct-io=on "$work/memory/disk" 2>/dev/null) ||
+            device=$(losetup --find --show "$work/memory/disk")
+        loop_device=$device
+    else
+        zram_number=$(cat /sys/class/zram-control/hot_add)
+        echo lz4 >"/sys/block/zram$zram_number/comp_algorithm" || true
+        echo "$size" >"/sys/block/zram$zram_number/disksize"
+        device=/dev/zram$zram_number
+    fi
+    case $1 in
+    ext4) mkfs.ext4 -q -F "$device" ;;
+    xfs) mkfs.xfs -q -f "$device" ;;
+    *) die "--fs '$1': give ext4 or xfs" ;;
+    esac
+    mkdir -p "$work/mnt"
+    mount "$device" "$work/mnt"
+    mounts+=("$work/mnt")
+}
+
+# Writes the image $1 in full, with what does not compress, so that all its extents are there.
+make_image() {
+    images+=("$1")
+    dd if=/dev/urandom of="$1" bs=1M count="$image_bytes" iflag=fullblock,count_bytes oflag=direct conv=fsync status=none
+}
+
+# The figure of key $1 in the JSON of extentd-load in file $2.
+figure() { sed -n "s/^ *\"$1\": \([-+.0-9e]*\),\{0,1\}\$/\1/p" "$2"; }
+
+# Adds a line to the results: place, case, variant, IOPS, CPU, p50, p99, p99.9.
+record() {
+    (IFS=$'\t' && printf '%s\n' "$*") >>"$out/results.tsv"
+    printf '  %-24s %-24s %10.0f IOPS  %6.2f CPU s/M  p99 %9.1f us\n' "$2" "$3" "$4" "$5" "$7"
+}
+
+# Loads the back-end of process $1, whose name is $2, as the case's variables say.
+load() {
+    local pid=$1 name=$2 client
+    local churn=()
+    [[ $options != *churn* ]] || churn=(--pieces "$pieces")
+    # shellcheck disable=SC2086
+    "$tools/extentd-load" --socket-path "$socket" $options "${churn[@]}" --size "$bytes" --depth "$depth" --queues "$queues" \
+        --seconds "$seconds" --warm-up "$warm_up" --cpu "$client_cpu" --cpu-of "$pid" --json >"$work/report" &
+    client=$!
+    pids+=("$client")
+    if [[ -e $work/control ]]; then
+        # In the midst of the warm-up, when a lease has long been taken.
+        sleep "$(awk -v w="$warm_up" 'BEGIN { print w / 2 }')"
+        "$tools/extentctl" --control-path "$work/control" info >"$work/info" || true
+        if ! grep -qE '^ +path +disk$' "$work/info"; then
+            say "  NOTE: $name is not on the disk path: $(sed -n 's/^ *path reason *//p' "$work/info")"
+        fi
+    fi
+    wait "$client" || die "the load on $name failed"
+    record "$place" "$shown" "$name" "$(figure iops "$work/report")" "$(figure cpu_seconds_per_million "$work/report")" \
+        "$(figure p50_us "$work/report")" "$(figure p99_us "$work/report")" "$(figure p999_us "$work/report")"
+    [[ $options != *churn* ]] || say "      with $(figure pieces_per_second "$work/report") MiB/s discarded and refilled"
+}
+
+# Starts the given back-end on its CPU, loads it, and stops it.
+measure_backend() {
+    local name=$1 pid
+    shift
+    rm -f "$socket" "$work/control"
+    taskset -c "$backend_cpu" "$@" 2>>"$out/$name.log" &
+    pid=$!
+    pids+=("$pid")
+    wait_socket "$socket" "$pid" || die "$name did not start: $(tail -n 1 "$out/$name.log")"
+    load "$pid" "$name"
+    stop_all
+}
+measure_extentd() {
+    local name=${1%%=*} binary=$EXTENTD
+    local arguments
+    read -ra arguments <<<"${1#*=}"
+    if [[ ${arguments[0]:-} == /* ]]; then
+        binary=${arguments[0]}
+        arguments=("${arguments[@]:1}")
+    fi
+    measure_backend "$name" "$binary" --socket-path "$socket" --blk-file "$image" --num-queues "$queues" \
+        --io-path auto --control-path "$work/control" "${arguments[@]}"
+}
+# discard=unmap, so that a discard frees blocks as it does with extentd.
+measure_qsd() {
+    measure_backend qemu-storage-daemon qemu-storage-daemon --object iothread,id=io0 \
+        --blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring,discard=unmap" \
+        --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,writable=on,num-queues=$queues,iothread=io0"
+}
+# Fields of fio's terse output, version 3: 6 to 46 of reads, 47 to 87 of writes, 88 and 89 CPU.
+measure_fio() {
+    [[ -n $rw ]] || return 0
+    local line
+    line=$(fio --name=floor --filename="$image" --ioengine=io_uring --direct=1 --fixedbufs=1 --registerfiles=1 \
+        --rw="$rw" --bs="$bytes" --iodepth="$depth" --numjobs="$queues" --group_reporting --norandommap \
+        --size="$((image_bytes / queues))" --offset_increment="$((image_bytes / queues))" --cpus_allowed="$backend_cpu" \
+        --time_based --runtime="$seconds" --ramp_time="$warm_up" --percentile_list=50:99:99.9 \
+        --output-format=terse --terse-version=3 | grep '^3;') || die "fio failed"
+    local values
+    values=$(awk -F';' -v bytes="$bytes" -v jobs="$queues" -v write="$([[ $rw == *write ]] && echo 41 || echo 0)" '{
+        for (i = 0; i < 3; i++) { split($(18 + write + i), part, "="); latency[i] = part[2] }
+        cpu = ($88 + $89) / 100 * $(9 + write) / 1000 * jobs / ($(6 + write) * 1024 / bytes) * 1e6
+        print $(8 + write), cpu, latency[0], latency[1], latency[2] }' <<<"$line")
+    # shellcheck disable=SC2086
+    record "$place" "$shown" "fio (no back-end)" $values
+}
+
+# Measures all cases on the image $2; the place is shown as $1.
+measure_place() {
+    local place=$1 image=$2 socket=$work/socket
+    local entry name shown rw bytes depth queues options round variant
+    say "== $place"
+    make_image "$image"
+    for entry in "${chosen[@]}"; do
+        IFS='|' read -r name shown rw bytes depth queues options <<<"$entry"
+        for ((round = 1; round <= rounds; round++)); do
+            for variant in "${variants[@]}"; do
+                measure_extentd "$variant"
+            done
+            ((!with_qsd)) || measure_qsd
+            ((!with_fio)) || measure_fio
+        done
+    done
+}
+
+mkdir -p "$out"
+rm -f "$out"/*.log
+: >"$out/results.tsv"
+if [[ $ram != no ]]; then
+    for filesystem in ${filesystems//,/ }; do
+        enter_ram "$filesystem"
+        measure_place "$filesystem on a RAM disk ($ram)" "$work/mnt/image"
+        leave_place
+    done
+fi
+for dir in "${dirs[@]}"; do
+    image=$(mktemp "$dir/extentd-bench.XXXXXX")
+    measure_place "$dir ($(stat -f -c %T "$dir"))" "$image"
+    leave_place
+done
+
+note="$rounds interleaved rounds of $seconds s on Linux $(uname -r), $(nproc) CPUs; medians, and ratios of medians to qemu-storage-daemon's $(qemu-storage-daemon --version | sed -n '1s/.*version \([^ ]*\).*/\1/p'). Client on CPU $client_cpu, back-end on CPU $backend_cpu; CPU seconds are the back-end's."
+"$tools/extentd-bench-report" "$out/results.tsv" --markdown "$out/results.md" --svg "$out/results.svg" --note "$note"
+cat "$out/results.md"
+say "results: $out/results.md, $out/results.svg, $out/results.tsv"
