@@ -111,6 +111,7 @@ fn count(way: Way, load: Plan, requests: u64) -> Option<u64> {
             Way::Disk => IoPath::Disk,
         },
         map_budget: 64 << 20,
+        pin_reserve: 0,
         pin_guest_memory: false,
     };
     let before_start = ALLOCATIONS.load(Ordering::Relaxed);
