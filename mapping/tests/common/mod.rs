@@ -81,7 +81,17 @@ pub struct Mounted {
 impl Mounted {
     /// Makes one; `None`, with the reason printed, where this machine cannot.
     pub fn new(made: Made) -> Option<Mounted> {
-        match Mounted::try_new(made) {
+        let base = std::env::var_os("EXTENTD_TEST_DIR").map(PathBuf::from);
+        let shm = PathBuf::from("/dev/shm");
+        let base = base
+            .or_else(|| shm.is_dir().then_some(shm))
+            .unwrap_or_else(std::env::temp_dir);
+        Mounted::new_in(made, &base)
+    }
+
+    /// As [`new`](Self::new), with the disk as a file in a folder under `base`.
+    pub fn new_in(made: Made, base: &Path) -> Option<Mounted> {
+        match Mounted::try_new(made, base) {
             Ok(mounted) => Some(mounted),
             Err(reason) => {
                 eprintln!("skipped: no {} here: {reason}", made.name);
@@ -90,12 +100,7 @@ impl Mounted {
         }
     }
 
-    fn try_new(made: Made) -> Result<Mounted, String> {
-        let base = std::env::var_os("EXTENTD_TEST_DIR").map(PathBuf::from);
-        let shm = PathBuf::from("/dev/shm");
-        let base = base
-            .or_else(|| shm.is_dir().then_some(shm))
-            .unwrap_or_else(std::env::temp_dir);
+    fn try_new(made: Made, base: &Path) -> Result<Mounted, String> {
         let dir = tempfile::Builder::new()
             .prefix("mapping-")
             .tempdir_in(base)
@@ -137,6 +142,11 @@ impl Mounted {
 
     pub fn root(&self) -> PathBuf {
         self.dir.as_ref().unwrap().path().join("mnt")
+    }
+
+    /// The file that is the disk.
+    pub fn backing(&self) -> PathBuf {
+        self.dir.as_ref().unwrap().path().join("disk")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -1,0 +1,15 @@
+//! The way past the file system, proved from outside: the real process on
+//! images in real file systems, while others use the host's files, fill its
+//! disk, crash it, or kill the process.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
+
+mod client;
+mod disturb;
+mod image;
+mod model;
+mod rig;
+mod stress;
