@@ -8,8 +8,11 @@
 mod common;
 
 mod client;
+mod crash;
 mod disturb;
 mod image;
 mod model;
+mod promises;
+mod refusals;
 mod rig;
 mod stress;

@@ -83,7 +83,7 @@ impl Served {
     }
 
     /// Waits until what it says is as wanted; there is no event for it.
-    pub fn wait(&self, what: &str, wanted: impl Fn(&Info) -> bool) -> Info {
+    pub fn wait(&self, what: &str, mut wanted: impl FnMut(&Info) -> bool) -> Info {
         let start = Instant::now();
         loop {
             let info = self.info();

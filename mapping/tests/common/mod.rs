@@ -86,12 +86,13 @@ impl Mounted {
         let base = base
             .or_else(|| shm.is_dir().then_some(shm))
             .unwrap_or_else(std::env::temp_dir);
-        Mounted::new_in(made, &base)
+        Mounted::new_in(made, &base, true)
     }
 
-    /// As [`new`](Self::new), with the disk as a file in a folder under `base`.
-    pub fn new_in(made: Made, base: &Path) -> Option<Mounted> {
-        match Mounted::try_new(made, base) {
+    /// As [`new`](Self::new), with the disk as a file in a folder under `base`, `direct` or through
+    /// the page cache.
+    pub fn new_in(made: Made, base: &Path, direct: bool) -> Option<Mounted> {
+        match Mounted::try_new(made, base, direct) {
             Ok(mounted) => Some(mounted),
             Err(reason) => {
                 eprintln!("skipped: no {} here: {reason}", made.name);
@@ -100,7 +101,7 @@ impl Mounted {
         }
     }
 
-    fn try_new(made: Made, base: &Path) -> Result<Mounted, String> {
+    fn try_new(made: Made, base: &Path, direct: bool) -> Result<Mounted, String> {
         let dir = tempfile::Builder::new()
             .prefix("mapping-")
             .tempdir_in(base)
@@ -115,14 +116,15 @@ impl Mounted {
             device: None,
             mounted: false,
         };
-        let direct = run(Command::new("losetup")
-            .args(["--find", "--show", "--direct-io=on"])
-            .arg(&backing));
-        let device = direct.or_else(|_| {
-            run(Command::new("losetup")
-                .args(["--find", "--show"])
-                .arg(&backing))
-        })?;
+        let attach = |way: &[&str]| {
+            let mut losetup = Command::new("losetup");
+            run(losetup.args(["--find", "--show"]).args(way).arg(&backing))
+        };
+        let device = if direct {
+            attach(&["--direct-io=on"]).or_else(|_| attach(&[]))?
+        } else {
+            attach(&[])?
+        };
         mounted.device = Some(device.trim().to_owned());
         let device = mounted.device();
         run(Command::new(made.mkfs[0]).args(&made.mkfs[1..]).arg(device))?;

@@ -1,0 +1,165 @@
+//! What was flushed is there after a crash.
+//!
+//! A crash is a copy of the disk at one instant, mounted: the file system
+//! replays its journal there. The disk is a file in another XFS, and the copy
+//! a clone of that file (FICLONE): for the clone that XFS waits for the writes
+//! to the file that have begun, lets no other begin, and writes its page cache
+//! of the file back, so the clone holds exactly what the disk had been given
+//! up to one moment. (The disk goes through that page cache: with direct I/O
+//! the clone's larger unit of writing would become its sector.) A real disk may lose besides
+//! what it was given after the last flush that reached it; that each FLUSH
+//! does reach it is tested for itself, by the disk's counters.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use crate::client::{Client, Random};
+use crate::common::{self, EXT4, Made, Mounted, XFS, run};
+use crate::disturb;
+use crate::image::{Image, SECTORS};
+use crate::model::Model;
+use crate::rig::{Guest, Served};
+
+/// How often the disk is copied. Every third time the process is killed first.
+const CRASHES: usize = 12;
+
+/// A file that is mounted as a disk, once.
+struct Copied {
+    device: String,
+    root: PathBuf,
+}
+
+impl Copied {
+    fn mount(disk: &Path, ext4: bool) -> Copied {
+        let mut losetup = Command::new("losetup");
+        let device = run(losetup.args(["--find", "--show"]).arg(disk)).unwrap();
+        let device = device.trim().to_owned();
+        let root = disk.with_extension("mnt");
+        std::fs::create_dir_all(&root).unwrap();
+        let copied = Copied { device, root };
+        // The original with the same UUID is mounted too.
+        let options = if ext4 { "rw" } else { "nouuid" };
+        let mut mount = Command::new("mount");
+        mount.args(["-o", options, &copied.device]);
+        run(mount.arg(&copied.root)).unwrap();
+        copied
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg(&self.root));
+        let _ = run(Command::new("losetup").args(["--detach", &self.device]));
+    }
+}
+
+/// Copies the disk as it is now.
+fn copy(host: &Mounted) -> PathBuf {
+    let path = host.backing().with_file_name("copy");
+    let (disk, copy) = (
+        File::open(host.backing()).unwrap(),
+        File::create(&path).unwrap(),
+    );
+    common::reflink(&disk, &copy).unwrap();
+    path
+}
+
+/// The sectors of the image that a copy of the disk has lost.
+fn lost(disk: &Path, ext4: bool, model: &Model) -> Vec<String> {
+    let copied = Copied::mount(disk, ext4);
+    let lost = model.lost(&disturb::cat(&copied.root.join("image")));
+    run(Command::new("umount").arg(&copied.root)).unwrap();
+    disturb::check(ext4, &copied.device).unwrap();
+    lost
+}
+
+/// Crashes at random instants; what was lost, by crash. Ends with the first
+/// loss.
+fn crash(made: Made, variables: &[(&str, &str)]) -> Option<Vec<String>> {
+    let outer = Mounted::new(Made {
+        megabytes: 1024,
+        ..XFS
+    })?;
+    let host = Mounted::new_in(made, &outer.root(), false)?;
+    let image = Image::scattered(&host);
+    let full = AtomicBool::new(false);
+    let mut served = Served::start(&image.path, &[], variables);
+    let mut guest = Guest::attach(&served);
+    let mut random = Random(0x1234_5678_9abc);
+    let mut client = Client::new(
+        (0, guest.drivers.remove(0)),
+        &guest.memory,
+        Model::new(&image.values),
+        SECTORS,
+        &full,
+    );
+    let mut disk_operations = 0;
+    for round in 0..CRASHES {
+        served.wait_disk();
+        client.requests(50 + random.below(300));
+        client.flush();
+        // What is not flushed may be there or not.
+        client.requests(random.below(100));
+        let killed = round % 3 == 2;
+        if killed {
+            disk_operations += served.info().disk_operations;
+            served.daemon.signal(libc::SIGKILL).unwrap();
+            served.daemon.wait().unwrap();
+        }
+        let disk = copy(&host);
+        let lost = lost(&disk, host.is_ext4(), &client.model);
+        if !lost.is_empty() {
+            return Some(lost);
+        }
+        if killed {
+            served = Served::start(&image.path, &[], variables);
+            guest = Guest::attach(&served);
+            client.move_to(guest.drivers.remove(0), &guest.memory);
+        }
+    }
+    client.drain();
+    assert!(client.wrong.is_empty(), "{:?}", client.wrong);
+    disk_operations += served.info().disk_operations;
+    assert!(disk_operations > 500, "{disk_operations} requests went by the disk");
+    drop(guest);
+    assert!(served.daemon.terminate().unwrap().success());
+    Some(Vec::new())
+}
+
+fn nothing_is_lost(made: Made) {
+    if let Some(mut lost) = crash(made, &[]) {
+        let count = lost.len();
+        lost.truncate(5);
+        assert_eq!(count, 0, "{lost:#?}");
+    }
+}
+
+/// A FLUSH that only flushes the disk loses what the file system's records say.
+fn it_would_be_lost(made: Made) {
+    if let Some(lost) = crash(made, &[("EXTENTD_TEST_NO_FILE_SYNC", "1")]) {
+        eprintln!("{}: {} sectors lost", made.name, lost.len());
+        assert!(!lost.is_empty());
+    }
+}
+
+#[test]
+fn what_was_flushed_is_there_after_a_crash_of_ext4() {
+    nothing_is_lost(EXT4);
+}
+
+#[test]
+fn what_was_flushed_is_there_after_a_crash_of_xfs() {
+    nothing_is_lost(XFS);
+}
+
+#[test]
+fn without_syncing_the_file_flushed_data_is_lost_on_ext4() {
+    it_would_be_lost(EXT4);
+}
+
+#[test]
+fn without_syncing_the_file_flushed_data_is_lost_on_xfs() {
+    it_would_be_lost(XFS);
+}
