@@ -35,6 +35,8 @@ struct Request {
     op: Op,
     sectors: Range<usize>,
     value: Value,
+    /// Write-zeroes may free what it zeroes.
+    unmap: bool,
     at: u64,
     /// The file system was full when it began.
     pardoned: bool,
@@ -118,6 +120,23 @@ impl<'a> Client<'a> {
         self.submit();
     }
 
+    /// One request, with nothing else in flight.
+    pub fn ask(&mut self, op: Op, sectors: Range<usize>, unmap: bool) {
+        self.drain();
+        self.value += 1;
+        let request = Request {
+            op,
+            sectors,
+            value: if op == Op::Write { self.value } else { 0 },
+            unmap,
+            at: self.room(0),
+            pardoned: false,
+        };
+        self.send(0, request);
+        self.driver.publish().unwrap();
+        self.finish();
+    }
+
     /// Waits for all that is in flight.
     pub fn drain(&mut self) {
         while self.requests.iter().any(Option::is_some) {
@@ -169,14 +188,19 @@ impl<'a> Client<'a> {
         };
         self.value += 1;
         let shift = if self.random.below(8) == 0 { 64 } else { 512 };
-        let room = self.queue as u64 * QUEUE_MEMORY + QUEUE_DATA + slot as u64 * ROOM;
         Some(Request {
             op,
             sectors: if op == Op::Flush { 0..0 } else { sectors },
             value: if op == Op::Write { self.value } else { 0 },
-            at: room + (shift * self.random.below(32)) as u64,
+            unmap: self.random.below(2) == 0,
+            at: self.room(slot) + (shift * self.random.below(32)) as u64,
             pardoned: self.full.load(Ordering::Relaxed),
         })
+    }
+
+    /// Guest memory for the data of a slot's requests.
+    fn room(&self, slot: usize) -> u64 {
+        self.queue as u64 * QUEUE_MEMORY + QUEUE_DATA + slot as u64 * ROOM
     }
 
     fn send(&mut self, slot: usize, request: Request) {
@@ -203,7 +227,7 @@ impl<'a> Client<'a> {
                 pieces(Buffer::writable)
             }
             Op::Discard | Op::WriteZeroes => {
-                let unmap = request.op == Op::WriteZeroes && self.random.below(2) == 0;
+                let unmap = request.op == Op::WriteZeroes && request.unmap;
                 let segment = Segment {
                     sector: request.sectors.start as u64,
                     sectors: u32::try_from(request.sectors.len()).unwrap(),

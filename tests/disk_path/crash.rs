@@ -15,11 +15,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
+use front_end::Op;
+
 use crate::client::{Client, Random};
 use crate::common::{self, EXT4, Made, Mounted, XFS, run};
 use crate::disturb;
-use crate::image::{Image, SECTORS};
-use crate::model::Model;
+use crate::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
+use crate::model::{Model, SECTOR};
 use crate::rig::{Guest, Served};
 
 /// How often the disk is copied. Every third time the process is killed first.
@@ -126,6 +128,61 @@ fn crash(made: Made, variables: &[(&str, &str)]) -> Option<Vec<String>> {
     drop(guest);
     assert!(served.daemon.terminate().unwrap().success());
     Some(Vec::new())
+}
+
+/// Each kind of extent with each kind of change, flushed, and then a crash.
+fn each_row(made: Made) {
+    let outer = Mounted::new(Made {
+        megabytes: 1024,
+        ..XFS
+    });
+    let Some(outer) = outer else { return };
+    let Some(host) = Mounted::new_in(made, &outer.root(), false) else { return };
+    let image = Image::scattered(&host);
+    let full = AtomicBool::new(false);
+    let served = Served::start(&image.path, &[], &[]);
+    let mut guest = Guest::attach(&served);
+    let queue = (0, guest.drivers.remove(0));
+    let model = Model::new(&image.values);
+    let mut client = Client::new(queue, &guest.memory, model, SECTORS, &full);
+    served.wait_disk();
+    let kinds = [Kind::Written, Kind::Unwritten, Kind::Hole, Kind::Shared];
+    let changes = [
+        (Op::Write, false),
+        (Op::Discard, false),
+        (Op::WriteZeroes, false),
+        (Op::WriteZeroes, true),
+    ];
+    for wanted in kinds {
+        for (number, (op, unmap)) in changes.into_iter().enumerate() {
+            let pieces = (0..SECTORS * SECTOR / PIECE).filter(|&piece| kind(piece) == wanted);
+            for piece in pieces.skip(number * 6).take(6) {
+                let first = sectors(piece).start;
+                // So that the map knows the piece, if it has had the time.
+                client.ask(Op::Read, sectors(piece), false);
+                client.ask(op, first + 8..first + 48, unmap);
+                client.ask(op, first + 61..first + 99, unmap);
+                // Over what has just been changed.
+                client.ask(op, first + 40..first + 56, unmap);
+            }
+            client.flush();
+            let lost = lost(&copy(&host), host.is_ext4(), &client.model);
+            assert!(lost.is_empty(), "{wanted:?}, {op:?}: {lost:?}");
+        }
+    }
+    let info = served.info();
+    assert!(info.on_disk && info.disk_operations > 100, "{info:?}");
+    assert!(client.wrong.is_empty(), "{:?}", client.wrong);
+}
+
+#[test]
+fn each_change_of_each_extent_is_there_after_a_crash_of_ext4() {
+    each_row(EXT4);
+}
+
+#[test]
+fn each_change_of_each_extent_is_there_after_a_crash_of_xfs() {
+    each_row(XFS);
 }
 
 fn nothing_is_lost(made: Made) {

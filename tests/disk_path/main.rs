@@ -11,6 +11,7 @@ mod client;
 mod crash;
 mod disturb;
 mod image;
+mod killed;
 mod model;
 mod promises;
 mod refusals;
