@@ -144,6 +144,12 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// Everything has ended, and is stable as it is.
+    pub fn settle(&mut self) {
+        self.drain();
+        self.model.flushed();
+    }
+
     /// Flushes what has ended; everything has.
     pub fn flush(&mut self) {
         self.drain();

@@ -16,4 +16,5 @@ mod model;
 mod promises;
 mod refusals;
 mod rig;
+mod stopped;
 mod stress;

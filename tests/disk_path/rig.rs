@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use extentd::control::{self, Answer, Request};
+use front_end::codes::feature;
 use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -32,6 +33,7 @@ pub struct Info {
     pub disk_operations: u64,
     pub file_operations: u64,
     pub zero_fills: u64,
+    pub requests: u64,
 }
 
 /// The binary under test.
@@ -79,6 +81,7 @@ impl Served {
             disk_operations: count(&operations["disk_operations"]),
             file_operations: count(&operations["file_operations"]),
             zero_fills: count(&operations["zero_fills"]),
+            requests: count(&operations["requests"]),
         }
     }
 
@@ -111,7 +114,13 @@ pub struct Guest {
 impl Guest {
     /// Attaches to a process.
     pub fn attach(served: &Served) -> Guest {
+        Guest::attach_with(served, feature::ALL)
+    }
+
+    /// Attaches with these features at most.
+    pub fn attach_with(served: &Served, features: u64) -> Guest {
         let wanted = Wanted {
+            features,
             queues: u16::try_from(QUEUES).unwrap(),
             ..Wanted::default()
         };

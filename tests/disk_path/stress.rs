@@ -2,8 +2,10 @@
 //! byte may be wrong, in the image or in any other file. Without the guard the
 //! same must go wrong, or it would prove nothing.
 
+use std::fs::File;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use crate::client::{Client, owner};
 use crate::common::{EXT4, Made, Mounted, XFS, run};
@@ -53,32 +55,38 @@ fn use_disk(served: &Served) {
 /// Everything, with the disk path in use before and after each.
 fn disturb(host: &Mounted, image: &Image, served: &Served, others: &mut Others, full: &AtomicBool) {
     let path = &image.path;
+    let timed = |what: &str, disturbance: &mut dyn FnMut()| {
+        let start = Instant::now();
+        use_disk(served);
+        let used = start.elapsed();
+        disturbance();
+        let took = start.elapsed() - used;
+        eprintln!("{what} took {took:?}, {used:?} after the one before");
+    };
     for round in 0..2 {
-        use_disk(served);
-        disturb::freeze(host);
-        use_disk(served);
-        disturb::remount(host);
-        disturb::churn(host);
-        use_disk(served);
-        disturb::fill_up(host, full, || {
-            let before = served.info();
-            served.wait("requests while it is full", |now| {
-                now.file_operations > before.file_operations + 500
+        timed("freezing", &mut || disturb::freeze(host));
+        timed("remounting", &mut || disturb::remount(host));
+        timed("other files", &mut || disturb::churn(host));
+        timed("filling", &mut || {
+            disturb::fill_up(host, full, || {
+                let before = served.info();
+                served.wait("requests while it is full", |now| {
+                    now.requests > before.requests + 2000
+                });
             });
         });
-        use_disk(served);
-        disturb::defragment(host, path);
+        timed("defragmenting", &mut || disturb::defragment(host, path));
         others.write(host.path(&format!("after-{round}")), 8 << 20).unwrap();
-        use_disk(served);
-        disturb::cat(path);
-        use_disk(served);
-        disturb::try_truncate(path);
+        timed("opening", &mut || drop(File::open(path).unwrap()));
+        timed("reading", &mut || drop(disturb::cat(path)));
+        timed("truncating", &mut || disturb::try_truncate(path));
         if !host.is_ext4() {
-            use_disk(served);
-            others.keep(disturb::reflink(path, host.path(&format!("copy-{round}"))));
+            timed("sharing", &mut || {
+                others.keep(disturb::reflink(path, host.path(&format!("copy-{round}"))));
+            });
         }
-        use_disk(served);
     }
+    use_disk(served);
 }
 
 /// What has blocks of the image given to others, without asking for the lease.
@@ -146,7 +154,7 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
     drop(session);
     if guarded {
         // Four disturbances of each round, or five, take the lease away.
-        let breaks = if host.is_ext4() { 6 } else { 8 };
+        let breaks = if host.is_ext4() { 8 } else { 10 };
         assert!(info.entries > breaks, "{info:?}");
         assert!(pardoned > 0, "the file system was never full");
         assert!(served.daemon.terminate().unwrap().success());
