@@ -176,7 +176,9 @@ impl<'a> Client<'a> {
         let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(PART));
         if self.random.below(3) > 0 {
             start = start.next_multiple_of(8);
-            len = len.next_multiple_of(8).min((part + PART).saturating_sub(start) / 8 * 8);
+            len = len
+                .next_multiple_of(8)
+                .min((part + PART).saturating_sub(start) / 8 * 8);
         }
         let sectors = start..(start + len).min(part + PART);
         let flying = |other: &Request| {
@@ -220,7 +222,10 @@ impl<'a> Client<'a> {
         // In one piece or in two.
         let pieces = |piece: fn(u64, u32) -> Buffer| match first {
             0 => vec![piece(at, bytes)],
-            _ => vec![piece(at, first), piece(at + u64::from(first), bytes - first)],
+            _ => vec![
+                piece(at, first),
+                piece(at + u64::from(first), bytes - first),
+            ],
         };
         let data = match request.op {
             Op::Write => {
@@ -280,7 +285,10 @@ impl<'a> Client<'a> {
             Op::Write | Op::WriteZeroes => self.model.end(sectors, request.value),
             Op::Discard => self.model.maybe(sectors, 0),
             Op::Read => {
-                let bytes = self.memory.read(request.at, sectors.len() * SECTOR).unwrap();
+                let bytes = self
+                    .memory
+                    .read(request.at, sectors.len() * SECTOR)
+                    .unwrap();
                 if let Err(wrong) = self.model.read(sectors, &bytes) {
                     self.wrong.push(wrong);
                 }

@@ -126,7 +126,10 @@ fn crash(made: Made, variables: &[(&str, &str)]) -> Option<Vec<String>> {
     client.drain();
     assert!(client.wrong.is_empty(), "{:?}", client.wrong);
     disk_operations += served.info().disk_operations;
-    assert!(disk_operations > 500, "{disk_operations} requests went by the disk");
+    assert!(
+        disk_operations > 500,
+        "{disk_operations} requests went by the disk"
+    );
     drop(guest);
     assert!(served.daemon.terminate().unwrap().success());
     Some(Vec::new())
@@ -152,11 +155,17 @@ fn each_row(made: Made, flushes: bool) {
         ..XFS
     });
     let Some(outer) = outer else { return };
-    let Some(host) = Mounted::new_in(made, &outer.root(), false) else { return };
+    let Some(host) = Mounted::new_in(made, &outer.root(), false) else {
+        return;
+    };
     let image = Image::scattered(&host);
     let full = AtomicBool::new(false);
     let served = Served::start(&image.path, &[], &[]);
-    let cannot = if flushes { 0 } else { feature::FLUSH | feature::CONFIG_WCE };
+    let cannot = if flushes {
+        0
+    } else {
+        feature::FLUSH | feature::CONFIG_WCE
+    };
     let mut guest = Guest::attach_with(&served, feature::ALL & !cannot);
     let queue = (0, guest.drivers.remove(0));
     let model = Model::new(&image.values);

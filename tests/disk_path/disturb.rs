@@ -58,7 +58,11 @@ impl Others {
 
 /// Moves all blocks of a file together.
 pub fn defragment(host: &Mounted, image: &Path) {
-    let mut tool = Command::new(if host.is_ext4() { "e4defrag" } else { "xfs_fsr" });
+    let mut tool = Command::new(if host.is_ext4() {
+        "e4defrag"
+    } else {
+        "xfs_fsr"
+    });
     let before = extents(image);
     // Either may end early where the file changes: what it has moved counts.
     let _ = run(tool.arg(image));
@@ -74,7 +78,11 @@ pub fn extents(file: &Path) -> usize {
 
 /// Shares all blocks of a file with a new one.
 pub fn reflink(image: &Path, name: PathBuf) -> PathBuf {
-    run(Command::new("cp").arg("--reflink=always").arg(image).arg(&name)).unwrap();
+    run(Command::new("cp")
+        .arg("--reflink=always")
+        .arg(image)
+        .arg(&name))
+    .unwrap();
     name
 }
 
@@ -104,7 +112,9 @@ pub fn freeze(host: &Mounted) {
 
 /// Tries to take the file system away from the image.
 pub fn remount(host: &Mounted) {
-    let read_only = run(Command::new("mount").args(["-o", "remount,ro"]).arg(host.root()));
+    let read_only = run(Command::new("mount")
+        .args(["-o", "remount,ro"])
+        .arg(host.root()));
     assert!(read_only.unwrap_err().contains("busy"));
     let gone = run(Command::new("umount").arg(host.root()));
     assert!(gone.unwrap_err().contains("busy"));

@@ -139,9 +139,8 @@ impl Busy {
         })
     }
 
-    /// Kills the process; how many of its writes had ended by then, at most.
-    fn kill(&mut self) -> usize {
-        self.served.daemon.signal(libc::SIGKILL).unwrap();
+    /// How many of the writes have ended.
+    fn ended(&mut self) -> usize {
         let mut ended = 0;
         for driver in &mut self.guest.drivers {
             while driver.pop().unwrap().is_some() {
@@ -167,11 +166,14 @@ fn rings(pid: u32, image: &Path) -> Vec<bool> {
     rings
 }
 
-/// Kills the process, takes the image's blocks away as soon as it can be
-/// opened, and gives them to others; whether raw writes were still to come
-/// then, and the files that have changed afterwards.
-fn give_away(mut busy: Busy) -> (bool, Vec<String>) {
-    let ended = busy.kill();
+/// Takes the image's blocks away as soon as it can be opened, with the process
+/// killed before or not, and gives them to others; whether raw writes were
+/// still to come then, and the files that have changed afterwards.
+fn give_away(mut busy: Busy, kill: bool) -> (bool, Vec<String>) {
+    if kill {
+        busy.served.daemon.signal(libc::SIGKILL).unwrap();
+    }
+    let ended = busy.ended();
     assert!(ended < WRITES / 2, "{ended} writes have ended already");
     let start = Instant::now();
     let opened = OpenOptions::new()
@@ -181,17 +183,25 @@ fn give_away(mut busy: Busy) -> (bool, Vec<String>) {
         .unwrap();
     let all = (WRITES * LENGTH / SECTOR) as u64;
     let early = sectors_written(&busy.host) - busy.before < all;
-    eprintln!("open(O_TRUNC) returned after {:?}, {ended} writes had ended", start.elapsed());
+    eprintln!(
+        "open(O_TRUNC) returned after {:?}, {ended} writes had ended",
+        start.elapsed()
+    );
 
     sync(&busy.host);
     let mut others = Others::default();
     let mut count = 0;
-    while others.write(busy.host.path(&format!("new-{count}")), 4 << 20).is_some() {
+    while others
+        .write(busy.host.path(&format!("new-{count}")), 4 << 20)
+        .is_some()
+    {
         count += 1;
     }
     assert!(count >= 20, "only {count} files found room");
     busy.slow.limit(0);
-    busy.served.daemon.wait().unwrap();
+    if kill {
+        busy.served.daemon.wait().unwrap();
+    }
     // Longer than what was in flight could take if it still were.
     std::thread::sleep(Duration::from_secs((WRITES * LENGTH) as u64 / SPEED));
     drop(opened);
@@ -199,25 +209,34 @@ fn give_away(mut busy: Busy) -> (bool, Vec<String>) {
 }
 
 fn blocks_are_given_away_late(made: Made) {
-    let Some(busy) = Busy::start(made, &[]) else { return };
+    let Some(busy) = Busy::start(made, &[]) else {
+        return;
+    };
     let rings = rings(busy.served.daemon.pid(), &busy.image.path);
-    assert!(rings.len() >= QUEUES && rings.iter().all(|&has| has), "{rings:?}");
-    assert_eq!(give_away(busy), (false, Vec::new()));
+    assert!(
+        rings.len() >= QUEUES && rings.iter().all(|&has| has),
+        "{rings:?}"
+    );
+    assert_eq!(give_away(busy, true), (false, Vec::new()));
 }
 
 /// Where the rings do not hold the image, the lease ends with the process.
 fn blocks_would_be_given_away_early(made: Made) {
     let variables = [("EXTENTD_TEST_UNREGISTERED", "1")];
-    let Some(busy) = Busy::start(made, &variables) else { return };
+    let Some(busy) = Busy::start(made, &variables) else {
+        return;
+    };
     let rings = rings(busy.served.daemon.pid(), &busy.image.path);
     assert!(rings.iter().all(|&has| !has), "{rings:?}");
-    let (early, spoilt) = give_away(busy);
+    let (early, spoilt) = give_away(busy, true);
     assert!(early && !spoilt.is_empty(), "{early}, {spoilt:?}");
 }
 
 fn the_next_process_waits(made: Made) {
-    let Some(mut busy) = Busy::start(made, &[]) else { return };
-    busy.kill();
+    let Some(mut busy) = Busy::start(made, &[]) else {
+        return;
+    };
+    busy.served.daemon.signal(libc::SIGKILL).unwrap();
     let next = Served::start(&busy.image.path, &[], &[]);
     next.daemon
         .wait_stderr(|line| line.contains("waiting for another process's I/O"))
@@ -259,6 +278,22 @@ fn after_a_kill_blocks_are_given_away_only_when_raw_writes_have_ended_on_ext4() 
 #[test]
 fn after_a_kill_blocks_are_given_away_only_when_raw_writes_have_ended_on_xfs() {
     blocks_are_given_away_late(XFS);
+}
+
+fn a_running_process_drains_first(made: Made) {
+    if let Some(busy) = Busy::start(made, &[]) {
+        assert_eq!(give_away(busy, false), (false, Vec::new()));
+    }
+}
+
+#[test]
+fn blocks_are_given_away_only_when_raw_writes_have_ended_on_ext4() {
+    a_running_process_drains_first(EXT4);
+}
+
+#[test]
+fn blocks_are_given_away_only_when_raw_writes_have_ended_on_xfs() {
+    a_running_process_drains_first(XFS);
 }
 
 #[test]

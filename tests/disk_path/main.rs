@@ -2,7 +2,7 @@
 //! images in real file systems, while others use the host's files, fill its
 //! disk, crash it, or kill the process.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;

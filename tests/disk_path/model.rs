@@ -51,9 +51,8 @@ fn describe(bytes: &[u8]) -> String {
     }
     let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     let (value, sector) = (first >> 32, first & 0xffff_ffff);
-    let whole = Value::try_from(value).is_ok_and(|value| {
-        usize::try_from(sector).is_ok_and(|sector| holds(value, sector, bytes))
-    });
+    let whole = Value::try_from(value)
+        .is_ok_and(|value| usize::try_from(sector).is_ok_and(|sector| holds(value, sector, bytes)));
     if whole {
         format!("{value} of sector {sector}")
     } else {

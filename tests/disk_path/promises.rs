@@ -22,7 +22,9 @@ const DATA: u64 = QUEUE_DATA;
 fn counters(host: &Mounted) -> Vec<u64> {
     let name = host.device().rsplit('/').next().unwrap();
     let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
-    text.split_whitespace().map(|word| word.parse().unwrap()).collect()
+    text.split_whitespace()
+        .map(|word| word.parse().unwrap())
+        .collect()
 }
 
 /// Of those: reads that have ended, and flushes.
@@ -37,7 +39,9 @@ fn pieces(wanted: Kind) -> impl Iterator<Item = u64> {
 }
 
 fn with_disk(made: Made, test: impl FnOnce(&Mounted, &Image, &Served, &mut Guest)) {
-    let Some(host) = Mounted::new(made) else { return };
+    let Some(host) = Mounted::new(made) else {
+        return;
+    };
     let image = Image::scattered(&host);
     let served = Served::start(&image.path, &[], &[]);
     let mut guest = Guest::attach(&served);
@@ -172,7 +176,9 @@ fn a_full_xfs_fails_the_request_that_needs_room() {
 }
 
 fn readers_see_what_was_flushed(made: Made) {
-    let Some(host) = Mounted::new(made) else { return };
+    let Some(host) = Mounted::new(made) else {
+        return;
+    };
     let image = Image::scattered(&host);
     let served = Served::start(&image.path, &[], &[]);
     let mut guest = Guest::attach(&served);

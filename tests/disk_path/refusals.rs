@@ -21,12 +21,18 @@ fn is_refused(image: &Path, reason: &str) {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     let line = text.lines().last().unwrap();
-    assert!(line.contains("--io-path disk") && line.contains(reason), "{text}");
+    assert!(
+        line.contains("--io-path disk") && line.contains(reason),
+        "{text}"
+    );
 
     let served = Served::start(image, &[], &[]);
     let mut guest = Guest::attach(&served);
     let before = served.info();
-    assert!(!before.on_disk && before.reason.contains(reason), "{before:?}");
+    assert!(
+        !before.on_disk && before.reason.contains(reason),
+        "{before:?}"
+    );
     let done = guest.drivers[0].read(8, 4 << 20, 4096).unwrap();
     assert_eq!((done.status, done.length), (0, 4097));
     assert_eq!(guest.memory.read(4 << 20, 4096).unwrap(), [7; 4096]);

@@ -93,7 +93,10 @@ impl Served {
             if wanted(&info) {
                 return info;
             }
-            assert!(start.elapsed() < LIMIT, "waited in vain for {what}: {info:?}");
+            assert!(
+                start.elapsed() < LIMIT,
+                "waited in vain for {what}: {info:?}"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -20,13 +20,17 @@ const LENGTH: u32 = 64 << 10;
 const LATER: Value = 2;
 
 fn nothing_goes_to_the_old_blocks(made: Made) {
-    let Some(host) = Mounted::new(made) else { return };
+    let Some(host) = Mounted::new(made) else {
+        return;
+    };
     let image = Image::written(&host, BYTES);
     let served = Served::start(&image.path, &[], &[]);
     let mut guest = Guest::attach(&served);
     served.wait_disk();
     let driver = &mut guest.drivers[0];
-    let starts = (0..BYTES as u64).step_by(1 << 20).map(|at| at / SECTOR as u64);
+    let starts = (0..BYTES as u64)
+        .step_by(1 << 20)
+        .map(|at| at / SECTOR as u64);
     served.wait("the map to be loaded", |_| {
         let before = served.info().file_operations;
         for sector in starts.clone() {
@@ -46,7 +50,10 @@ fn nothing_goes_to_the_old_blocks(made: Made) {
     sync(&host);
     let mut others = Others::default();
     let mut count = 0;
-    while others.write(host.path(&format!("new-{count}")), 4 << 20).is_some() {
+    while others
+        .write(host.path(&format!("new-{count}")), 4 << 20)
+        .is_some()
+    {
         count += 1;
     }
     std::fs::remove_file(host.path("new-0")).unwrap();

@@ -76,7 +76,9 @@ fn disturb(host: &Mounted, image: &Image, served: &Served, others: &mut Others, 
             });
         });
         timed("defragmenting", &mut || disturb::defragment(host, path));
-        others.write(host.path(&format!("after-{round}")), 8 << 20).unwrap();
+        others
+            .write(host.path(&format!("after-{round}")), 8 << 20)
+            .unwrap();
         timed("opening", &mut || drop(File::open(path).unwrap()));
         timed("reading", &mut || drop(disturb::cat(path)));
         timed("truncating", &mut || disturb::try_truncate(path));
@@ -97,7 +99,10 @@ fn give_away(host: &Mounted, image: &Image, served: &Served, others: &mut Others
         others.keep(disturb::reflink(&image.path, host.path("copy")));
     }
     let mut count = 0;
-    while others.write(host.path(&format!("new-{count}")), 4 << 20).is_some() {
+    while others
+        .write(host.path(&format!("new-{count}")), 4 << 20)
+        .is_some()
+    {
         count += 1;
     }
     use_disk(served);
@@ -150,7 +155,10 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
     let info = served.info();
     let ended: usize = clients.iter().map(|client| client.ended).sum();
     let pardoned: usize = clients.iter().map(|client| client.pardoned).sum();
-    eprintln!("{}: {ended} requests, {pardoned} without room; {info:?}", made.name);
+    eprintln!(
+        "{}: {ended} requests, {pardoned} without room; {info:?}",
+        made.name
+    );
     drop(session);
     if guarded {
         // Four disturbances of each round, or five, take the lease away.
@@ -172,7 +180,9 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
     for (sector, bytes) in bytes.chunks_exact(SECTOR).enumerate() {
         let may = clients[owner(sector)].model.now(sector);
         if !may.iter().any(|&value| holds(value, sector, bytes)) {
-            outcome.image.push(format!("sector {sector} is not {may:?}"));
+            outcome
+                .image
+                .push(format!("sector {sector} is not {may:?}"));
         }
     }
     for client in &mut clients {
@@ -184,7 +194,9 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
         run(Command::new("mount").arg(host.device()).arg(host.root())).unwrap();
         outcome.others.append(&mut others.spoilt());
         if disturb::cat(&image.path) != bytes {
-            outcome.image.push("another mount shows another image".to_owned());
+            outcome
+                .image
+                .push("another mount shows another image".to_owned());
         }
     }
     Some(outcome)
@@ -209,8 +221,11 @@ fn nothing_goes_wrong(made: Made) {
 
 fn the_unguarded_path_corrupts(made: Made) {
     if let Some(mut outcome) = stress(made, false) {
-        let (reads, image, others) =
-            (outcome.reads.len(), outcome.image.len(), outcome.others.len());
+        let (reads, image, others) = (
+            outcome.reads.len(),
+            outcome.image.len(),
+            outcome.others.len(),
+        );
         eprintln!("wrong: {reads} reads, {image} sectors, {others} other files");
         outcome.shorten();
         assert!(image + others > 0, "{outcome:#?}");
