@@ -240,6 +240,57 @@ fn each_change_without_a_flush_is_stable_when_it_ends_on_xfs() {
     each_row(XFS, false);
 }
 
+/// The blocks are moved, the guest writes to where they are now and flushes,
+/// and then a crash: the move must be as stable as what was written.
+fn moved_blocks(made: Made) {
+    let outer = Mounted::new(Made {
+        megabytes: 1024,
+        ..XFS
+    });
+    let Some(outer) = outer else { return };
+    let Some(host) = Mounted::new_in(made, &outer.root(), false) else {
+        return;
+    };
+    let image = Image::scattered(&host);
+    let full = AtomicBool::new(false);
+    // e4defrag leaves a locked file alone.
+    let served = Served::start(&image.path, &["--lock", "off"], &[]);
+    let mut guest = Guest::attach(&served);
+    let queue = (0, guest.drivers.remove(0));
+    let model = Model::new(&image.values);
+    let mut client = Client::new(queue, &guest.memory, model, SECTORS, &full);
+    let before = served.wait_disk();
+    // So that the next one has nothing of the file to sync.
+    client.flush();
+    disturb::defragment(&host, &image.path);
+    served.wait("the disk path again", |now| {
+        now.on_disk && now.entries > before.entries
+    });
+    let pieces = (0..SECTORS * SECTOR / PIECE).filter(|&piece| kind(piece) == Kind::Written);
+    let mut by_disk = 0;
+    for piece in pieces.take(20) {
+        let before = load(&served, &mut client, sectors(piece));
+        client.ask(Op::Write, sectors(piece), false);
+        by_disk += served.info().disk_operations - before.disk_operations;
+    }
+    assert_eq!(by_disk, 20);
+    client.flush();
+    let mut lost = lost(&copy(&host), host.is_ext4(), &client.model);
+    let count = lost.len();
+    lost.truncate(5);
+    assert_eq!(count, 0, "{lost:#?}");
+}
+
+#[test]
+fn what_was_flushed_to_moved_blocks_is_there_after_a_crash_of_ext4() {
+    moved_blocks(EXT4);
+}
+
+#[test]
+fn what_was_flushed_to_moved_blocks_is_there_after_a_crash_of_xfs() {
+    moved_blocks(XFS);
+}
+
 fn nothing_is_lost(made: Made) {
     if let Some(mut lost) = crash(made, &[]) {
         let count = lost.len();
