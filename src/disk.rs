@@ -16,7 +16,7 @@ use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits
 
 use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
 use crate::config::IoPath;
-use crate::disk_path::{DiskPath, Obstacle};
+use crate::disk_path::{DiskPath, Obstacle, Situation};
 use crate::engine::{Any, Files, sync::Sync, uring::Uring};
 use crate::guard::Guard;
 use crate::image_lock;
@@ -110,6 +110,10 @@ pub struct DiskDescription {
     pub path: &'static str,
     /// Why.
     pub path_reason: String,
+    /// How often the disk path was entered.
+    pub path_entries: u64,
+    /// What was done so far.
+    pub operations: Sums,
     /// The block device under the image, if raw I/O to it is possible.
     pub device: Option<PathBuf>,
     /// Raw I/O is done by the workers themselves, as the device takes none
@@ -372,12 +376,13 @@ impl Disk {
     /// The disk as an operator sees it.
     pub fn describe(&self) -> DiskDescription {
         let sectors = self.sectors.load(Ordering::Acquire);
-        let (on_disk, path_reason) = match &self.raw {
-            Ok(path) => {
-                let situation = path.situation();
-                (situation.on_disk, situation.reason)
-            }
-            Err(reason) => (self.block_device, reason.clone()),
+        let situation = match &self.raw {
+            Ok(path) => path.situation(),
+            Err(reason) => Situation {
+                on_disk: self.block_device,
+                reason: reason.clone(),
+                entries: 0,
+            },
         };
         let path = self.raw.as_ref().ok();
         DiskDescription {
@@ -398,8 +403,10 @@ impl Disk {
             },
             logical_block_size: self.logical,
             direct_alignment: self.shared.align.offset,
-            path: if on_disk { "disk" } else { "file" },
-            path_reason,
+            path: if situation.on_disk { "disk" } else { "file" },
+            path_reason: situation.reason,
+            path_entries: situation.entries,
+            operations: self.sums(),
             device: path.and_then(|path| path.device().path().map(Path::to_owned)),
             device_inline: path.is_some_and(|path| path.is_inline()),
             pinned_guest_memory: self.pin_description(),

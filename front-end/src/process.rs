@@ -41,6 +41,20 @@ impl Daemon {
     /// # Errors
     /// It cannot be run, ends at its start, or does not listen in time.
     pub fn start(binary: &Path, socket: &Path, image: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_with(binary, socket, image, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(
+        binary: &Path,
+        socket: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
         // setpriv, so that it never outlives what started it.
         let mut command = Command::new("setpriv");
         command
@@ -51,6 +65,7 @@ impl Daemon {
             .arg("--blk-file")
             .arg(image)
             .args(arguments)
+            .envs(variables.iter().copied())
             .stderr(Stdio::piped());
         let mut child = command
             .spawn()

@@ -71,7 +71,15 @@ impl Uring {
             .next_power_of_two()
             .min(32768);
         let ring = Self::build(entries)?;
-        let descriptors = [files.image, files.device.unwrap_or(-1)];
+        #[cfg(not(debug_assertions))]
+        let image = files.image;
+        // For the negative control of tests.
+        #[cfg(debug_assertions)]
+        let image = match std::env::var_os("EXTENTD_TEST_UNREGISTERED") {
+            Some(_) => -1,
+            None => files.image,
+        };
+        let descriptors = [image, files.device.unwrap_or(-1)];
         ring.submitter().register_files(&descriptors)?;
         // Allocating writes wait for locks of the file system in threads of
         // the kernel; a sync must not wait behind all of them. Older kernels

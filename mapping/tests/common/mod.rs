@@ -81,7 +81,18 @@ pub struct Mounted {
 impl Mounted {
     /// Makes one; `None`, with the reason printed, where this machine cannot.
     pub fn new(made: Made) -> Option<Mounted> {
-        match Mounted::try_new(made) {
+        let base = std::env::var_os("EXTENTD_TEST_DIR").map(PathBuf::from);
+        let shm = PathBuf::from("/dev/shm");
+        let base = base
+            .or_else(|| shm.is_dir().then_some(shm))
+            .unwrap_or_else(std::env::temp_dir);
+        Mounted::new_in(made, &base, true)
+    }
+
+    /// As [`new`](Self::new), with the disk as a file in a folder under `base`, `direct` or through
+    /// the page cache.
+    pub fn new_in(made: Made, base: &Path, direct: bool) -> Option<Mounted> {
+        match Mounted::try_new(made, base, direct) {
             Ok(mounted) => Some(mounted),
             Err(reason) => {
                 eprintln!("skipped: no {} here: {reason}", made.name);
@@ -90,12 +101,7 @@ impl Mounted {
         }
     }
 
-    fn try_new(made: Made) -> Result<Mounted, String> {
-        let base = std::env::var_os("EXTENTD_TEST_DIR").map(PathBuf::from);
-        let shm = PathBuf::from("/dev/shm");
-        let base = base
-            .or_else(|| shm.is_dir().then_some(shm))
-            .unwrap_or_else(std::env::temp_dir);
+    fn try_new(made: Made, base: &Path, direct: bool) -> Result<Mounted, String> {
         let dir = tempfile::Builder::new()
             .prefix("mapping-")
             .tempdir_in(base)
@@ -110,14 +116,15 @@ impl Mounted {
             device: None,
             mounted: false,
         };
-        let direct = run(Command::new("losetup")
-            .args(["--find", "--show", "--direct-io=on"])
-            .arg(&backing));
-        let device = direct.or_else(|_| {
-            run(Command::new("losetup")
-                .args(["--find", "--show"])
-                .arg(&backing))
-        })?;
+        let attach = |way: &[&str]| {
+            let mut losetup = Command::new("losetup");
+            run(losetup.args(["--find", "--show"]).args(way).arg(&backing))
+        };
+        let device = if direct {
+            attach(&["--direct-io=on"]).or_else(|_| attach(&[]))?
+        } else {
+            attach(&[])?
+        };
         mounted.device = Some(device.trim().to_owned());
         let device = mounted.device();
         run(Command::new(made.mkfs[0]).args(&made.mkfs[1..]).arg(device))?;
@@ -137,6 +144,11 @@ impl Mounted {
 
     pub fn root(&self) -> PathBuf {
         self.dir.as_ref().unwrap().path().join("mnt")
+    }
+
+    /// The file that is the disk.
+    pub fn backing(&self) -> PathBuf {
+        self.dir.as_ref().unwrap().path().join("disk")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

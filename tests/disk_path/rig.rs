@@ -1,0 +1,148 @@
+//! A process that serves an image, and what it says of itself.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use extentd::control::{self, Answer, Request};
+use front_end::codes::feature;
+use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The queues of every process here.
+pub const QUEUES: usize = 2;
+/// Guest memory of a queue in bytes: its ring lies in the first MiB.
+pub const QUEUE_MEMORY: u64 = 8 << 20;
+/// Where data of a queue may lie in it.
+pub const QUEUE_DATA: u64 = 1 << 20;
+
+/// A process that serves.
+pub struct Served {
+    pub daemon: Daemon,
+    pub socket: PathBuf,
+    control: PathBuf,
+    _files: TempDir,
+}
+
+/// What it has done, and how.
+#[derive(Debug, Clone)]
+pub struct Info {
+    pub on_disk: bool,
+    pub reason: String,
+    pub entries: u64,
+    pub disk_operations: u64,
+    pub file_operations: u64,
+    pub zero_fills: u64,
+    pub requests: u64,
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("EXTENTD")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
+        .into()
+}
+
+impl Served {
+    /// Serves `image`, with these variables set.
+    pub fn start(image: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Served {
+        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let files = tempfile::Builder::new()
+            .prefix("extentd-disk.")
+            .tempdir_in(parent)
+            .unwrap();
+        let (socket, control) = (files.path().join("socket"), files.path().join("control"));
+        let queues = QUEUES.to_string();
+        let mut all = vec!["--num-queues", &queues, "--threads", &queues];
+        all.extend(["--control-path", control.to_str().unwrap()]);
+        all.extend(arguments);
+        let daemon = Daemon::start_with(&binary(), &socket, image, &all, variables).unwrap();
+        Served {
+            daemon,
+            socket,
+            control,
+            _files: files,
+        }
+    }
+
+    /// What it says of itself.
+    pub fn info(&self) -> Info {
+        let Answer::Result(info) = control::ask(&self.control, &Request::Info {}, LIMIT).unwrap()
+        else {
+            panic!("info is refused");
+        };
+        let disk = &info["disk"];
+        let count = |value: &Value| value.as_u64().unwrap();
+        let operations = &disk["operations"];
+        Info {
+            on_disk: disk["path"] == "disk",
+            reason: disk["path_reason"].as_str().unwrap().to_owned(),
+            entries: count(&disk["path_entries"]),
+            disk_operations: count(&operations["disk_operations"]),
+            file_operations: count(&operations["file_operations"]),
+            zero_fills: count(&operations["zero_fills"]),
+            requests: count(&operations["requests"]),
+        }
+    }
+
+    /// Waits until what it says is as wanted; there is no event for it.
+    pub fn wait(&self, what: &str, mut wanted: impl FnMut(&Info) -> bool) -> Info {
+        let start = Instant::now();
+        loop {
+            let info = self.info();
+            if wanted(&info) {
+                return info;
+            }
+            assert!(
+                start.elapsed() < LIMIT,
+                "waited in vain for {what}: {info:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until requests go by the disk.
+    pub fn wait_disk(&self) -> Info {
+        self.wait("the disk path", |info| info.on_disk)
+    }
+}
+
+/// A front-end with a driver for each queue.
+pub struct Guest {
+    pub session: Session,
+    pub memory: GuestMemory,
+    pub drivers: Vec<Driver>,
+}
+
+impl Guest {
+    /// Attaches to a process.
+    pub fn attach(served: &Served) -> Guest {
+        Guest::attach_with(served, feature::ALL)
+    }
+
+    /// Attaches with these features at most.
+    pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let wanted = Wanted {
+            features,
+            queues: u16::try_from(QUEUES).unwrap(),
+            ..Wanted::default()
+        };
+        let mut session = Session::open(&served.socket, Like::Qemu, wanted).unwrap();
+        let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
+        let setup = Setup {
+            size: 128,
+            features: session.features,
+            indirect: 16,
+        };
+        let drivers: Vec<_> = (0..QUEUES as u64)
+            .map(|queue| Driver::new(&memory, queue * QUEUE_MEMORY, setup).unwrap())
+            .collect();
+        let rings: Vec<_> = drivers.iter().map(Driver::ring).collect();
+        session.start(&memory, &rings).unwrap();
+        Guest {
+            session,
+            memory,
+            drivers,
+        }
+    }
+}
