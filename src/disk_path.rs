@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use mapping::device::{BackingDevice, Refusal};
 use mapping::lease::{Lease, LeaseError, Mode};
-use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Map, Stats};
+use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
 
 use crate::planner::RawAlign;
 use crate::sys;
@@ -78,6 +79,9 @@ pub struct DiskPath {
     #[cfg(debug_assertions)]
     unguarded: bool,
 }
+
+/// How long a range that is being changed is waited for.
+const HOLDING: Duration = Duration::from_millis(200);
 
 /// How often the page cache is emptied before it counts as somebody's.
 const EMPTYING: usize = 20;
@@ -290,12 +294,30 @@ impl DiskPath {
         Ok(())
     }
 
+    /// Keeps a small range as it is, once no request is changing it; `None` if
+    /// that takes long.
+    fn hold(&self, range: Range<u64>) -> Option<Hold> {
+        let until = Instant::now() + HOLDING;
+        loop {
+            match self.map.hold(range.clone()) {
+                Ok(hold) => return Some(hold),
+                Err(mapping::Error::Overlap(_)) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Proves that the device holds what the file says. Pages that a reader
     /// who has just left brought into the page cache may take a moment to go.
     fn prove(&self) -> Result<(), Obstacle> {
         let mut attempts = 0;
         loop {
-            match self.device.prove(&self.image) {
+            match self
+                .device
+                .prove_while(&self.image, |range| self.hold(range))
+            {
                 Ok(_) => return Ok(()),
                 Err(Refusal::Cached(_)) if attempts < EMPTYING && self.lease.is_held() => {
                     attempts += 1;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 
 use crate::device::{BackingDevice, Refusal, failed};
@@ -18,8 +18,6 @@ const PLACES: u64 = 16;
 const REACH: u64 = 4 << 20;
 /// Blocks compared per place.
 const TRIES: u64 = 3;
-/// How often a block is compared before it counts as different: its owner may be writing it.
-const ATTEMPTS: usize = 5;
 
 /// What the proof rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,14 +40,29 @@ impl Block {
 impl BackingDevice {
     /// Compares blocks spread over the file, read by the file and by this device, past all caches.
     ///
-    /// `file` must be open with `O_DIRECT`, and nobody else must be changing it (the lease is held); the caller
-    /// itself may be writing it meanwhile. It is written out, dropped from the page cache, and the cache is proved empty first, as it must be before
-    /// the disk path is entered. Reads a few dozen blocks and their extents; on XFS the first look at a badly
-    /// fragmented file may take seconds.
+    /// `file` must be open with `O_DIRECT`, and nobody must be changing it (the lease is held). It is written
+    /// out, dropped from the page cache, and the cache is proved empty first, as it must be before the disk path
+    /// is entered. Reads a few dozen blocks and their extents; on XFS the first look at a badly fragmented file
+    /// may take seconds.
     ///
     /// # Errors
     /// [`Refusal::NotDirect`], [`Refusal::Cached`], [`Refusal::NoCachestat`], [`Refusal::Mismatch`].
     pub fn prove(&self, file: &Arc<File>) -> Result<Proof, Refusal> {
+        self.prove_while(file, |_| Some(()))
+    }
+
+    /// As [`BackingDevice::prove`], while the caller itself goes on changing the file: `hold` is called before
+    /// a range of bytes is compared, and keeps it as it is until what it returned is dropped
+    /// ([`Map::hold`](crate::Map::hold) does, if all changes hold their ranges). Ranges for which it returns
+    /// `None` are left out.
+    ///
+    /// # Errors
+    /// As [`BackingDevice::prove`].
+    pub fn prove_while<H>(
+        &self,
+        file: &Arc<File>,
+        mut hold: impl FnMut(Range<u64>) -> Option<H>,
+    ) -> Result<Proof, Refusal> {
         let flags = sys::open_flags(file).map_err(failed("F_GETFL"))?;
         if flags & libc::O_DIRECT == 0 {
             return Err(Refusal::NotDirect);
@@ -60,36 +73,50 @@ impl BackingDevice {
         let size = file.metadata().map_err(failed("fstat"))?.len();
         empty_cache(file, size)?;
         let source = Fiemap::new(Arc::clone(file)).align(self.logical_block());
-        let (mut ours, mut theirs) = (Block::new(), Block::new());
+        let mut blocks = (Block::new(), Block::new());
         let mut proof = Proof::default();
         for place in 0..PLACES {
             let start = size / PLACES * place;
-            let Some(extent) = first_on_disk(&source, start, size).map_err(failed("FIEMAP"))?
-            else {
-                continue;
-            };
-            for at in self.blocks_of(&extent) {
-                let disk = extent.disk_at(at).unwrap_or(0) + self.offset();
-                let len = usize::try_from(self.logical_block()).unwrap_or(4096);
-                let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
-                for attempt in 0..ATTEMPTS {
-                    file.read_exact_at(a, at)
-                        .map_err(failed("reading the file"))?;
-                    self.file()
-                        .read_exact_at(b, disk)
-                        .map_err(failed("reading the device"))?;
-                    if a == b {
-                        break;
-                    }
-                    if attempt + 1 == ATTEMPTS {
-                        return Err(Refusal::Mismatch { file: at, disk });
-                    }
+            let end = start.saturating_add(REACH).min(size);
+            let extent = first_on_disk(&source, start & !4095..end).map_err(failed("FIEMAP"))?;
+            for at in extent.iter().flat_map(|extent| self.blocks_of(extent)) {
+                let range = at..at + u64::from(self.logical_block());
+                if let Some(_held) = hold(range.clone()) {
+                    self.compare(file, &source, range, &mut blocks, &mut proof)?;
                 }
-                proof.blocks += 1;
-                proof.nonzero += usize::from(a.iter().any(|byte| *byte != 0));
             }
         }
         Ok(proof)
+    }
+
+    /// Compares one block, which nobody changes now; it may have been moved or freed before.
+    fn compare(
+        &self,
+        file: &File,
+        source: &Fiemap,
+        block: Range<u64>,
+        (ours, theirs): &mut (Box<Block>, Box<Block>),
+        proof: &mut Proof,
+    ) -> Result<(), Refusal> {
+        let at = block.start;
+        let len = usize::try_from(block.end - at).unwrap_or(4096);
+        let extent = first_on_disk(source, block).map_err(failed("FIEMAP"))?;
+        let Some(disk) = extent.and_then(|extent| extent.disk_at(at)) else {
+            return Ok(());
+        };
+        let disk = disk + self.offset();
+        let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
+        file.read_exact_at(a, at)
+            .map_err(failed("reading the file"))?;
+        self.file()
+            .read_exact_at(b, disk)
+            .map_err(failed("reading the device"))?;
+        if a != b {
+            return Err(Refusal::Mismatch { file: at, disk });
+        }
+        proof.blocks += 1;
+        proof.nonzero += usize::from(a.iter().any(|byte| *byte != 0));
+        Ok(())
     }
 
     /// Offsets of some whole logical blocks of the extent: the first, the last and one between.
@@ -121,11 +148,10 @@ fn empty_cache(file: &File, size: u64) -> Result<(), Refusal> {
     }
 }
 
-/// The first extent from `start` on, not too far away, whose bytes are on the disk.
-fn first_on_disk(source: &Fiemap, start: u64, size: u64) -> io::Result<Option<Extent>> {
+/// The first extent in `range` whose bytes are on the disk.
+fn first_on_disk(source: &Fiemap, range: Range<u64>) -> io::Result<Option<Extent>> {
     let mut found = None;
-    let end = start.saturating_add(REACH).min(size);
-    source.fill(start & !4095..end, &mut |extent| {
+    source.fill(range, &mut |extent| {
         if !extent.kind.on_disk() {
             return ControlFlow::Continue(());
         }
