@@ -191,17 +191,11 @@ impl Disk {
                 .clamp(512, 65536);
             (512, block, block)
         };
-        let mut align = DirectAlign {
-            memory: 1,
-            offset: 1,
-        };
+        let mut align = DirectAlign::all(1);
         if direct {
             align = match sys::direct_align(&image) {
                 Some(align) => align,
-                None if block_device => DirectAlign {
-                    memory: medium,
-                    offset: medium,
-                },
+                None if block_device => DirectAlign::all(medium),
                 None => probe_align(&image).map_err(failed)?,
             };
             direct = align.offset > 1;
@@ -527,19 +521,13 @@ fn probe_align(image: &File) -> io::Result<DirectAlign> {
         // A read elsewhere than at 0 shows whether offsets of `size` are taken.
         match pool.read_at(image.as_raw_fd(), entry, i64::from(size)) {
             Ok(_) => {
-                return Ok(DirectAlign {
-                    memory: size,
-                    offset: size,
-                });
+                return Ok(DirectAlign::all(size));
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(DirectAlign {
-        memory: 1,
-        offset: 1,
-    })
+    Ok(DirectAlign::all(1))
 }
 
 impl Device for Disk {

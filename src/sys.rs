@@ -12,6 +12,20 @@ pub struct DirectAlign {
     pub memory: u32,
     /// Of offsets and lengths.
     pub offset: u32,
+    /// The same for reads, where less will do: a file system that puts what is
+    /// written elsewhere writes whole blocks of its own.
+    pub read_offset: u32,
+}
+
+impl DirectAlign {
+    /// Everything is a multiple of `bytes`.
+    pub fn all(bytes: u32) -> Self {
+        Self {
+            memory: bytes,
+            offset: bytes,
+            read_offset: bytes,
+        }
+    }
 }
 
 /// What a byte range is locked for.
@@ -46,7 +60,7 @@ pub fn direct_align(file: &File) -> Option<DirectAlign> {
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
+            libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN,
             stat.as_mut_ptr(),
         )
     };
@@ -54,12 +68,18 @@ pub fn direct_align(file: &File) -> Option<DirectAlign> {
     // SAFETY: it was zeroed, which is a value of this plain struct, and the
     // kernel has filled it.
     let stat = unsafe { stat.assume_init() };
-    (stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0).then_some(
-        DirectAlign {
-            memory: stat.stx_dio_mem_align,
-            offset: stat.stx_dio_offset_align,
-        },
-    )
+    let offset = stat.stx_dio_offset_align;
+    let told = stat.stx_mask & libc::STATX_DIOALIGN != 0 && offset != 0;
+    // Since 6.13, and only where it differs.
+    let read_offset = match stat.stx_dio_read_offset_align {
+        less if stat.stx_mask & libc::STATX_DIO_READ_ALIGN != 0 && less != 0 => less.min(offset),
+        _ => offset,
+    };
+    told.then_some(DirectAlign {
+        memory: stat.stx_dio_mem_align,
+        offset,
+        read_offset,
+    })
 }
 
 /// The size of a block device in bytes.

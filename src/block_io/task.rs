@@ -148,7 +148,12 @@ impl Task {
         match op {
             Op::Read { offset } | Op::Write { offset, .. } => {
                 self.len = data.iter().map(|piece| piece.iov_len as u64).sum();
-                let (memory, block) = (shared.align.memory as usize, shared.align.offset as usize);
+                let align = &shared.align;
+                let block = match op {
+                    Op::Read { .. } => align.read_offset,
+                    _ => align.offset,
+                };
+                let (memory, block) = (align.memory as usize, block as usize);
                 self.direct = offset.is_multiple_of(block as u64)
                     && data.iter().all(|piece| {
                         piece.iov_base.addr().is_multiple_of(memory)

@@ -175,13 +175,7 @@ fn bytes_of(pieces: &[libc::iovec]) -> Vec<u8> {
 }
 
 fn agrees_with_a_model<E: Engine>(engine: E, file: &File, align: u32) {
-    let shared = Arc::new(Shared::new(
-        DirectAlign {
-            memory: align,
-            offset: align,
-        },
-        4096,
-    ));
+    let shared = Arc::new(Shared::new(DirectAlign::all(align), 4096));
     let mut io = BlockIo::new(engine, shared, None, None, SLOTS);
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(align));
     let mut model = vec![0u8; BYTES];
@@ -286,10 +280,7 @@ fn blk_17_short_and_interrupted_operations_are_continued() {
 #[test]
 fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
     let file = image();
-    let align = DirectAlign {
-        memory: 512,
-        offset: 512,
-    };
+    let align = DirectAlign::all(512);
     let mut io = BlockIo::new(
         Sync::new(files(&file), SLOTS),
         Arc::new(Shared::new(align, 4096)),
@@ -309,6 +300,7 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
     let align = DirectAlign {
         memory: 1,
         offset: 4096,
+        read_offset: 4096,
     };
     let shared = Arc::new(Shared::new(align, 4096));
     let mut one = BlockIo::new(
