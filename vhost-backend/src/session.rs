@@ -246,7 +246,11 @@ impl<D: Device> Session<D> {
     }
 
     fn may_send_news(&self) -> bool {
-        self.back.is_some() && lock(&self.handler).rings_running() > 0
+        let handler = lock(&self.handler);
+        let negotiated = handler.terms().negotiated;
+        self.back.is_some()
+            && handler.rings_running() > 0
+            && negotiated.has_protocol(VhostUserProtocolFeatures::CONFIG)
     }
 
     fn send_news(&mut self) {
