@@ -53,6 +53,8 @@ impl Shared {
             return Err(SharedError::BeyondFile);
         }
 
+        sys::close_on_exec(&file).map_err(SharedError::Map)?;
+
         // Only whole pages can be mapped, and only whole huge pages unmapped.
         let granule = sys::map_granule(&file).map_err(SharedError::Map)?;
         let start = offset / granule * granule;

@@ -67,6 +67,16 @@ pub(crate) fn keep_private(addr: *mut u8, len: usize) {
     }
 }
 
+/// Keeps a descriptor from other programs (VU-19). The crate that takes it
+/// from the front-end leaves that out.
+pub(crate) fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD takes an integer and touches no memory of ours.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Makes reads and writes of a descriptor fail rather than wait.
 pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     let fd = fd.as_raw_fd();
@@ -109,6 +119,7 @@ pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
         return Ok(None);
     }
     set_nonblocking(&file)?;
+    close_on_exec(&file)?;
     // SAFETY: the descriptor is open and handed over.
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
 }
