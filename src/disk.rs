@@ -151,6 +151,9 @@ pub struct Disk {
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
+/// How long a device may stay in use: the kernel ends the io_uring of a process
+/// some time after the process.
+const SOON_FREE: Duration = Duration::from_secs(2);
 
 impl Disk {
     /// Opens the image once; every worker uses this open file description.
@@ -442,9 +445,11 @@ fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
 }
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
-/// killed has one until its last raw I/O has ended.
+/// killed has one until its last raw I/O has ended. A device that somebody has
+/// for himself is given a little time, as it may be a previous process.
 fn open_file(path: &Path, options: &DiskOptions, flags: i32) -> io::Result<File> {
     let mut told = false;
+    let start = Instant::now();
     loop {
         let opened = OpenOptions::new()
             .read(true)
@@ -460,6 +465,11 @@ fn open_file(path: &Path, options: &DiskOptions, flags: i32) -> io::Result<File>
                 if !std::mem::replace(&mut told, true) {
                     log::info!("waiting for another process's I/O on {}", path.display());
                 }
+                std::thread::sleep(STILL_BUSY);
+            }
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < SOON_FREE =>
+            {
                 std::thread::sleep(STILL_BUSY);
             }
             Err(error) => return Err(error),
