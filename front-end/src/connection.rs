@@ -10,7 +10,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::codes::flag;
 use crate::error::{Error, Result};
-use crate::process::LIMIT;
+use crate::process::limit;
 
 /// A message as it came, with at most one descriptor.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Connection {
     /// The socket cannot be given a time limit.
     pub fn new(stream: UnixStream) -> Result<Self> {
         stream
-            .set_read_timeout(Some(LIMIT))
+            .set_read_timeout(Some(limit()))
             .map_err(|e| Error::Host("limit the wait for replies", e))?;
         Ok(Self {
             stream,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::codes::{feature, status};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, Region};
-use crate::process::LIMIT;
+use crate::process::limit;
 use crate::ring::{Buffer, Ring, Tables};
 use crate::ring_memory::{Addresses, RingMemory};
 
@@ -301,7 +301,7 @@ impl Driver {
             return Err(Error::Full);
         }
         self.publish()?;
-        self.wait(LIMIT)
+        self.wait(limit())
     }
 
     /// Reads sectors into guest memory at `to`.

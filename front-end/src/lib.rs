@@ -29,7 +29,7 @@ pub use driver::{Done, Driver, Op, Segment, Setup};
 pub use error::{Error, Result};
 pub use layout::{Block, Cuts};
 pub use memory::{GuestMemory, Place, Region};
-pub use process::{Daemon, LIMIT};
+pub use process::{Daemon, LIMIT, limit, set_limit};
 pub use requests::{Inflight, RingUsers};
 pub use ring::{Buffer, Ring, Tables, Used};
 pub use ring_memory::{Addresses, Descriptor, RingMemory};

@@ -4,15 +4,28 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// How long anything may take before it is given up as stuck. Nothing is
-/// proved by it.
+/// How long anything may take before it is given up as stuck, unless
+/// [`set_limit`] says otherwise. Nothing is proved by it.
 pub const LIMIT: Duration = Duration::from_secs(180);
+
+static SECONDS: AtomicU64 = AtomicU64::new(LIMIT.as_secs());
+
+/// How long anything may take in this process before it is given up as stuck.
+pub fn limit() -> Duration {
+    Duration::from_secs(SECONDS.load(Ordering::Relaxed))
+}
+
+/// Changes [`limit`] for what begins from now on, in whole seconds.
+pub fn set_limit(limit: Duration) {
+    SECONDS.store(limit.as_secs().max(1), Ordering::Relaxed);
+}
 
 /// A running extentd; killed when dropped.
 #[derive(Debug)]
@@ -102,7 +115,7 @@ impl Daemon {
             if let Some(status) = ended.map_err(|e| Error::Host("wait for the process", e))? {
                 return Err(Error::Ended(status));
             }
-            if start.elapsed() > LIMIT {
+            if start.elapsed() > limit() {
                 return Err(Error::Late("the process to listen"));
             }
             // The kernel has no event for this.
@@ -153,7 +166,7 @@ impl Daemon {
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let failed = |e| Error::Host("wait for the process", e);
         let handle = sys::process_handle(self.pid()).map_err(failed)?;
-        if !sys::readable(handle.as_raw_fd(), LIMIT).map_err(failed)? {
+        if !sys::readable(handle.as_raw_fd(), limit()).map_err(failed)? {
             return Err(Error::Late("the end of the process"));
         }
         self.child.wait().map_err(failed)
@@ -188,7 +201,7 @@ impl Daemon {
             if let Some(line) = state.lines.iter().find(|line| wanted(line)) {
                 return Ok(line.clone());
             }
-            let left = LIMIT.saturating_sub(start.elapsed());
+            let left = limit().saturating_sub(start.elapsed());
             if state.ended || left.is_zero() {
                 return Err(Error::Late("a line on standard error"));
             }
