@@ -1,0 +1,79 @@
+//! The end of the process while a disk does not answer.
+
+use std::process::Command;
+
+use front_end::{Buffer, Like, Op, Wanted, limit};
+
+use crate::common::{EXT4, Mounted, run};
+use crate::disk::{Attached, DATA, assert_ok, scratch, serve};
+
+/// A file system that takes no writes until it is dropped.
+struct Frozen<'a>(&'a Mounted);
+
+impl<'a> Frozen<'a> {
+    fn new(mounted: &'a Mounted) -> Self {
+        run(Command::new("fsfreeze").arg("-f").arg(mounted.root())).unwrap();
+        Self(mounted)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = run(Command::new("fsfreeze").arg("-u").arg(self.0.root()));
+    }
+}
+
+/// Stops a process with a write that the file system holds up; its status and
+/// how the write ended.
+fn stop(signals: u32) -> Option<(Option<i32>, u16)> {
+    let Some(mounted) = Mounted::new(EXT4) else {
+        println!("SKIP: no ext4");
+        return None;
+    };
+    let image = mounted.path("image");
+    std::fs::write(&image, vec![7; 4 << 20]).unwrap();
+    std::fs::File::open(&image).unwrap().sync_all().unwrap();
+    let files = scratch();
+    let socket = files.path().join("socket");
+    let mut daemon = serve(&socket, &image, &["--io-path", "file"]);
+    let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
+    front.write(0, &[1; 4096]);
+    let frozen = Frozen::new(&mounted);
+    let data = [Buffer::readable(DATA, 4096)];
+    assert!(front.driver.submit(Op::Write, 8, &data, 0));
+    front.driver.publish().unwrap();
+    // A request after it has been answered, so it has been fetched.
+    let data = [Buffer::writable(DATA + 4096, 4096)];
+    assert!(front.driver.submit(Op::Read, 0, &data, 1));
+    front.driver.publish().unwrap();
+    let done = front.driver.wait(limit()).unwrap();
+    assert_eq!(done.tag, 1);
+    assert_ok(done, 4097);
+    for signal in 1..=signals {
+        daemon.signal(libc::SIGTERM).unwrap();
+        let said = if signal == 1 {
+            "stopping"
+        } else {
+            "leaving at once"
+        };
+        daemon.wait_stderr(|line| line.contains(said)).unwrap();
+    }
+    assert_eq!(front.driver.ring().device_index(), 2);
+    drop(frozen);
+    let code = daemon.wait().unwrap().code();
+    Some((code, front.driver.ring().device_index()))
+}
+
+#[test]
+fn vu_46_it_stops_when_what_it_has_accepted_is_answered() {
+    if let Some(ended) = stop(1) {
+        assert_eq!(ended, (Some(0), 3));
+    }
+}
+
+#[test]
+fn vu_46_asked_twice_it_stops_at_once() {
+    if let Some(ended) = stop(2) {
+        assert_eq!(ended, (Some(1), 2));
+    }
+}
