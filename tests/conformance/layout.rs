@@ -1,7 +1,7 @@
 //! Requests in descriptors of any cut.
 
 use front_end::codes::status;
-use front_end::{Block, Cuts, LIMIT, Like, Op, Wanted};
+use front_end::{Block, Cuts, Like, Op, Wanted, limit};
 
 use crate::disk::{Attached, DATA, Disk, assert_ok, content};
 
@@ -38,7 +38,7 @@ fn blk_9_10_descriptors_have_no_meaning_in_either_direction() {
                 .submit_chain(&block.chain, block.status, indirect, 0)
                 .unwrap();
             driver.publish().unwrap();
-            assert_ok(driver.wait(LIMIT).unwrap(), 513);
+            assert_ok(driver.wait(limit()).unwrap(), 513);
             let read = front.memory.read(block.data_in, 512).unwrap();
             assert_eq!(read, content(3 * 512, 512), "{cuts:?}");
             // Exactly one byte of status.
@@ -56,7 +56,7 @@ fn blk_9_10_descriptors_have_no_meaning_in_either_direction() {
                 .submit_chain(&block.chain, block.status, indirect, 0)
                 .unwrap();
             driver.publish().unwrap();
-            let done = driver.wait(LIMIT).unwrap();
+            let done = driver.wait(limit()).unwrap();
             assert_eq!((done.status, done.length), (status::OK, 1), "{cuts:?}");
             assert_eq!(front.read(5, 512), data, "{cuts:?}");
         }

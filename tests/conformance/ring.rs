@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use front_end::codes::descriptor::{INDIRECT, NEXT, WRITE};
 use front_end::codes::{feature, request, status};
-use front_end::{Buffer, Descriptor, LIMIT, Like, Op, Session, Wanted};
+use front_end::{Buffer, Descriptor, Like, Op, Session, Wanted, limit};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::disk::{Attached, DATA, Disk, assert_ok, content};
@@ -62,7 +62,7 @@ fn offer(front: &mut Attached, table: &[Descriptor]) -> (u32, u32) {
     }
     ring.offer(0);
     ring.publish().unwrap();
-    ring.wait(LIMIT).unwrap();
+    ring.wait(limit()).unwrap();
     ring.pop_raw().unwrap()
 }
 
@@ -169,7 +169,7 @@ fn ring_4_a_broken_available_index_stops_the_ring_and_says_so() {
     let size = ring.memory().size();
     ring.memory().set_avail_index(1 + size + 1);
     ring.kick().unwrap();
-    front_end::wait_readable(&broken, LIMIT).unwrap();
+    front_end::wait_readable(&broken, limit()).unwrap();
     let used = front.driver.ring().device_index();
     front.driver.ring().kick().unwrap();
     front.session.stop(1).unwrap();
@@ -245,7 +245,7 @@ fn ring_17_vu_13_kicks_may_be_for_nothing_or_too_early() {
     front.session.connection.get_features().unwrap();
     assert_eq!(front.driver.ring().device_index(), 1);
     front.session.enable(true).unwrap();
-    assert_ok(front.driver.wait(LIMIT).unwrap(), 513);
+    assert_ok(front.driver.wait(limit()).unwrap(), 513);
     assert_eq!(
         front.memory.read(BUFFER, 512).unwrap(),
         content(5 * 512, 512)

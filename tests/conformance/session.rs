@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use front_end::codes::{descriptor, feature, flag, protocol, request};
 use front_end::{
-    Buffer, Connection, Descriptor, Driver, Error, LIMIT, Like, Op, Session, Setup, Wanted,
+    Buffer, Connection, Descriptor, Driver, Error, Like, Op, Session, Setup, Wanted, limit,
 };
 
 use crate::disk::{Attached, DATA, Disk, assert_ok, content};
@@ -108,7 +108,7 @@ fn vu_11_calls_move_to_another_event_while_the_ring_runs() {
     let data = [Buffer::writable(DATA, 512)];
     assert!(front.driver.submit(Op::Read, 2, &data, 0));
     front.driver.publish().unwrap();
-    front_end::wait_readable(&other, LIMIT).unwrap();
+    front_end::wait_readable(&other, limit()).unwrap();
     assert_ok(front.driver.pop().unwrap().unwrap(), 513);
     front.session.stop(1).unwrap();
     assert_eq!(front.driver.ring().take_calls().unwrap(), 0);

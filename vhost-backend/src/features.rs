@@ -173,7 +173,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn blk_20_to_22_write_cache() {
+    fn blk_20_21_22_write_cache() {
         assert!(!negotiated(0).caches_writes(true));
         assert!(!Negotiated::default().caches_writes(true));
         assert!(negotiated(FLUSH).caches_writes(false));
