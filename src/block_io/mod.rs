@@ -65,9 +65,6 @@ pub struct BlockIo<E> {
     /// One buffer that is only ever read.
     zeros: Pool,
     allocations: usize,
-    /// Operations that the kernel does in threads of its own: syncs, punches,
-    /// writes that may have to allocate.
-    handed_over: usize,
     /// A stalled task waits for another worker.
     waits_elsewhere: bool,
 }
@@ -106,7 +103,6 @@ impl<E: Engine> BlockIo<E> {
             pool: Pool::new(BUFFERS, BUFFER_BYTES),
             zeros: Pool::new(1, BUFFER_BYTES),
             allocations: 0,
-            handed_over: 0,
             waits_elsewhere: false,
         }
     }
@@ -120,13 +116,6 @@ impl<E: Engine> BlockIo<E> {
     fn advance(&mut self, tag: u32) {
         match self.next(tag) {
             Next::Work(work) => {
-                let task = &mut self.tasks[tag as usize];
-                task.handed_over = match work {
-                    Work::Sync(_) | Work::Allocate { .. } => true,
-                    Work::Write { .. } => task.changes_file,
-                    Work::Read(..) => false,
-                };
-                self.handed_over += usize::from(task.handed_over);
                 // SAFETY: a vector is of the task's own pieces or entry, which
                 // stay where they are while it is in flight: the table is
                 // never resized, and the pieces only change between
@@ -435,9 +424,6 @@ impl<E: Engine> BlockIo<E> {
     /// Takes the result of a task's operation and moves the task on.
     fn result(&mut self, tag: u32, result: i32) {
         let task = &mut self.tasks[tag as usize];
-        if std::mem::take(&mut task.handed_over) {
-            self.handed_over -= 1;
-        }
         if let Step::Allocate(_) = task.step {
             self.allocations -= 1;
         }
@@ -578,10 +564,6 @@ impl<E: Engine> IoChannel for BlockIo<E> {
 
     fn has_ended(&mut self) -> bool {
         !self.ended.is_empty() || self.engine.has_ended()
-    }
-
-    fn is_handed_over(&self) -> bool {
-        self.handed_over > 0
     }
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {

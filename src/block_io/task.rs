@@ -91,8 +91,6 @@ pub(super) struct Task {
     pub fence_asked: bool,
     /// The file system's records may change, so the next FLUSH is its to do.
     pub changes_file: bool,
-    /// Its operation is done by a thread of the kernel's.
-    pub handed_over: bool,
 }
 
 impl Default for Task {
@@ -126,7 +124,6 @@ impl Default for Task {
             fence: None,
             fence_asked: false,
             changes_file: false,
-            handed_over: false,
         }
     }
 }

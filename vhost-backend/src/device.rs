@@ -190,10 +190,6 @@ pub trait IoChannel {
     /// while a worker looks for work, so it costs no more than a few loads.
     fn has_ended(&mut self) -> bool;
 
-    /// Requests are in the hands of threads that need a CPU, perhaps the
-    /// caller's own: looking for work would keep them from it.
-    fn is_handed_over(&self) -> bool;
-
     /// From now on each signal of the eventfd `fd` ends a [`wait`](Self::wait),
     /// in place of the one that was watched at `index` before; `None` watches
     /// nothing there. Nobody else needs to make it silent. It stays open until

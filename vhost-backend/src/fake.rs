@@ -470,10 +470,6 @@ impl IoChannel for FakeChannel {
         !self.ended.is_empty() || self.io.desk().ended.iter().any(|one| self.is_mine(one))
     }
 
-    fn is_handed_over(&self) -> bool {
-        false
-    }
-
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
         self.watched.resize(self.watched.len().max(index + 1), -1);
         self.watched[index] = fd.unwrap_or(-1);

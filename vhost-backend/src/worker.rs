@@ -154,9 +154,6 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
-        if common.channel.is_handed_over() {
-            return false;
-        }
         spin.look(|| common.channel.has_ended() || queues.iter_mut().any(Queue::has_available))
     }
 

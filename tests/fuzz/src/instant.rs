@@ -92,10 +92,6 @@ impl IoChannel for Channel {
         !self.ended.is_empty()
     }
 
-    fn is_handed_over(&self) -> bool {
-        false
-    }
-
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
         self.watched.resize(self.watched.len().max(index + 1), -1);
         self.watched[index] = fd.unwrap_or(-1);
