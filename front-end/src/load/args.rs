@@ -50,6 +50,10 @@ pub struct Args {
     #[arg(long, value_name = "apart|among", default_value = "apart", action = ArgAction::Set, value_parser = among)]
     pub pieces: bool,
 
+    /// Most that churn discards and refills, in MiB a second
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub churn_rate: Option<u32>,
+
     /// Use only the first part of the disk: bytes, or with K, M, G or T
     #[arg(long, value_name = "BYTES", value_parser = size)]
     pub range: Option<u64>,
@@ -100,6 +104,7 @@ impl Args {
             read_percent: self.read_percent,
             range: self.range,
             among: self.pieces,
+            churn_rate: self.churn_rate,
             verify: self.verify.then(std::process::id),
             waiting: if self.poll {
                 Waiting::Poll

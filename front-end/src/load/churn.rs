@@ -1,6 +1,8 @@
 //! What a guest's file system does when files come and go: a piece is
 //! discarded, then written anew, then the next one.
 
+use std::time::{Duration, Instant};
+
 use super::error::LoadResult;
 use super::lane::{Clock, Lane};
 use super::plan::{PART, PARTS, PIECE};
@@ -19,16 +21,23 @@ enum Step {
 pub(super) struct Churn {
     pub lane: Lane,
     step: Step,
+    /// Between the beginnings of two pieces; zero for one after the other.
+    pace: Duration,
+    /// When the next piece may begin.
+    due: Option<Instant>,
     /// The first block of the piece.
     block: u64,
 }
 
 impl Churn {
-    /// Over a lane whose blocks are parts of pieces.
-    pub(super) fn new(lane: Lane) -> Self {
+    /// Over a lane whose blocks are parts of pieces; at most `rate` of them a
+    /// second.
+    pub(super) fn new(lane: Lane, rate: Option<u32>) -> Self {
         Self {
             lane,
             step: Step::Nothing,
+            pace: rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
+            due: None,
             block: 0,
         }
     }
@@ -54,10 +63,11 @@ impl Churn {
     }
 
     fn next_step(&mut self, goes_on: bool, clock: Clock) -> LoadResult<Step> {
-        match self.step {
+        let step = self.step;
+        match step {
             Step::Discard => self.all_parts(false, clock),
             Step::Refill if self.lane.verifies() => self.all_parts(true, clock),
-            Step::Nothing if goes_on => self.discard(clock),
+            Step::Nothing if goes_on && self.is_due(clock) => self.discard(clock),
             Step::Nothing => Ok(Step::Nothing),
             Step::Refill | Step::Check => {
                 self.lane.tally.pieces += 1;
@@ -67,13 +77,23 @@ impl Churn {
                 } else {
                     next
                 };
-                if goes_on {
+                if goes_on && self.is_due(clock) {
                     self.discard(clock)
                 } else {
                     Ok(Step::Nothing)
                 }
             }
         }
+    }
+
+    fn is_due(&mut self, clock: Clock) -> bool {
+        let due = *self.due.get_or_insert(clock.0);
+        let is_due = clock.0 >= due;
+        if is_due {
+            // What was missed is not made up for.
+            self.due = Some((due + self.pace).max(clock.0));
+        }
+        is_due
     }
 
     fn discard(&mut self, clock: Clock) -> LoadResult<Step> {

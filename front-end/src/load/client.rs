@@ -81,7 +81,7 @@ impl Client {
                 .map(|run| Stamps::new(run, place.blocks, place.size));
             let lane = Lane::new((driver, &memory, data), place, depth(&place), stamps)?;
             traffic.push(if plan.pattern == Pattern::Churn && queue == 1 {
-                Traffic::Churn(Churn::new(lane))
+                Traffic::Churn(Churn::new(lane, plan.churn_rate))
             } else {
                 let sequential = plan.pattern.sequential();
                 let positions = Positions::new(sequential, plan.reads(), place.blocks, queue);

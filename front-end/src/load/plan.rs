@@ -60,6 +60,8 @@ pub struct Plan {
     /// Churn: the pieces lie between the blocks of queue 0, every second MiB,
     /// instead of in the other half.
     pub among: bool,
+    /// Churn: at most so many pieces a second.
+    pub churn_rate: Option<u32>,
     /// Check what is read, by marks of this run's number.
     pub verify: Option<u32>,
     /// How completions are noticed.
@@ -85,6 +87,7 @@ impl Default for Plan {
             read_percent: None,
             range: None,
             among: false,
+            churn_rate: None,
             verify: None,
             waiting: Waiting::Poll,
             cpus: Vec::new(),
@@ -179,8 +182,8 @@ impl Plan {
             if self.among && !PIECE.is_multiple_of(self.size.into()) {
                 return wrong("--pieces among: give a --size that divides 1M");
             }
-        } else if self.among {
-            return wrong("--pieces: only for churn");
+        } else if self.among || self.churn_rate.is_some() {
+            return wrong("--pieces and --churn-rate: only for churn");
         }
         Ok(())
     }
