@@ -102,11 +102,7 @@ impl Counters {
 /// # Errors
 /// Privileges are missing, and `Swap::Demanded` was asked for.
 pub fn protect(grade: Swap) -> Result<(), SwapError> {
-    let shortfalls = hardening::protect();
-    if !hardening::left_out("log") {
-        logging::use_queue().map_err(system("start the log's thread"))?;
-    }
-    settle(grade, shortfalls)
+    settle(grade, hardening::protect())
 }
 
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> SwapError {
@@ -123,11 +119,15 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
     Ok(())
 }
 
-/// Prepares the image, and shows how far that is.
+/// Starts the log's own thread, and prepares the image and shows how far that
+/// is. To be called when signals are blocked.
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
 pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+    if !hardening::left_out("log") {
+        logging::use_queue().map_err(system("start the log's thread"))?;
+    }
     if hardening::left_out("prepare") {
         return Ok(());
     }
