@@ -14,8 +14,10 @@
 
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
+mod pressure;
 mod rig;
 
+mod ablation;
 mod fallback;
 mod io_path;
 mod preparation;

@@ -59,6 +59,11 @@ pub struct Served {
 
 impl Served {
     pub fn start(image: &Path, arguments: &[&str]) -> Self {
+        Self::run(Path::new(env!("CARGO_BIN_EXE_extentd")), image, arguments)
+    }
+
+    /// As [`start`](Self::start), by a program that runs extentd.
+    pub fn run(binary: &Path, image: &Path, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let control = directory.path().join("control");
         let socket = directory.path().join("socket");
@@ -69,7 +74,6 @@ impl Served {
         };
         let mut all = vec![swap, "--control-path", control.to_str().unwrap()];
         all.extend(arguments);
-        let binary = Path::new(env!("CARGO_BIN_EXE_extentd"));
         let daemon = Daemon::start(binary, &socket, image, &all).unwrap();
         Self {
             daemon,
