@@ -12,7 +12,7 @@ use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
 
 use crate::common::EXT4;
 use crate::pressure::{Group, major_faults};
-use crate::rig::{DATA, Guest, IMAGE, Served, mounted};
+use crate::rig::{DATA, Guest, IMAGE, MEMORY, Served, has_sys_resource, mounted};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_extentd");
 
@@ -52,14 +52,13 @@ fn faults_under_pressure(left_out: &str) -> Option<u64> {
     guest.load(10_000);
     group.squeeze(4 << 20);
     let before = major_faults(served.daemon.pid());
-    let hog = group.hog();
-    for _ in 0..3 {
-        group.wait_hits(20);
-        guest.load(500);
+    let reclaim = group.reclaim();
+    for _ in 0..4 {
+        guest.load(50);
         // The control thread is the process' memory too.
         served.swap();
     }
-    drop(hog);
+    drop(reclaim);
     Some(major_faults(served.daemon.pid()) - before)
 }
 
@@ -72,6 +71,52 @@ fn locked_memory_stays_under_pressure_and_goes_without_the_lock() {
     println!("major faults: {with} with the lock, {without} without");
     assert_eq!(with, 0);
     assert!(without > 0);
+}
+
+/// Whether a process that has used much of its guest's memory outlives that
+/// its group has no memory left.
+fn outlives(left_out: &str) -> Option<bool> {
+    let fs = mounted(EXT4)?;
+    fs.create("disk").set_len(IMAGE).unwrap();
+    let group = Group::new("extentd-oom")?;
+    let directory = tempfile::tempdir().unwrap();
+    let binary = without(directory.path(), left_out, Path::new(BINARY));
+    let runner = group.runner(directory.path(), &binary);
+    let served = Served::run(&runner, &fs.path("disk"), &[]);
+    let mut guest = Guest::attach(&served);
+    for at in (DATA..MEMORY).step_by(65536) {
+        let buffer = [Buffer::writable(at, 65536)];
+        let done = guest.driver.run(Op::Read, 0, &buffer).unwrap();
+        assert_eq!(done.status, status::OK);
+    }
+    group.squeeze(2 << 20);
+    let _hog = group.hog();
+    let process = format!("/proc/{}/stat", served.daemon.pid());
+    let lives = || std::fs::read_to_string(&process).is_ok_and(|stat| !stat.contains(") Z "));
+    let start = Instant::now();
+    // Whoever goes first, several have to go for as long as it lives.
+    while lives() && group.kills() < 5 {
+        assert!(start.elapsed() < LIMIT, "memory lasts");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let lives = lives();
+    if lives {
+        guest.load(1000);
+    }
+    Some(lives)
+}
+
+#[test]
+fn a_protected_process_outlives_a_lack_of_memory_and_another_is_the_first_to_go() {
+    let Some(without) = outlives("oom") else {
+        return;
+    };
+    assert!(!without, "the kernel chose something else");
+    if !has_sys_resource() {
+        println!("SKIP: the other half needs CAP_SYS_RESOURCE");
+        return;
+    }
+    assert_eq!(outlives(""), Some(true));
 }
 
 /// The status of writes all over an image on a file system that is full.

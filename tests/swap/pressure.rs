@@ -4,6 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The names of one version's files.
@@ -79,13 +82,44 @@ impl Group {
         println!("the group has {limit} bytes");
     }
 
-    /// Something that takes all the memory of the group over and over, and is
-    /// the first that the kernel ends.
+    /// Has the kernel take what it can, over and over, until that is dropped.
+    pub fn reclaim(&self) -> Reclaim {
+        let (file, text) = self.names.reclaim;
+        let file = self.path.join(file);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut rounds = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                // Less than what was asked for counts as failure.
+                let _ = fs::write(&file, text);
+                rounds += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            println!("the group was reclaimed {rounds} times");
+        });
+        Reclaim(stop, Some(thread))
+    }
+
+    /// How many processes the kernel has ended for a lack of memory.
+    pub fn kills(&self) -> u64 {
+        let events = ["memory.oom_control", "memory.events"]
+            .into_iter()
+            .find_map(|name| fs::read_to_string(self.path.join(name)).ok())
+            .unwrap();
+        let line = events
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "));
+        line.unwrap().parse().unwrap()
+    }
+
+    /// Something that takes all the memory of the group over and over, and that
+    /// the kernel should end rather than others.
     pub fn hog(&self) -> Hog {
         let procs = self.path.join("cgroup.procs");
         let script = format!(
             "echo 1000 >/proc/self/oom_score_adj; while :; do \
-             setpriv --pdeathsig KILL sh -c 'echo $$ >{}; exec tail /dev/zero'; sleep 0.2; done",
+             setpriv --pdeathsig KILL sh -c 'echo $$ >{}; exec tail /dev/zero'; sleep 1; done",
             procs.display()
         );
         let child = Command::new("setpriv")
@@ -96,26 +130,6 @@ impl Group {
             .unwrap();
         Hog(child)
     }
-
-    /// How often the group has hit its limit.
-    pub fn hits(&self) -> u64 {
-        if self.path.join("memory.failcnt").exists() {
-            return self.read("memory.failcnt");
-        }
-        let events = fs::read_to_string(self.path.join("memory.events")).unwrap();
-        let line = events.lines().find_map(|line| line.strip_prefix("max "));
-        line.unwrap().parse().unwrap()
-    }
-
-    /// Waits until the group has hit its limit so many times more.
-    pub fn wait_hits(&self, more: u64) {
-        let until = self.hits() + more;
-        let start = Instant::now();
-        while self.hits() < until {
-            assert!(start.elapsed() < front_end::LIMIT, "there is no pressure");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 impl Drop for Group {
@@ -124,6 +138,18 @@ impl Drop for Group {
         let start = Instant::now();
         while fs::remove_dir(&self.path).is_err() && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Reclaim under way.
+pub struct Reclaim(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Drop for Reclaim {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.1.take() {
+            thread.join().unwrap();
         }
     }
 }
