@@ -21,7 +21,7 @@ use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
 use crate::config::Swap;
 use crate::hardening;
 use crate::planner::RawAlign;
-use crate::prepare::{self, Survey};
+use crate::survey::{self, Survey};
 use crate::sys;
 
 /// Why the disk path cannot be taken now.
@@ -334,7 +334,7 @@ impl DiskPath {
         let source = self.filler.source();
         let mut survey = Survey::of(source)?;
         if survey.shared > 0 {
-            prepare::unshare(source)?;
+            survey::unshare(source)?;
             survey = Survey::of(source)?;
         }
         if survey.unfit() > 0 {

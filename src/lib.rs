@@ -32,5 +32,6 @@ pub mod signals;
 pub mod size;
 pub mod socket;
 pub mod statistics;
+pub mod survey;
 pub mod swap;
 pub mod sys;

@@ -18,12 +18,11 @@ use mapping::device::{Refusal, admit};
 use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fiemap, Kind};
 
+use crate::survey::{PIECE, Survey, each_extent, pieces};
 use crate::{disk, size, sys};
 
 /// Bytes of the file whose extents are looked at together.
 const WINDOW: u64 = 256 << 20;
-/// Most bytes that are written at a time.
-const PIECE: u64 = 4 << 20;
 /// The size of an image is a multiple of this, so that its last block is
 /// wholly its own.
 const BLOCK: u64 = 4096;
@@ -140,79 +139,6 @@ fn remedy(refusal: &Refusal) -> &'static str {
         Refusal::MountOption(_) => "mount its file system without that option",
         _ => "remove that obstacle, or use another file",
     }
-}
-
-/// How the bytes of an image are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Survey {
-    /// On the disk, and this file's alone.
-    pub written: u64,
-    /// Allocated, and never written.
-    pub unwritten: u64,
-    /// Not allocated.
-    pub holes: u64,
-    /// Shared with other files.
-    pub shared: u64,
-    /// In any other state.
-    pub opaque: u64,
-}
-
-impl Survey {
-    /// Looks at all of a file. `FIEMAP` opens nothing and breaks no lease.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn of(source: &Fiemap) -> io::Result<Survey> {
-        let size = source.file().metadata()?.len();
-        let mut survey = Survey::default();
-        each_extent(source, 0..size, &mut |kind, range| {
-            let bytes = range.end - range.start;
-            *match kind {
-                Kind::Written => &mut survey.written,
-                Kind::Unwritten => &mut survey.unwritten,
-                Kind::Hole => &mut survey.holes,
-                Kind::Shared => &mut survey.shared,
-                Kind::Opaque(_) => &mut survey.opaque,
-            } += bytes;
-        })?;
-        Ok(survey)
-    }
-
-    /// Bytes that keep the image from being swap-grade.
-    pub fn unfit(&self) -> u64 {
-        self.unwritten + self.holes + self.shared + self.opaque
-    }
-}
-
-impl std::fmt::Display for Survey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} bytes written, {} not written yet, {} not allocated, {} shared, {} other",
-            self.written, self.unwritten, self.holes, self.shared, self.opaque
-        )
-    }
-}
-
-/// Calls `visit` for every extent in `range` and every hole between.
-fn each_extent(
-    source: &Fiemap,
-    range: Range<u64>,
-    visit: &mut dyn FnMut(Kind, Range<u64>),
-) -> io::Result<()> {
-    let mut at = range.start;
-    source.fill(range.clone(), &mut |extent| {
-        if at < extent.start {
-            visit(Kind::Hole, at..extent.start);
-        }
-        visit(extent.kind, extent.start..extent.end());
-        at = extent.end();
-        ControlFlow::Continue(())
-    })?;
-    if at < range.end {
-        visit(Kind::Hole, at..range.end);
-    }
-    Ok(())
 }
 
 /// How far a preparation has come, in bytes.
@@ -517,37 +443,6 @@ impl Work<'_, '_> {
 
 fn windows(size: u64) -> impl Iterator<Item = Range<u64>> {
     (0..size.div_ceil(WINDOW)).map(move |i| i * WINDOW..((i + 1) * WINDOW).min(size))
-}
-
-fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let (start, end) = (range.start, range.end);
-    (0..(end - start).div_ceil(PIECE))
-        .map(move |i| start + i * PIECE..(start + (i + 1) * PIECE).min(end))
-}
-
-/// Takes copies of what a file shares with others, under a lease that the
-/// caller holds; safe beside the caller's own writes.
-///
-/// # Errors
-/// What the file system says, as when it is full.
-pub fn unshare(source: &Fiemap) -> io::Result<()> {
-    let size = source.file().metadata()?.len();
-    let mut shared = Vec::new();
-    each_extent(source, 0..size, &mut |kind, range| {
-        if kind == Kind::Shared {
-            shared.extend(pieces(range));
-        }
-    })?;
-    for piece in shared {
-        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        sys::fallocate(
-            source.file().as_raw_fd(),
-            libc::FALLOC_FL_UNSHARE_RANGE,
-            number(piece.start),
-            number(piece.end - piece.start),
-        )?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

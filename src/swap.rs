@@ -16,8 +16,9 @@ use crate::allocations::{self, Counts};
 use crate::config::{Config, Swap};
 use crate::disk::Disk;
 use crate::hardening::{self, Shortfall};
-use crate::prepare::{self, PrepareError, Survey};
+use crate::prepare::{self, PrepareError};
 use crate::progress::{Display, percent};
+use crate::survey::Survey;
 use crate::{logging, size};
 
 /// How long a self-test watches the counters.

@@ -6,8 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use extentd::prepare::Survey;
-use front_end::LIMIT;
+use extentd::survey::Survey;
 use mapping::Fiemap;
 
 use crate::common::{
@@ -161,7 +160,6 @@ fn what_is_interrupted_goes_on_where_it_ended() {
     );
     assert_eq!(survey(&path).unfit(), 0);
     assert!(read_all(&std::fs::File::open(&path).unwrap()) == before);
-    let _ = LIMIT;
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn memory_is_locked_but_not_the_guests() {
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let is_locked = flags.split(' ').any(|flag| flag == "lo");
-            if header.contains("memfd") {
+            if header.contains("memfd:guest") {
                 assert!(!is_locked, "guest memory is locked: {header}");
                 guests += 1;
             } else if is_locked {

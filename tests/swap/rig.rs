@@ -134,7 +134,7 @@ impl Served {
 
 /// A front-end and the driver of its only queue.
 pub struct Guest {
-    _session: Session,
+    session: Session,
     pub memory: GuestMemory,
     pub driver: Driver,
 }
@@ -152,7 +152,7 @@ impl Guest {
         let driver = Driver::new(&memory, 0, setup).unwrap();
         session.start(&memory, &[driver.ring()]).unwrap();
         Self {
-            _session: session,
+            session,
             memory,
             driver,
         }
@@ -160,7 +160,7 @@ impl Guest {
 
     /// The features that the disk offers.
     pub fn features(&self) -> u64 {
-        self._session.features
+        self.session.features
     }
 
     /// Writes and reads `count` pages of 4 KiB each at random places, 32 at a
