@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mapping::device::{BackingDevice, Refusal};
+use mapping::device::{BackingDevice, Proof, Refusal};
 use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
 
@@ -94,7 +94,8 @@ pub struct DiskPath {
 /// How long a range that is being changed is waited for.
 const HOLDING: Duration = Duration::from_millis(200);
 
-/// How often the page cache is emptied before it counts as somebody's.
+/// How often the page cache is emptied before it counts as somebody's, and
+/// data are compared before they count as different.
 const EMPTYING: usize = 20;
 
 /// `XFS_SUPER_MAGIC`
@@ -393,10 +394,13 @@ impl DiskPath {
     fn prove(&self) -> Result<(), Obstacle> {
         let mut attempts = 0;
         loop {
-            match self
-                .device
-                .prove_while(&self.image, |range| self.hold(range))
-            {
+            let proof = if self.is_fixed() {
+                self.compare()
+            } else {
+                self.device
+                    .prove_while(&self.image, |range| self.hold(range))
+            };
+            match proof {
                 Ok(_) => return Ok(()),
                 Err(Refusal::Cached(_)) if attempts < EMPTYING && self.lease.is_held() => {
                     attempts += 1;
@@ -405,6 +409,22 @@ impl DiskPath {
                 Err(refusal) => return Err(refusal.into()),
             }
         }
+    }
+
+    /// Compares data by the file with data by the device, while writes may go
+    /// on without holding their ranges. One that comes between the two looks
+    /// makes them differ, so it looks again.
+    ///
+    /// # Errors
+    /// They differ each time, or cannot be read.
+    pub fn compare(&self) -> Result<Proof, Refusal> {
+        for _ in 1..EMPTYING {
+            match self.device.prove(&self.image) {
+                Err(Refusal::Mismatch { .. }) => std::thread::sleep(Duration::from_millis(5)),
+                result => return result,
+            }
+        }
+        self.device.prove(&self.image)
     }
 
     /// The image is about to shrink to `bytes`, or has grown to them. Returns

@@ -401,7 +401,7 @@ fn paths_agree(disk: &Disk) -> Property {
         Ok(path) => return Property::new(false, path.situation().reason),
         Err(reason) => return Property::new(disk.is_block_device(), reason),
     };
-    match path.device().prove(disk.image()) {
+    match path.compare() {
         Ok(proof) => Property::new(true, format!("{} blocks compared", proof.blocks)),
         Err(refusal) => Property::new(false, refusal.to_string()),
     }

@@ -79,8 +79,8 @@ fn a_guest_with_192_mebibytes_uses_600_several_times_while_the_back_end_has_none
     let before = major_faults(daemon.pid());
     let allocations = swap_info(&control)["worker_allocations"].clone();
     let reclaim = group.reclaim();
-    let output = guest.run_long("verifier memory 600 3");
-    assert!(output.contains("round 3"), "{output}");
+    let output = guest.run_long("verifier memory 600 2");
+    assert!(output.contains("round 2"), "{output}");
     drop(reclaim);
     let swapped: u64 = guest.run(pages()).parse().unwrap();
     println!("{swapped} pages were swapped out and in");
