@@ -14,6 +14,7 @@
 
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
+#[allow(dead_code)]
 mod pressure;
 mod rig;
 

@@ -74,12 +74,17 @@ impl Group {
 
     /// Has the kernel take what it can, and leaves `spare` bytes.
     pub fn squeeze(&self, spare: u64) {
-        let (file, text) = self.names.reclaim;
-        // Less than what was asked for counts as failure.
-        let _ = fs::write(self.path.join(file), text);
+        self.reclaim_once();
         let limit = self.read(self.names.usage) + spare;
         fs::write(self.path.join(self.names.limit), limit.to_string()).unwrap();
         println!("the group has {limit} bytes");
+    }
+
+    /// Has the kernel take what it can, once.
+    pub fn reclaim_once(&self) {
+        let (file, text) = self.names.reclaim;
+        // Less than what was asked for counts as failure.
+        let _ = fs::write(self.path.join(file), text);
     }
 
     /// Has the kernel take what it can, over and over, until that is dropped.
