@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use vhost_backend::PollTime;
 
 use crate::config::{
-    Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
+    Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket, Swap,
 };
 use crate::metrics_listener;
 use crate::size;
@@ -78,6 +78,11 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
     pub pin_reserve: u64,
 
+    /// Be fit to swap on: the image is prepared, all memory is locked, nothing is allocated on the way. With
+    /// =best-effort, go on where that is not possible
+    #[arg(long, value_enum, value_name = "demanded|best-effort", num_args = 0..=1, require_equals = true, default_missing_value = "demanded")]
+    pub swap: Option<SwapArg>,
+
     /// Serial number that the guest sees, at most 20 printable ASCII characters
     #[arg(long, value_name = "S", value_parser = serial)]
     pub serial: Option<Serial>,
@@ -124,6 +129,24 @@ impl From<IoPathArg> for IoPath {
     }
 }
 
+/// `--swap` as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwapArg {
+    /// Do not start unless every property holds
+    Demanded,
+    /// Go on, and show what does not hold
+    BestEffort,
+}
+
+impl From<SwapArg> for Swap {
+    fn from(typed: SwapArg) -> Self {
+        match typed {
+            SwapArg::Demanded => Swap::Demanded,
+            SwapArg::BestEffort => Swap::BestEffort,
+        }
+    }
+}
+
 /// CPU numbers in the order given, each once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuList(pub Vec<usize>);
@@ -160,6 +183,13 @@ impl Args {
                 usize::from(self.num_queues).min(cpus)
             }
         };
+        let swap = self.swap.map(Swap::from);
+        if swap.is_some() && self.read_only {
+            return Err(ConfigError::SwapReadOnly);
+        }
+        if swap == Some(Swap::Demanded) && self.io_path == IoPathArg::File {
+            return Err(ConfigError::SwapByFile);
+        }
         Ok(Config {
             socket,
             image: self.blk_file.ok_or(ConfigError::NoImage)?,
@@ -173,6 +203,7 @@ impl Args {
             pin_guest_memory: self.pin_guest_memory,
             poll: self.poll_us,
             pin_reserve: self.pin_reserve,
+            swap,
             serial: self.serial.map_or([0; 20], |serial| serial.0),
             logical_block_size: self.logical_block_size,
             lock: self.lock,
@@ -313,6 +344,7 @@ mod tests {
         assert!(!config.pin_guest_memory);
         assert_eq!(config.poll, PollTime::Adaptive);
         assert_eq!(config.pin_reserve, 0);
+        assert_eq!(config.swap, None);
         assert_eq!(config.serial, [0; 20]);
         assert_eq!(config.logical_block_size, None);
         assert!(config.lock);
@@ -430,6 +462,25 @@ mod tests {
         ] {
             parse(&format!("--blk-file i {option}")).unwrap();
         }
+    }
+
+    #[test]
+    fn swap_takes_a_grade_and_no_contradiction() {
+        let swap = |option: &str| config(&format!("--socket-path s --blk-file i {option}"), &[]);
+        assert_eq!(swap("--swap").unwrap().swap, Some(Swap::Demanded));
+        assert_eq!(
+            swap("--swap=best-effort --io-path file").unwrap().swap,
+            Some(Swap::BestEffort)
+        );
+        assert_eq!(
+            swap("--swap --read-only").unwrap_err(),
+            ConfigError::SwapReadOnly
+        );
+        assert_eq!(
+            swap("--swap --io-path file").unwrap_err(),
+            ConfigError::SwapByFile
+        );
+        assert!(parse("--blk-file i --swap=soon").is_err());
     }
 
     #[test]

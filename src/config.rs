@@ -42,6 +42,8 @@ pub struct Config {
     pub poll: PollTime,
     /// Bytes of memory for pinned parts of the map, besides.
     pub pin_reserve: u64,
+    /// Swap-grade mode, and how strictly.
+    pub swap: Option<Swap>,
     /// The answer to GET_ID, padded with NUL.
     pub serial: [u8; 20],
     /// `blk_size` in bytes; `None`: the medium's.
@@ -77,6 +79,25 @@ pub enum IoPath {
     File,
 }
 
+/// Swap-grade mode: the disk is fit to swap on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// The process does not start unless every property holds.
+    Demanded,
+    /// It goes on, and shows what does not hold.
+    BestEffort,
+}
+
+impl Swap {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Demanded => "demanded",
+            Self::BestEffort => "best-effort",
+        }
+    }
+}
+
 /// What is wrong with a command line whose options are each right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -103,4 +124,12 @@ pub enum ConfigError {
         /// As given.
         queues: u16,
     },
+    /// Nobody swaps on a disk that cannot be written.
+    #[error("--swap and --read-only exclude each other: a guest writes to what it swaps on")]
+    SwapReadOnly,
+    /// The file system would be in the way.
+    #[error(
+        "--swap and --io-path file exclude each other: leave --io-path out, or give --swap=best-effort"
+    )]
+    SwapByFile,
 }

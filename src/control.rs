@@ -37,6 +37,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub enum Request {
     /// What is served, how, and to whom.
     Info {},
+    /// Whether the disk is swap-grade, watched for a second.
+    Selftest {},
     /// Change the size of the disk.
     Resize {
         /// The new size.

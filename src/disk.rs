@@ -14,11 +14,13 @@ use serde::Serialize;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
+use crate::allocations;
 use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
-use crate::config::IoPath;
+use crate::config::{IoPath, Swap};
 use crate::disk_path::{DiskPath, Obstacle, Situation};
 use crate::engine::{Any, Files, sync::Sync, uring::Uring};
 use crate::guard::Guard;
+use crate::hardening;
 use crate::image_lock;
 use crate::pin::{PinState, Pinner};
 use crate::sys::{self, DirectAlign};
@@ -62,6 +64,14 @@ pub enum DiskError {
     /// A disk that is offered read-only is not changed.
     #[error("resize: the disk is read-only: start extentd without --read-only")]
     ReadOnly,
+    /// What is swapped on is prepared first.
+    #[error(
+        "resize: the disk is swap-grade: stop extentd, run extentctl prepare --size, and start it again"
+    )]
+    SwapGrade,
+    /// The disk path is part of what was asked for.
+    #[error("--swap: {0}: remove that obstacle, or give --swap=best-effort")]
+    NoSwapPath(String),
 }
 
 /// How to open and offer an image.
@@ -83,6 +93,8 @@ pub struct DiskOptions {
     pub pin_guest_memory: bool,
     /// Bytes of pinned extents that the map may hold besides.
     pub pin_reserve: u64,
+    /// Swap-grade mode.
+    pub swap: Option<Swap>,
 }
 
 /// What `extentctl info` shows of the disk.
@@ -175,16 +187,18 @@ impl Disk {
         } else {
             0
         };
-        let (image, mut direct) = match open_file(path, options, exclusive | libc::O_DIRECT) {
-            Ok(image) => (image, true),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                (open_file(path, options, exclusive).map_err(failed)?, false)
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                return Err(DiskError::Busy(path.to_owned()));
-            }
-            Err(error) => return Err(failed(error)),
-        };
+        let (image, mut direct) =
+            match open_file(path, options.read_only, exclusive | libc::O_DIRECT) {
+                Ok(image) => (image, true),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (
+                    open_file(path, options.read_only, exclusive).map_err(failed)?,
+                    false,
+                ),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    return Err(DiskError::Busy(path.to_owned()));
+                }
+                Err(error) => return Err(failed(error)),
+            };
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)
@@ -232,7 +246,10 @@ impl Disk {
             direct: direct.then_some(align),
             sectors: AtomicU64::new(0),
             uring: AtomicBool::new(true),
-            shared: Arc::new(Shared::new(align, unit)),
+            shared: Arc::new(match options.swap {
+                Some(_) => Shared::keeping_blocks(align, unit),
+                None => Shared::new(align, unit),
+            }),
             image,
             raw,
             guard,
@@ -246,7 +263,37 @@ impl Disk {
             return Err(DiskError::TooSmall(path.to_owned(), block));
         }
         disk.set_size(bytes);
+        disk.take_for_swap()?;
         Ok(disk)
+    }
+
+    /// In swap-grade mode the image is ours, and its map in memory, from the
+    /// start to the end of the process.
+    fn take_for_swap(&self) -> Result<(), DiskError> {
+        let Some(grade) = self.options.swap else {
+            return Ok(());
+        };
+        if let Some(guard) = &self.guard {
+            guard.want();
+            // What is in the way is told below.
+            let _ = guard.try_now();
+        }
+        let obstacle = match &self.raw {
+            Ok(path) => Some(path.situation()).filter(|situation| !situation.on_disk),
+            Err(_) if self.block_device => None,
+            Err(reason) => return self.lacks_path(grade, reason),
+        };
+        obstacle.map_or(Ok(()), |situation| {
+            self.lacks_path(grade, &situation.reason)
+        })
+    }
+
+    fn lacks_path(&self, grade: Swap, reason: &str) -> Result<(), DiskError> {
+        if grade == Swap::Demanded && !hardening::left_out("prepare") {
+            return Err(DiskError::NoSwapPath(reason.to_owned()));
+        }
+        log::warn!("not swap-grade: {reason}");
+        Ok(())
     }
 
     /// What the capacity is a multiple of, so that no block is cut in two.
@@ -301,6 +348,9 @@ impl Disk {
         }
         if self.options.read_only {
             return Err(DiskError::ReadOnly);
+        }
+        if self.options.swap.is_some() {
+            return Err(DiskError::SwapGrade);
         }
         let before = self.sectors.load(Ordering::Acquire) * SECTOR;
         if bytes < before {
@@ -447,13 +497,13 @@ fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
 /// Opens the image, once nobody has a lease on it: a previous process that was
 /// killed has one until its last raw I/O has ended. A device that somebody has
 /// for himself is given a little time, as it may be a previous process.
-fn open_file(path: &Path, options: &DiskOptions, flags: i32) -> io::Result<File> {
+pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
     let mut told = false;
     let start = Instant::now();
     loop {
         let opened = OpenOptions::new()
             .read(true)
-            .write(!options.read_only)
+            .write(!read_only)
             .custom_flags(flags | libc::O_NONBLOCK)
             .open(path);
         match opened {
@@ -496,15 +546,17 @@ fn disk_path(
     if !direct && !demanded {
         return Ok(Err("the image allows no direct I/O".to_owned()));
     }
-    match DiskPath::new(
+    let path = DiskPath::new(
         image,
         options.read_only,
         grain,
         options.map_budget,
         options.pin_reserve,
-    ) {
+        options.swap,
+    );
+    match path {
         Ok(path) => {
-            if demanded {
+            if demanded && options.swap.is_none() {
                 path.enter().map_err(DiskError::NoDiskPath)?;
                 path.leave("no guest uses the disk");
             }
@@ -547,6 +599,8 @@ impl Device for Disk {
         let logical = self.logical;
         let blocks = (self.physical / logical).max(1);
         let writable = !self.options.read_only;
+        // What is swapped on never loses a block.
+        let frees = self.options.swap.is_none();
         DiskInfo {
             read_only: self.options.read_only,
             logical_block_size: logical,
@@ -556,13 +610,13 @@ impl Device for Disk {
                 min_io_size: u16::try_from(blocks).unwrap_or(1),
                 opt_io_size: 0,
             },
-            discard: writable.then_some(DiscardLimits {
+            discard: (writable && frees).then_some(DiscardLimits {
                 max_sectors: MAX_CHANGE_SECTORS,
                 alignment_sectors: (self.unit.max(logical)) / 512,
             }),
             write_zeroes: writable.then_some(WriteZeroesLimits {
                 max_sectors: MAX_CHANGE_SECTORS,
-                may_unmap: true,
+                may_unmap: frees,
             }),
             serial: self.options.serial,
         }
@@ -573,6 +627,7 @@ impl Device for Disk {
     }
 
     fn channel(&self, _worker: usize, slots: usize) -> io::Result<Self::Channel> {
+        allocations::serve_rings();
         let files = Files {
             image: self.image.as_raw_fd(),
             device: self
@@ -628,7 +683,9 @@ impl Device for Disk {
     }
 
     fn rings_stopped(&self) {
-        if let Some(guard) = &self.guard {
+        if let Some(guard) = &self.guard
+            && self.options.swap.is_none()
+        {
             guard.unwant();
         }
         if self.options.lock && !self.block_device {

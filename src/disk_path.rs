@@ -8,17 +8,20 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mapping::device::{BackingDevice, Refusal};
+use mapping::device::{BackingDevice, Proof, Refusal};
 use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
 
+use crate::config::Swap;
+use crate::hardening;
 use crate::planner::RawAlign;
+use crate::survey::{self, Survey};
 use crate::sys;
 
 /// Why the disk path cannot be taken now.
@@ -39,6 +42,9 @@ pub enum Obstacle {
     /// The host refuses a descriptor or a thread.
     #[error("{0}")]
     Host(#[from] io::Error),
+    /// What is not written, or not the image's own, cannot be swapped on.
+    #[error("part of the image is not swap-grade ({0})")]
+    Unfit(Survey),
     /// Raw I/O on this device would be slower than the file.
     #[error(
         "the device takes no I/O without waiting (no NOWAIT) and is too slow to be waited for ({0} us a read)"
@@ -74,6 +80,11 @@ pub struct DiskPath {
     inline: bool,
     /// The file system lets files share extents.
     shares: bool,
+    /// Swap-grade mode: the whole map is pinned while the path is in use.
+    swap: Option<Swap>,
+    /// Every extent is written and the image's own, so that no write of ours
+    /// changes the map. Believed only while the path is live.
+    fixed: AtomicBool,
     /// For the negative control of tests: no lease is taken, and the path is
     /// never left, whatever others do to the image.
     #[cfg(debug_assertions)]
@@ -83,7 +94,8 @@ pub struct DiskPath {
 /// How long a range that is being changed is waited for.
 const HOLDING: Duration = Duration::from_millis(200);
 
-/// How often the page cache is emptied before it counts as somebody's.
+/// How often the page cache is emptied before it counts as somebody's, and
+/// data are compared before they count as different.
 const EMPTYING: usize = 20;
 
 /// `XFS_SUPER_MAGIC`
@@ -105,21 +117,25 @@ impl DiskPath {
         grain: u64,
         budget: u64,
         pin_reserve: u64,
+        swap: Option<Swap>,
     ) -> Result<DiskPath, Obstacle> {
         let device = BackingDevice::find(image)?;
         let inline = inline_is_better(&device)?;
         let size = image.metadata()?.len();
-        let config = Config {
+        let source = Fiemap::new(Arc::clone(image))
+            .align(device.logical_block())
+            .exclusive();
+        let mut config = Config {
             budget,
             pin_reserve,
             grain,
             ..Config::default()
         };
+        if swap.is_some() {
+            config = config.reserve_whole(size, source.count(0..size)?);
+        }
         let map = Map::new(size, config)?;
         map.disable();
-        let source = Fiemap::new(Arc::clone(image))
-            .align(device.logical_block())
-            .exclusive();
         let filler = Filler::spawn(&map, Arc::new(source))?;
         let mode = if read_only {
             Mode::ReadOnly
@@ -138,6 +154,8 @@ impl DiskPath {
             situation: Mutex::new((false, "no guest uses the disk".to_owned())),
             inline,
             shares: sys::filesystem_type(image)? == XFS,
+            swap,
+            fixed: AtomicBool::new(false),
             #[cfg(debug_assertions)]
             unguarded: std::env::var_os("EXTENTD_TEST_UNGUARDED").is_some(),
         })
@@ -182,6 +200,12 @@ impl DiskPath {
     /// the map; who was told "no" is waited for by [`enter`](Self::enter).
     pub fn is_live(&self) -> bool {
         self.live.load(Ordering::SeqCst)
+    }
+
+    /// No write changes the map, so that none has to hold its range. Means
+    /// something only while the path is live.
+    pub fn is_fixed(&self) -> bool {
+        self.fixed.load(Ordering::SeqCst)
     }
 
     /// How often the path was entered: tells a worker that lost its trust in
@@ -281,6 +305,14 @@ impl DiskPath {
             return Ok(());
         }
         self.lease.take()?;
+        if self.swap.is_some() {
+            // Nobody but us changes extents from here on, and we only write.
+            let fixed = self.fix_extents();
+            self.fixed.store(fixed.is_ok(), Ordering::SeqCst);
+            if self.swap == Some(Swap::Demanded) {
+                fixed?;
+            }
+        }
         self.live.store(true, Ordering::SeqCst);
         // File writes that were begun without holding their ranges.
         if !self.wait(&self.map.barrier()) {
@@ -291,6 +323,24 @@ impl DiskPath {
             return Err(Obstacle::Asked);
         }
         self.map.enable();
+        match self.swap {
+            Some(grade) => self.pin(grade),
+            None => Ok(()),
+        }
+    }
+
+    /// Every extent is written and the image's own. What others came to share
+    /// while we were away, as a backup that copied by reference, is unshared.
+    fn fix_extents(&self) -> Result<(), Obstacle> {
+        let source = self.filler.source();
+        let mut survey = Survey::of(source)?;
+        if survey.shared > 0 {
+            survey::unshare(source)?;
+            survey = Survey::of(source)?;
+        }
+        if survey.unfit() > 0 {
+            return Err(Obstacle::Unfit(survey));
+        }
         Ok(())
     }
 
@@ -309,15 +359,48 @@ impl DiskPath {
         }
     }
 
+    /// Loads the whole map and keeps it. Workers use what there is of it
+    /// meanwhile.
+    fn pin(&self, grade: Swap) -> Result<(), Obstacle> {
+        if hardening::left_out("pin") {
+            return Ok(());
+        }
+        let result = self.filler.pin(0..self.map.size(), &mut |_| {
+            if self.lease.is_held() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        match result {
+            Ok(()) => Ok(()),
+            Err(mapping::Error::Stopped) => {
+                self.stop_raw();
+                Err(Obstacle::Asked)
+            }
+            Err(error) if grade == Swap::Demanded => {
+                self.stop_raw();
+                Err(error.into())
+            }
+            Err(error) => {
+                log::warn!("not swap-grade: the map is not pinned: {error}");
+                Ok(())
+            }
+        }
+    }
+
     /// Proves that the device holds what the file says. Pages that a reader
     /// who has just left brought into the page cache may take a moment to go.
     fn prove(&self) -> Result<(), Obstacle> {
         let mut attempts = 0;
         loop {
-            match self
-                .device
-                .prove_while(&self.image, |range| self.hold(range))
-            {
+            let proof = if self.is_fixed() {
+                self.compare()
+            } else {
+                self.device
+                    .prove_while(&self.image, |range| self.hold(range))
+            };
+            match proof {
                 Ok(_) => return Ok(()),
                 Err(Refusal::Cached(_)) if attempts < EMPTYING && self.lease.is_held() => {
                     attempts += 1;
@@ -326,6 +409,22 @@ impl DiskPath {
                 Err(refusal) => return Err(refusal.into()),
             }
         }
+    }
+
+    /// Compares data by the file with data by the device, while writes may go
+    /// on without holding their ranges. One that comes between the two looks
+    /// makes them differ, so it looks again.
+    ///
+    /// # Errors
+    /// They differ each time, or cannot be read.
+    pub fn compare(&self) -> Result<Proof, Refusal> {
+        for _ in 1..EMPTYING {
+            match self.device.prove(&self.image) {
+                Err(Refusal::Mismatch { .. }) => std::thread::sleep(Duration::from_millis(5)),
+                result => return result,
+            }
+        }
+        self.device.prove(&self.image)
     }
 
     /// The image is about to shrink to `bytes`, or has grown to them. Returns
@@ -355,6 +454,15 @@ impl DiskPath {
     /// back. Called by the guard only.
     pub fn leave(&self, reason: &str) {
         let start = Instant::now();
+        self.stop_raw();
+        self.live.store(false, Ordering::SeqCst);
+        self.lease.release();
+        log::debug!("left the disk path within {:?}", start.elapsed());
+        self.set_situation(false, reason);
+    }
+
+    /// Stops raw I/O and waits until all of it has ended.
+    fn stop_raw(&self) {
         let fence = self.map.disable();
         let mut told = false;
         while !fence.wait(Duration::from_secs(1)) {
@@ -369,10 +477,6 @@ impl DiskPath {
             Ok(false) => log::warn!("pages of the image stay in the page cache"),
             Err(error) => log::warn!("the image's page cache cannot be dropped: {error}"),
         }
-        self.live.store(false, Ordering::SeqCst);
-        self.lease.release();
-        log::debug!("left the disk path within {:?}", start.elapsed());
-        self.set_situation(false, reason);
     }
 }
 

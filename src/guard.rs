@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use mapping::device::Refusal;
 
 use crate::disk_path::{DiskPath, Obstacle};
+use crate::hardening::SMALL_STACK;
 use crate::sys;
 
 /// How long an image that is refused for its own sake is left alone: mount
@@ -66,6 +67,7 @@ impl Guard {
         };
         let thread = std::thread::Builder::new()
             .name("guard".to_owned())
+            .stack_size(SMALL_STACK)
             .spawn(move || watch.run())?;
         Ok(Guard {
             orders,

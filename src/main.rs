@@ -5,9 +5,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use extentd::allocations::Counting;
 use extentd::args::Args;
 use extentd::{logging, serve};
 use listenfd::ListenFd;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// As clap does for single options.
 const USAGE: u8 = 2;
@@ -22,7 +26,9 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, ExitCode::from(USAGE)),
     };
-    match serve::run(&config) {
+    let result = serve::run(&config);
+    logging::finish();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, ExitCode::FAILURE),
     }

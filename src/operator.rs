@@ -13,12 +13,14 @@ use crate::control::{Answer, Controlled, Request};
 use crate::disk::Disk;
 use crate::image_map;
 use crate::statistics;
+use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
 pub struct Operator {
     config: Config,
     disk: Arc<Disk>,
     handle: Handle,
+    swap: Option<SwapMode>,
     /// One resize at a time.
     resizing: Mutex<()>,
 }
@@ -27,12 +29,13 @@ pub struct Operator {
 type Done = Result<Value, String>;
 
 impl Operator {
-    /// For a disk and the server that offers it.
-    pub fn new(config: Config, disk: Arc<Disk>, handle: Handle) -> Self {
+    /// For a disk, the server that offers it, and swap-grade mode.
+    pub fn new(config: Config, disk: Arc<Disk>, handle: Handle, swap: Option<SwapMode>) -> Self {
         Self {
             config,
             disk,
             handle,
+            swap,
             resizing: Mutex::new(()),
         }
     }
@@ -47,6 +50,7 @@ impl Operator {
             "threads": self.config.threads,
             "cpus": self.config.cpus,
             "disk": self.disk.describe(),
+            "swap": self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             "session": {
                 "connected": status.connected,
                 "rings_running": status.rings_running,
@@ -58,6 +62,13 @@ impl Operator {
                 "writeback": status.writeback,
             },
         })
+    }
+
+    fn selftest(&self) -> Done {
+        match &self.swap {
+            Some(swap) => Ok(swap.selftest(&self.disk)),
+            None => Err("selftest: extentd was started without --swap".to_owned()),
+        }
     }
 
     fn resize(&self, bytes: u64) -> Done {
@@ -145,6 +156,7 @@ impl Controlled for Operator {
     fn carry_out(&self, request: Request) -> Answer {
         let done = match request {
             Request::Info {} => Ok(self.info()),
+            Request::Selftest {} => self.selftest(),
             Request::Resize { bytes } => self.resize(bytes),
             Request::Stats {} => self.stats(),
             Request::Advise { advice, range } => self.advise(advice, range),

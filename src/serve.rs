@@ -14,6 +14,7 @@ use crate::disk::{Disk, DiskError, DiskOptions};
 use crate::operator::Operator;
 use crate::signals::Signals;
 use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
+use crate::swap::{self, SwapError, SwapMode};
 use crate::{metrics, metrics_listener, statistics};
 
 /// Why the process cannot start or go on: one line that says what to do.
@@ -38,6 +39,9 @@ pub enum ServeError {
         /// What the host says.
         source: io::Error,
     },
+    /// `--swap`.
+    #[error("{0}")]
+    Swap(#[from] SwapError),
     /// The host refuses a thread or a descriptor.
     #[error("cannot {what}: {source}: check the limits on threads and open files")]
     Host {
@@ -54,13 +58,23 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
+    if let Some(grade) = config.swap {
+        swap::protect(grade)?;
+    }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
+    if let Some(grade) = config.swap {
+        swap::prepare(grade, config)?;
+    }
     let disk = Arc::new(Disk::open(&config.image, &disk_options(config))?);
     let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
     let handle = server.handle();
+    let swap = match config.swap {
+        Some(grade) => Some(SwapMode::seal(grade)?),
+        None => None,
+    };
     // The files are removed when these are dropped, however this ends.
     let _control_file = match &config.control_path {
-        Some(path) => Some(start_control(path, config, &disk, &handle)?),
+        Some(path) => Some(start_control(path, config, &disk, &handle, swap)?),
         None => None,
     };
     if let Some(address) = config.metrics_listen {
@@ -96,6 +110,7 @@ fn disk_options(config: &Config) -> DiskOptions {
         map_budget: config.map_budget,
         pin_reserve: config.pin_reserve,
         pin_guest_memory: config.pin_guest_memory,
+        swap: config.swap,
     }
 }
 
@@ -147,9 +162,10 @@ fn start_control(
     config: &Config,
     disk: &Arc<Disk>,
     handle: &Handle,
+    swap: Option<SwapMode>,
 ) -> Result<SocketFile, ServeError> {
     let (listener, file) = control::bind(path)?;
-    let operator = Operator::new(config.clone(), Arc::clone(disk), handle.clone());
+    let operator = Operator::new(config.clone(), Arc::clone(disk), handle.clone(), swap);
     control::start(listener, Arc::new(operator)).map_err(host("start the control thread"))?;
     Ok(file)
 }

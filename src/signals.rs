@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use crate::hardening::SMALL_STACK;
 use crate::sys;
 
 type Stop = Box<dyn Fn() + Send + Sync>;
@@ -27,6 +28,7 @@ impl Signals {
         let shared = Arc::clone(&stop);
         thread::Builder::new()
             .name("signals".to_owned())
+            .stack_size(SMALL_STACK)
             .spawn(move || {
                 let first = next(&mut source);
                 match shared.get() {

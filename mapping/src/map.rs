@@ -9,6 +9,7 @@ use crate::hold::Hold;
 use crate::quiesce::Fence;
 use crate::reader::Reader;
 use crate::shared::Shared;
+use crate::slab::bytes_for;
 use crate::sync::{Arc, Ordering};
 
 /// How a map is built. All sizes are bytes.
@@ -39,6 +40,23 @@ impl Default for Config {
             grain: 4096,
             queue: 1024,
             quiet: Duration::from_millis(10),
+        }
+    }
+}
+
+impl Config {
+    /// With a reserve that suffices to pin the whole map of a file of `size` bytes, which now has `extents`
+    /// extents ([`ExtentSource::count`](crate::ExtentSource::count)). As much again is added, because file systems
+    /// do not count the same extents each time.
+    #[must_use]
+    pub fn reserve_whole(self, size: u64, extents: u64) -> Config {
+        let windows = size.div_ceil(self.window);
+        // Every window but the first may begin with the rest of the extent before.
+        let entries = usize::try_from(extents.saturating_add(windows)).unwrap_or(usize::MAX);
+        let needed = bytes_for(entries).saturating_add(windows.saturating_mul(bytes_for(0)));
+        Config {
+            pin_reserve: needed.saturating_mul(2),
+            ..self
         }
     }
 }

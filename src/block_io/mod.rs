@@ -28,6 +28,7 @@ pub use self::shared::Shared;
 use self::stats::Counts;
 pub use self::stats::{Sums, Tally};
 use self::task::{Step, Task, Way};
+use crate::allocations::InRequests;
 use crate::bounce::Pool;
 use crate::engine::{Engine, Target, Vector, Work};
 use crate::pin::Pins;
@@ -527,15 +528,18 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     }
 
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
+        let _counted = InRequests::begin();
         self.tasks[tag.0 as usize].begin(op, data, &self.shared);
         self.advance(tag.0);
     }
 
     fn flush_submissions(&mut self) {
+        let _counted = InRequests::begin();
         self.engine.submit();
     }
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
+        let _counted = InRequests::begin();
         if let Some(raw) = &mut self.raw {
             raw.turn();
         }
@@ -571,6 +575,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) {
+        let _counted = InRequests::begin();
         if !self.ended.is_empty() {
             return;
         }

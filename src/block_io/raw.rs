@@ -40,7 +40,8 @@ struct Generation {
 pub enum Secured {
     /// The map knows nothing of it until this is dropped.
     Held(Hold),
-    /// The map is not in use, and will not be before the claim is released.
+    /// The map is not in use, and will not be before the claim is released;
+    /// or no write changes it.
     Claimed(Claim),
     /// Another request has part of the range.
     Busy,
@@ -199,7 +200,7 @@ impl Raw {
     pub fn secure(&mut self, range: Range<u64>) -> Secured {
         // Online, so that whoever turns the path live waits for our claim.
         self.reader.mark();
-        if !self.path.is_live() {
+        if !self.path.is_live() || self.path.is_fixed() {
             return Secured::Claimed(self.claim());
         }
         match self.path.map().hold(range) {

@@ -8,6 +8,9 @@ use vhost_backend::Op;
 
 use crate::sys::DirectAlign;
 
+/// Ranges that can be claimed at a time: each takes a buffer of a worker.
+const MOST_CLAIMS: usize = super::BUFFERS * crate::config::MAX_QUEUES as usize;
+
 /// One per disk.
 #[derive(Debug)]
 pub struct Shared {
@@ -46,9 +49,19 @@ impl Shared {
             // Whoever had the image before may not have synced it.
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
-            claimed: Mutex::new(Vec::with_capacity(64)),
+            claimed: Mutex::new(Vec::with_capacity(MOST_CLAIMS)),
             #[cfg(debug_assertions)]
             no_file_sync: std::env::var_os("EXTENTD_TEST_NO_FILE_SYNC").is_some(),
+        }
+    }
+
+    /// As [`new`](Self::new), but nothing is ever freed, or zeroed but by
+    /// writing zeros.
+    pub fn keeping_blocks(align: DirectAlign, unit: u32) -> Self {
+        Self {
+            punch: AtomicBool::new(false),
+            zero_range: AtomicBool::new(false),
+            ..Self::new(align, unit)
         }
     }
 

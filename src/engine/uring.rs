@@ -247,6 +247,7 @@ impl Uring {
             // ever end, so the front-end is better served by a new process.
             Err(errno) => {
                 log::error!("io_uring_enter failed: errno {errno:?}");
+                crate::logging::finish();
                 std::process::abort();
             }
         }

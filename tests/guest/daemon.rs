@@ -15,8 +15,12 @@ impl Daemon {
     pub fn start(socket: &Path, image: &Path, arguments: &[&str]) -> Self {
         let binary =
             std::env::var_os("EXTENTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into());
-        let process =
-            front_end::Daemon::start(Path::new(&binary), socket, image, arguments).unwrap();
+        Self::run(Path::new(&binary), socket, image, arguments)
+    }
+
+    /// As [`start`](Self::start), by a program that runs extentd.
+    pub fn run(binary: &Path, socket: &Path, image: &Path, arguments: &[&str]) -> Self {
+        let process = front_end::Daemon::start(binary, socket, image, arguments).unwrap();
         Self {
             process,
             socket: socket.to_owned(),

@@ -18,9 +18,16 @@ mod pattern;
 mod qmp;
 mod vm;
 
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "../swap/pressure.rs"]
+mod pressure;
+
 mod features;
 mod filesystem;
 mod firmware;
 mod hotplug;
 mod load;
 mod restart;
+mod swap;

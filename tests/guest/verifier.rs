@@ -5,6 +5,8 @@
 //!   the number of operations and the digest of what the disk must hold. The file /tmp/stop ends it early.
 //! - `verifier flush DEVICE SECTORS ROUNDS` writes generation 1, 2, 3... to the first sectors and prints each
 //!   generation once it was flushed.
+//! - `verifier memory MEBIBYTES ROUNDS` fills so much memory round after round, and checks all of every page
+//!   of the round before; it prints each round.
 
 #![forbid(unsafe_code)]
 
@@ -40,8 +42,9 @@ fn main() -> ExitCode {
     let outcome = match arguments[..] {
         ["random", device, threads, seconds] => random(device, number(threads), number(seconds)),
         ["flush", device, sectors, rounds] => flush(device, number(sectors), number(rounds)),
+        ["memory", mebibytes, rounds] => memory(number(mebibytes), number(rounds)),
         _ => Err(
-            "usage: verifier random DEVICE THREADS SECONDS | flush DEVICE SECTORS ROUNDS"
+            "usage: verifier random DEVICE THREADS SECONDS | flush DEVICE SECTORS ROUNDS | memory MEBIBYTES ROUNDS"
                 .to_owned(),
         ),
     };
@@ -178,6 +181,30 @@ fn flush(device: &str, sectors: u64, rounds: u64) -> Result<(), String> {
         }
         file.sync_all().map_err(|error| format!("flush: {error}"))?;
         println!("{round}");
+    }
+    Ok(())
+}
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+
+/// Every sector of every page says where it belongs and in which round it was written.
+fn memory(mebibytes: u64, rounds: u64) -> Result<(), String> {
+    let mut memory = vec![0_u8; mebibytes as usize * (1 << 20)];
+    let per_page = (PAGE / SECTOR) as u64;
+    for round in 0..=rounds {
+        for (page, bytes) in (0..).zip(memory.chunks_exact_mut(PAGE)) {
+            for (sector, bytes) in (page * per_page..).zip(bytes.chunks_exact_mut(SECTOR)) {
+                if round > 0 {
+                    let found = pattern::generation(bytes, sector)?;
+                    if found != round {
+                        return Err(format!("page {page} is of round {found}, not {round}"));
+                    }
+                }
+                pattern::fill(bytes, sector, round + 1);
+            }
+        }
+        println!("round {round}");
     }
     Ok(())
 }

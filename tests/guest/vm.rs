@@ -36,6 +36,16 @@ impl Machine {
         self
     }
 
+    /// The guest's memory is there from the start.
+    pub fn preallocated(mut self) -> Self {
+        for argument in &mut self.arguments {
+            if argument.starts_with("memory-backend-memfd,id=mem,") {
+                argument.push_str(",prealloc=on");
+            }
+        }
+        self
+    }
+
     pub fn kernel_arguments(mut self, arguments: &'static str) -> Self {
         self.kernel_arguments = arguments;
         self
@@ -190,6 +200,18 @@ impl Guest {
             output.push_str(&line);
             output.push('\n');
         }
+    }
+
+    /// As [`Guest::run`], for a command that takes longer than the host waits for a line.
+    pub fn run_long(&mut self, command: &str) -> String {
+        self.run("rm -f /tmp/long.*");
+        self.spawn("long", command);
+        while self
+            .try_run("timeout 60 sh -c 'until [ -e /tmp/long.status ]; do sleep 0.5; done'")
+            .0
+            != 0
+        {}
+        self.join("long")
     }
 
     /// Starts a shell command in the background under a name for [`Guest::join`].

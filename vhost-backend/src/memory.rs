@@ -80,6 +80,7 @@ impl Region {
     fn map(spec: RegionSpec, file: File) -> Result<Self, MemoryError> {
         spec.check()?;
         let shared = Shared::map(file, spec.offset, spec.size)?;
+        shared.leave_to_host();
         Ok(Self {
             spec,
             host: shared.at(0).addr(),

@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     len: usize,
     /// Before the mapping, so that it is dropped first. `None`: cannot shrink.
     _guard: Option<Guarded>,
-    _mmap: MmapRegion,
+    mmap: MmapRegion,
 }
 
 impl Shared {
@@ -80,8 +80,14 @@ impl Shared {
             start: host + skip,
             len: bytes(size)?,
             _guard: guard,
-            _mmap: mmap,
+            mmap,
         })
+    }
+
+    /// It is the guest's memory, which the host may reclaim and swap even if
+    /// this process has all of its own memory locked.
+    pub(crate) fn leave_to_host(&self) {
+        sys::leave_to_host(self.mmap.as_ptr(), self.mmap.size());
     }
 
     /// Bytes that were asked for.

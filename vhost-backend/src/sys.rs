@@ -77,6 +77,20 @@ pub(crate) fn close_on_exec(fd: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the host reclaim and swap a mapping of guest memory even if this
+/// process has all of its own memory locked, future mappings included
+/// (`MCL_FUTURE`; with `MCL_ONFAULT` nothing of it was touched yet). Without
+/// such a lock it changes nothing.
+pub(crate) fn leave_to_host(addr: *mut u8, len: usize) {
+    // SAFETY: it leaves the mapping and its contents as they are, whatever
+    // the range.
+    let result = unsafe { libc::munlock(addr.cast(), len) };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        log::warn!("guest memory may stay locked in the host's memory: {error}");
+    }
+}
+
 /// Makes reads and writes of a descriptor fail rather than wait.
 pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     let fd = fd.as_raw_fd();

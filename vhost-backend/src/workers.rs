@@ -22,6 +22,10 @@ use crate::sys;
 use crate::watch::Watch;
 use crate::worker::Worker;
 
+/// Bytes of a worker's stack: small, as a process that locks its memory has
+/// all of it in memory.
+const STACK: usize = 512 << 10;
+
 /// A worker thread as the session sees it.
 #[derive(Debug)]
 struct Handle {
@@ -135,6 +139,7 @@ fn start<D: Device>(
     let options = options.clone();
     let thread = Builder::new()
         .name(format!("worker-{worker}"))
+        .stack_size(STACK)
         .spawn(move || {
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
             let built =

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use extentd::advice::Advice;
 use extentd::args::IoPathArg;
 use extentd::byte_range::{self, ByteRange};
+use extentd::prepare_command::PrepareCommand;
 use extentd::size;
 
 const EXAMPLES: &str = "\
@@ -42,7 +43,7 @@ The first screen has totals only, each later one the rates since the screen befo
 pub struct Args {
     /// The --control-path of that extentd
     #[arg(long, value_name = "PATH")]
-    pub control_path: PathBuf,
+    pub control_path: Option<PathBuf>,
 
     /// Print the answer as JSON
     #[arg(long, global = true)]
@@ -56,6 +57,11 @@ pub struct Args {
 pub enum Command {
     /// Show what is served, how, and to whom
     Info,
+    /// Check whether the disk is swap-grade; the exit status is 1 if it is not
+    Selftest,
+    /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes on where
+    /// it was interrupted
+    Prepare(PrepareCommand),
     /// Change the size of the disk; a running guest is told
     Resize {
         /// The new size: bytes, or with K, M, G or T (powers of 1024)

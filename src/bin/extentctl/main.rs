@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use extentd::advice::Advice;
 use extentd::byte_range::ByteRange;
 use extentd::control::{self, Answer, Request};
@@ -31,7 +31,15 @@ const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match run(&args) {
+    if let Command::Prepare(command) = &args.command {
+        return command.run(args.json);
+    }
+    let Some(path) = &args.control_path else {
+        let message = "give the --control-path of a running extentd";
+        let kind = clap::error::ErrorKind::MissingRequiredArgument;
+        Args::command().error(kind, message).exit()
+    };
+    match run(&args, path) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             // Where standard error is closed, the status has to do.
@@ -41,11 +49,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &Args) -> Result<(), String> {
+fn run(args: &Args, path: &Path) -> Result<(), String> {
     let json = |value: &Value| format!("{value:#}\n");
-    let path = &args.control_path;
     let (request, patience) = match &args.command {
-        Command::Info => (Request::Info {}, PATIENCE),
+        // A preparation asks nobody.
+        Command::Info | Command::Prepare(_) => (Request::Info {}, PATIENCE),
+        Command::Selftest => (Request::Selftest {}, PATIENCE),
         Command::Resize { bytes } => (Request::Resize { bytes: *bytes }, PATIENCE),
         Command::Stats | Command::Metrics => (Request::Stats {}, PATIENCE),
         Command::Advise { advice, range } => {
@@ -80,9 +89,15 @@ fn run(args: &Args) -> Result<(), String> {
         Command::Resize { .. } => resized(&result),
         Command::Advise { .. } => advised(&result),
         Command::IoPath { .. } => way(&result),
-        Command::Metrics => metrics::exposition(&statistics(result)?),
+        Command::Metrics => metrics::exposition(&statistics(result.clone())?),
         _ => table(&result),
-    })
+    })?;
+    match &args.command {
+        Command::Selftest if result.get("holds") != Some(&Value::Bool(true)) => {
+            Err("selftest: not all of it holds".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn print(text: &str) -> Result<(), String> {

@@ -34,13 +34,22 @@ fn rows(value: &Value, depth: usize, text: &mut String) {
     for (name, value) in fields {
         let label = name.replace('_', " ");
         // Writing to a String does not fail.
-        if value.is_object() {
+        if let Some((held, detail)) = property(value) {
+            let held = if held { "held" } else { "NOT HELD" };
+            let _ = writeln!(text, "{:indent$}{label:16}  {held}: {detail}", "");
+        } else if value.is_object() {
             let _ = writeln!(text, "{:indent$}{label}", "");
             rows(value, depth + 1, text);
         } else {
             let _ = writeln!(text, "{:indent$}{label:width$}  {}", "", cell(name, value));
         }
     }
+}
+
+/// A property of a swap-grade disk: whether it holds, and why.
+fn property(value: &Value) -> Option<(bool, &str)> {
+    let held = value.get("held")?.as_bool()?;
+    Some((held, value.get("detail")?.as_str()?))
 }
 
 fn cell(name: &str, value: &Value) -> String {
@@ -74,6 +83,10 @@ mod tests {
             "pid": 7,
             "disk": { "image": "/i", "read_only": false, "size_bytes": 1_610_612_736_u64 },
             "cpus": [0, 2],
+            "swap": { "holds": false, "properties": {
+                "io_flusher": { "held": true, "detail": "3 of 3 threads" },
+                "lease_held": { "held": false, "detail": "no" },
+            }},
         });
         let text = table(&info);
         for line in [
@@ -83,6 +96,9 @@ mod tests {
             "  read only   no",
             "  size bytes  1.5 GiB (1610612736 bytes)",
             "cpus  0, 2",
+            "  holds  no",
+            "    io flusher        held: 3 of 3 threads",
+            "    lease held        NOT HELD: no",
         ] {
             assert!(text.lines().any(|have| have == line), "{line:?} in\n{text}");
         }

@@ -1,0 +1,458 @@
+//! Swap-grade mode: what is done for it at the start, and whether each of its
+//! properties holds, as the kernel tells.
+
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use mapping::Fiemap;
+use sd_notify::NotifyState;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use vhost_backend::Device;
+
+use crate::allocations::{self, Counts};
+use crate::config::{Config, Swap};
+use crate::disk::Disk;
+use crate::hardening::{self, Shortfall};
+use crate::prepare::{self, PrepareError};
+use crate::progress::{Display, percent};
+use crate::survey::Survey;
+use crate::{logging, size};
+
+/// How long a self-test watches the counters.
+const WATCH: Duration = Duration::from_secs(1);
+/// `PF_MEMALLOC_NOIO`, which makes a thread an I/O flusher, among the flags of
+/// /proc/PID/stat.
+const FLUSHER: u64 = 0x0008_0000;
+/// How long a manager is to wait for the next sign of life, in microseconds.
+const PATIENCE: u32 = 120_000_000;
+
+/// Why the process cannot be swap-grade.
+#[derive(Debug, thiserror::Error)]
+pub enum SwapError {
+    /// The image.
+    #[error("--swap: {0}")]
+    Image(#[from] PrepareError),
+    /// Privileges are missing.
+    #[error("--swap: {}; or give --swap=best-effort to go on without", list(.0))]
+    Host(Vec<Shortfall>),
+    /// A thread or /proc.
+    #[error("--swap: cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the host says.
+        source: io::Error,
+    },
+}
+
+fn list(shortfalls: &[Shortfall]) -> String {
+    let lines: Vec<String> = shortfalls.iter().map(ToString::to_string).collect();
+    lines.join("; ")
+}
+
+/// One property: whether it holds, and what that is read from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Property {
+    /// It does.
+    pub held: bool,
+    /// One sentence.
+    pub detail: String,
+}
+
+impl Property {
+    fn new(held: bool, detail: impl Into<String>) -> Self {
+        Self {
+            held,
+            detail: detail.into(),
+        }
+    }
+
+    fn unknown(error: &io::Error) -> Self {
+        Self::new(false, format!("cannot be read: {error}"))
+    }
+}
+
+/// The mode of a process that runs in it.
+#[derive(Debug)]
+pub struct SwapMode {
+    grade: Swap,
+    baseline: Counters,
+}
+
+/// What must not rise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counters {
+    major_faults: u64,
+    allocations: Counts,
+}
+
+impl Counters {
+    fn now() -> io::Result<Self> {
+        Ok(Self {
+            major_faults: major_faults()?,
+            allocations: allocations::counts(),
+        })
+    }
+}
+
+/// Takes what every later thread inherits. To be called before there is one.
+///
+/// # Errors
+/// Privileges are missing, and `Swap::Demanded` was asked for.
+pub fn protect(grade: Swap) -> Result<(), SwapError> {
+    settle(grade, hardening::protect())
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> SwapError {
+    move |source| SwapError::System { what, source }
+}
+
+fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
+    if grade == Swap::Demanded && !shortfalls.is_empty() {
+        return Err(SwapError::Host(shortfalls));
+    }
+    for shortfall in shortfalls {
+        log::warn!("not swap-grade: {shortfall}");
+    }
+    Ok(())
+}
+
+/// Starts the log's own thread, and prepares the image and shows how far that
+/// is. To be called when signals are blocked.
+///
+/// # Errors
+/// It cannot be prepared, and `Swap::Demanded` was asked for.
+pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+    if !hardening::left_out("log") {
+        logging::use_queue().map_err(system("start the log's thread"))?;
+    }
+    if hardening::left_out("prepare") {
+        return Ok(());
+    }
+    let mut display = Display::new(&config.image, |line| log::info!("{line}"));
+    let mut told = None;
+    let result = prepare::prepare(&config.image, None, &mut |progress| {
+        display.show(progress);
+        let percent = percent(progress);
+        if told.replace(percent) != Some(percent) {
+            tell_manager(&format!("preparing the image: {percent} %"));
+        }
+        ControlFlow::Continue(())
+    });
+    drop(display);
+    match result {
+        Ok(prepared) if prepared.changed > 0 => {
+            log::info!(
+                "{} of the image were prepared",
+                size::display(prepared.changed)
+            );
+        }
+        Ok(_) => {}
+        Err(error) if grade == Swap::Demanded => return Err(error.into()),
+        Err(error) => log::warn!("not swap-grade: {error}"),
+    }
+    Ok(())
+}
+
+fn tell_manager(status: &str) {
+    let states = [
+        NotifyState::Status(status),
+        NotifyState::ExtendTimeoutUsec(PATIENCE),
+    ];
+    if let Err(error) = sd_notify::notify(&states) {
+        log::debug!("the service manager cannot be told: {error}");
+    }
+}
+
+impl SwapMode {
+    /// Locks all memory, now that every thread, pool and ring is there.
+    ///
+    /// # Errors
+    /// The host does not allow it, and `Swap::Demanded` was asked for.
+    pub fn seal(grade: Swap) -> Result<Self, SwapError> {
+        hardening::trim();
+        settle(grade, hardening::lock_memory().err().into_iter().collect())?;
+        let baseline = Counters::now().map_err(system("read /proc/self/stat"))?;
+        Ok(Self { grade, baseline })
+    }
+
+    /// Each property by its name.
+    pub fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
+        vec![
+            ("extents_written", extents_written(disk)),
+            ("map_pinned", map_pinned(disk)),
+            ("lease_held", lease_held(disk)),
+            (
+                "memory_locked",
+                memory_locked().unwrap_or_else(|error| Property::unknown(&error)),
+            ),
+            ("no_major_faults", self.no_major_faults()),
+            ("no_allocations", self.no_allocations()),
+            (
+                "io_flusher",
+                io_flusher().unwrap_or_else(|error| Property::unknown(&error)),
+            ),
+            ("oom_protected", oom_protected()),
+            ("no_discard", no_discard(disk)),
+        ]
+    }
+
+    /// The mode and its properties, for operators.
+    pub fn describe(&self, disk: &Disk) -> Value {
+        let properties = self.properties(disk);
+        let holds = properties.iter().all(|(_, property)| property.held);
+        let counts = allocations::counts();
+        json!({
+            "mode": self.grade.name(),
+            "holds": holds,
+            "worker_allocations": counts.by_workers,
+            "properties": table(properties),
+        })
+    }
+
+    /// Looks at each property, at data by both ways, and at the counters for a
+    /// second.
+    pub fn selftest(&self, disk: &Disk) -> Value {
+        let before = Counters::now();
+        let mut properties = self.properties(disk);
+        properties.push(("paths_agree", paths_agree(disk)));
+        std::thread::sleep(WATCH);
+        properties.push(("counters_flat", counters_flat(before)));
+        let holds = properties.iter().all(|(_, property)| property.held);
+        json!({ "holds": holds, "properties": table(properties) })
+    }
+
+    fn no_major_faults(&self) -> Property {
+        match major_faults() {
+            Ok(now) => {
+                let since = now - self.baseline.major_faults;
+                Property::new(
+                    since == 0,
+                    format!(
+                        "{since} since the start, guest memory that the host has swapped out included"
+                    ),
+                )
+            }
+            Err(error) => Property::unknown(&error),
+        }
+    }
+
+    fn no_allocations(&self) -> Property {
+        let since = allocations::counts().in_requests - self.baseline.allocations.in_requests;
+        Property::new(since == 0, format!("{since} in requests since the start"))
+    }
+}
+
+fn table(properties: Vec<(&'static str, Property)>) -> Map<String, Value> {
+    let cell = |property: Property| json!({ "held": property.held, "detail": property.detail });
+    properties
+        .into_iter()
+        .map(|(name, property)| (name.to_owned(), cell(property)))
+        .collect()
+}
+
+fn extents_written(disk: &Disk) -> Property {
+    if disk.is_block_device() {
+        return Property::new(true, "a block device has no extents");
+    }
+    let source = Fiemap::new(disk.image().clone());
+    match Survey::of(&source) {
+        Ok(survey) => Property::new(survey.unfit() == 0, survey.to_string()),
+        Err(error) => Property::unknown(&error),
+    }
+}
+
+fn map_pinned(disk: &Disk) -> Property {
+    if disk.is_block_device() {
+        return Property::new(true, "a block device needs no map");
+    }
+    let path = match disk.disk_path() {
+        Ok(path) => path,
+        Err(reason) => return Property::new(false, reason),
+    };
+    let stats = path.stats();
+    let windows = stats.size.div_ceil(path.map().config().window);
+    let whole = stats.resident_windows == windows && stats.pinned_bytes == stats.resident_bytes;
+    Property::new(
+        whole && stats.enabled,
+        format!(
+            "{} of {windows} windows in memory, {} of {} bytes pinned",
+            stats.resident_windows, stats.pinned_bytes, stats.resident_bytes
+        ),
+    )
+}
+
+fn lease_held(disk: &Disk) -> Property {
+    if disk.is_block_device() {
+        return Property::new(true, "a block device is opened exclusively");
+    }
+    match disk.disk_path() {
+        Ok(path) => Property::new(
+            path.lease_is_held() && path.situation().on_disk,
+            path.situation().reason,
+        ),
+        Err(reason) => Property::new(false, reason),
+    }
+}
+
+fn no_discard(disk: &Disk) -> Property {
+    let info = disk.info();
+    let frees = info.write_zeroes.is_some_and(|zeroes| zeroes.may_unmap);
+    Property::new(
+        info.discard.is_none() && !frees,
+        "what is offered frees no block",
+    )
+}
+
+fn oom_protected() -> Property {
+    match hardening::oom_score_adj() {
+        Ok(score) => Property::new(score == -1000, format!("oom_score_adj is {score}")),
+        Err(error) => Property::unknown(&error),
+    }
+}
+
+/// The fields of /proc/.../stat behind the name, which may hold anything.
+fn stat_fields(path: &std::path::Path) -> io::Result<Vec<u64>> {
+    let text = fs::read_to_string(path)?;
+    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    Ok(fields
+        .split_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect())
+}
+
+fn major_faults() -> io::Result<u64> {
+    let fields = stat_fields("/proc/self/stat".as_ref())?;
+    fields
+        .get(9)
+        .copied()
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn io_flusher() -> io::Result<Property> {
+    let (mut all, mut flushers) = (0, 0);
+    for thread in fs::read_dir("/proc/self/task")? {
+        let Ok(fields) = stat_fields(&thread?.path().join("stat")) else {
+            // A thread that has just ended.
+            continue;
+        };
+        all += 1;
+        if fields.get(6).is_some_and(|flags| flags & FLUSHER != 0) {
+            flushers += 1;
+        }
+    }
+    Ok(Property::new(
+        all == flushers,
+        format!("{flushers} of {all} threads"),
+    ))
+}
+
+fn memory_locked() -> io::Result<Property> {
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
+    let status = fs::read_to_string("/proc/self/status")?;
+    let locked = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmLck:"))
+        .unwrap_or("0 kB")
+        .trim();
+    let loose = loose_mappings(&smaps);
+    Ok(match loose.first() {
+        None => Property::new(true, format!("VmLck {locked}, all but guest memory")),
+        Some(first) => Property::new(
+            false,
+            format!(
+                "VmLck {locked}; {} mappings are not, as {first}",
+                loose.len()
+            ),
+        ),
+    })
+}
+
+/// Mappings that are neither locked, nor a guest's memory, nor of a kind that
+/// is in memory anyway.
+fn loose_mappings(smaps: &str) -> Vec<&str> {
+    let mut loose = Vec::new();
+    let mut header = "";
+    for line in smaps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if !first.ends_with(':') {
+            header = line;
+        } else if first == "VmFlags:" {
+            let has = |flag| line.split_whitespace().any(|one| one == flag);
+            // As vhost-backend marks guest memory, and how the kernel marks
+            // memory of its own (rings, the vdso).
+            let guest = has("dc") && has("dd");
+            let kernel = ["io", "pf", "mm", "de"].into_iter().any(has) || header.contains("[v");
+            if !has("lo") && !guest && !kernel {
+                loose.push(header);
+            }
+        }
+    }
+    loose
+}
+
+/// Data are the same by the file and by the device.
+fn paths_agree(disk: &Disk) -> Property {
+    let path = match disk.disk_path() {
+        Ok(path) if path.situation().on_disk => path,
+        Ok(path) => return Property::new(false, path.situation().reason),
+        Err(reason) => return Property::new(disk.is_block_device(), reason),
+    };
+    match path.compare() {
+        Ok(proof) => Property::new(true, format!("{} blocks compared", proof.blocks)),
+        Err(refusal) => Property::new(false, refusal.to_string()),
+    }
+}
+
+fn counters_flat(before: io::Result<Counters>) -> Property {
+    match (before, Counters::now()) {
+        (Ok(before), Ok(after)) => Property::new(
+            before.major_faults == after.major_faults
+                && before.allocations.in_requests == after.allocations.in_requests,
+            format!(
+                "{} major faults, {} allocations in requests during the test",
+                after.major_faults - before.major_faults,
+                after.allocations.in_requests - before.allocations.in_requests
+            ),
+        ),
+        (Err(error), _) | (_, Err(error)) => Property::unknown(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_that_are_not_locked_are_found() {
+        let smaps = "\
+1000-2000 r-xp 00000000 fe:00 1 /usr/bin/extentd
+Rss:                   4 kB
+VmFlags: rd ex mr mw me lo
+3000-4000 rw-s 00000000 00:01 2 /memfd:guest (deleted)
+VmFlags: rd wr sh mr mw me ms dc dd
+5000-6000 rw-s 00000000 00:0f 3 anon_inode:[io_uring]
+VmFlags: rd wr sh mr mw me ms dc de mm
+7000-8000 rw-p 00000000 00:00 0 [heap]
+Size:                  4 kB
+VmFlags: rd wr mr mw me ac
+9000-a000 r-xp 00000000 00:00 0 [vdso]
+VmFlags: rd ex mr mw me de
+";
+        assert_eq!(
+            loose_mappings(smaps),
+            ["7000-8000 rw-p 00000000 00:00 0 [heap]"]
+        );
+        assert!(loose_mappings(&smaps.replace("ac\n", "lo\n")).is_empty());
+    }
+
+    #[test]
+    fn this_thread_is_no_flusher_unless_the_kernel_says_so() {
+        let property = io_flusher().unwrap();
+        assert!(!property.held, "{}", property.detail);
+        assert!(property.detail.starts_with("0 of "), "{}", property.detail);
+    }
+}

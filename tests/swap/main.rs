@@ -1,0 +1,26 @@
+//! Swap-grade mode on real file systems: preparation, every property read back
+//! from the kernel, and a guest that swaps on it.
+//!
+//! They need root and loop devices and skip with a reason where these are
+//! missing. Some measures need CAP_SYS_RESOURCE; where the tests have it not,
+//! that they are refused is what is tested.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
+
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+mod pressure;
+mod rig;
+
+mod ablation;
+mod fallback;
+mod io_path;
+mod preparation;
+mod properties;
+mod refusals;
