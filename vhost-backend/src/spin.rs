@@ -2,31 +2,34 @@
 //!
 //! Sleeping costs the driver a kick and the worker a wake-up, which is more
 //! than a fast disk takes for a request; looking costs CPU time for nothing
-//! where work is rare. So the worker learns how long it is idle: it looks
-//! only while that is short, and finds out now and then whether it would be.
+//! where work is rare. So the worker keeps a score of how often looking would
+//! have found something, and looks only while that is often. How long it
+//! slept says little: a busy machine lets a woken thread wait for its CPU.
+//! Only an idle time that was looked through counts as one that was too long,
+//! and one in a while is looked through just to know.
 
 use std::time::{Duration, Instant};
 
 use crate::options::PollTime;
 
-/// The longest idle time, in nanoseconds, that is worth being looked through.
-const WORTHWHILE: u64 = 60_000;
 /// The longest look.
 const LONGEST: Duration = Duration::from_micros(80);
-/// Of so many sleeps, one is put off to see whether it was worth it.
-const TRIAL: u32 = 64;
-/// What one idle time counts for at most, so that a long sleep is soon
-/// forgotten.
-const LONG: u64 = 500_000;
+/// An idle time that ends a sleep counts as short up to this.
+const SHORT: Duration = Duration::from_micros(50);
+/// Of so many sleeps, one is put off to see whether looking would pay.
+const TRIAL: u32 = 32;
+/// The score of a worker whose looks always find something.
+const FULL: u32 = 1024;
+/// The least score at which looking pays.
+const PAYS: u32 = FULL / 2;
 /// Looks between two glances at the clock.
 const STRIDE: u32 = 16;
 
-/// The idle times of one worker.
+/// What a worker knows of its idle times.
 #[derive(Debug)]
 pub(crate) struct Spin {
     time: PollTime,
-    /// A sliding mean of idle times in nanoseconds.
-    usual: u64,
+    score: u32,
     idle_since: Option<Instant>,
     sleeps: u32,
 }
@@ -35,43 +38,51 @@ impl Spin {
     pub(crate) fn new(time: PollTime) -> Self {
         Self {
             time,
-            usual: LONG,
+            score: 0,
             idle_since: None,
             sleeps: 0,
         }
     }
 
-    /// There was something to do.
+    /// There was something to do after a sleep, or without one.
     pub(crate) fn busy(&mut self) {
-        let Some(since) = self.idle_since.take() else {
-            return;
-        };
-        let idle = u64::try_from(since.elapsed().as_nanos())
-            .unwrap_or(LONG)
-            .min(LONG);
-        self.usual = (self.usual * 7 + idle) / 8;
+        if let Some(since) = self.idle_since.take()
+            && since.elapsed() <= SHORT
+        {
+            self.count(true);
+        }
     }
 
     /// There is nothing to do: looks for a while; whether something came.
     pub(crate) fn look(&mut self, mut found: impl FnMut() -> bool) -> bool {
         let limit = self.limit();
-        if self.time == PollTime::Never {
-            return false;
-        }
-        let start = *self.idle_since.get_or_insert_with(Instant::now);
         if limit.is_zero() {
+            if self.time != PollTime::Never {
+                self.idle_since = Some(Instant::now());
+            }
             return false;
         }
-        loop {
-            for _ in 0..STRIDE {
-                if found() {
-                    return true;
-                }
+        let start = Instant::now();
+        let came = loop {
+            if (0..STRIDE).any(|_| {
                 std::hint::spin_loop();
+                found()
+            }) {
+                break true;
             }
             if start.elapsed() >= limit {
-                return false;
+                break false;
             }
+        };
+        self.count(came);
+        came
+    }
+
+    fn count(&mut self, found: bool) {
+        let sample = if found { FULL } else { 0 };
+        self.score = (self.score * 7 + sample).div_ceil(8).min(FULL);
+        if !found {
+            self.score = self.score.saturating_sub(1);
         }
     }
 
@@ -79,7 +90,7 @@ impl Spin {
         match self.time {
             PollTime::Never => Duration::ZERO,
             PollTime::Fixed(time) => time,
-            PollTime::Adaptive if self.usual <= WORTHWHILE => LONGEST,
+            PollTime::Adaptive if self.score >= PAYS => LONGEST,
             PollTime::Adaptive => {
                 self.sleeps = self.sleeps.wrapping_add(1);
                 if self.sleeps.is_multiple_of(TRIAL) {
@@ -96,21 +107,27 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// Goes through an idle time that `looks` looks end; how many there were.
-    fn idle(spin: &mut Spin, looks: u32) -> u32 {
-        let mut count = 0;
+    /// Goes through an idle time in which looking finds something or not, and
+    /// which else ends with a sleep that lasts long; whether it looked.
+    fn idle(spin: &mut Spin, finds: bool) -> bool {
+        let mut looked = false;
         spin.look(|| {
-            count += 1;
-            count > looks
+            looked = true;
+            finds
         });
+        if let Some(since) = &mut spin.idle_since {
+            *since = Instant::now()
+                .checked_sub(Duration::from_millis(5))
+                .unwrap();
+        }
         spin.busy();
-        count
+        looked
     }
 
     #[test]
     fn never_is_never_and_a_fixed_time_is_kept() {
         let mut spin = Spin::new(PollTime::Never);
-        assert!((0..1000).all(|_| idle(&mut spin, 0) == 0));
+        assert!(!(0..1000).any(|_| idle(&mut spin, true)));
         let mut spin = Spin::new(PollTime::Fixed(Duration::from_millis(2)));
         let start = Instant::now();
         assert!(!spin.look(|| false));
@@ -118,40 +135,35 @@ mod tests {
     }
 
     #[test]
-    fn short_idle_times_are_learned_and_long_ones_as_well() {
+    fn an_idle_guest_and_a_slow_disk_cost_a_trial_now_and_then() {
         let mut spin = Spin::new(PollTime::Adaptive);
-        assert_eq!(idle(&mut spin, 1), 0, "nothing is known yet");
-        spin.usual = WORTHWHILE;
-        assert_eq!(idle(&mut spin, 1), 2, "short times are looked through");
-        spin.usual = LONG;
-        let looked = (0..10 * TRIAL).filter(|_| {
-            // A disk so slow that no look ever finds anything.
-            let mut looks = 0;
-            spin.idle_since = Some(Instant::now() - LONGEST * 10);
-            spin.look(|| {
-                looks += 1;
-                false
-            });
-            spin.busy();
-            looks > 0
-        });
-        assert_eq!(looked.count(), 10, "one in {TRIAL} is tried");
+        let looked = (0..10 * TRIAL).filter(|_| idle(&mut spin, false)).count();
+        assert_eq!(looked, 10);
+        assert_eq!(spin.score, 0);
     }
 
     #[test]
-    fn trials_alone_find_out_that_looking_pays() {
+    fn trials_find_out_that_looking_pays_though_sleeps_are_long() {
         let mut spin = Spin::new(PollTime::Adaptive);
-        // Without looking a wake-up takes as long as is just not worth it; with
-        // it work is there at once.
-        for _ in 0..64 * TRIAL {
-            if !spin.look(|| true) {
-                spin.idle_since = Some(Instant::now() - Duration::from_nanos(WORTHWHILE));
-            }
+        let until = (0..20 * TRIAL).find(|_| {
+            idle(&mut spin, true);
+            spin.score >= PAYS
+        });
+        assert!(until.is_some(), "the score is {}", spin.score);
+        assert!((0..100).all(|_| idle(&mut spin, true)));
+        // The disk has become slow.
+        let looked = (0..32).filter(|_| idle(&mut spin, false)).count();
+        assert!(looked <= 8, "{looked}");
+    }
+
+    #[test]
+    fn short_sleeps_tell_as_well() {
+        let mut spin = Spin::new(PollTime::Adaptive);
+        for _ in 0..8 {
+            spin.look(|| false);
+            spin.idle_since = Some(Instant::now());
             spin.busy();
-            if spin.usual <= WORTHWHILE {
-                return;
-            }
         }
-        panic!("still {} ns", spin.usual);
+        assert!(spin.score >= PAYS);
     }
 }
