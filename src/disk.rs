@@ -1,78 +1,40 @@
 //! The disk: an image, how it was opened, what is offered of it, and which
 //! ways lead to it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
 use crate::allocations;
 use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
 use crate::config::{IoPath, Swap};
-use crate::disk_path::{DiskPath, Obstacle, Situation};
+use crate::disk_path::DiskPath;
 use crate::engine::{Any, Files, sync::Sync, uring::Uring};
 use crate::guard::Guard;
 use crate::hardening;
 use crate::image_lock;
-use crate::pin::{PinState, Pinner};
+use crate::pin::Pinner;
 use crate::sys::{self, DirectAlign};
+
+mod description;
+mod error;
+mod image_file;
+
+pub use self::description::DiskDescription;
+pub use self::error::DiskError;
+pub(crate) use self::image_file::open_file;
+use self::image_file::probe_align;
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
 const MAX_CHANGE_SECTORS: u32 = 1 << 21;
-
-/// What an operator can do wrong with an image; each says what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// The image cannot be opened.
-    #[error("--blk-file {path}: {source}")]
-    Open {
-        /// The image.
-        path: PathBuf,
-        /// What the host says.
-        source: io::Error,
-    },
-    /// Somebody else owns the block device.
-    #[error(
-        "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
-    )]
-    Busy(PathBuf),
-    /// Not a file that holds a disk.
-    #[error("--blk-file {0}: neither a regular file nor a block device")]
-    NotAnImage(PathBuf),
-    /// Not even one block long.
-    #[error(
-        "--blk-file {0}: shorter than one block of {1} bytes: make it longer, for example with truncate -s 1G"
-    )]
-    TooSmall(PathBuf, u32),
-    /// The new size makes no sense.
-    #[error("resize: {0} bytes is not a positive multiple of {1}: round it")]
-    BadSize(u64, u32),
-    /// Block devices have the size that they have.
-    #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
-    DeviceSize(PathBuf, u64),
-    /// The disk path was demanded and is impossible.
-    #[error("--io-path disk: {0}: remove that obstacle, or give --io-path auto")]
-    NoDiskPath(Obstacle),
-    /// A disk that is offered read-only is not changed.
-    #[error("resize: the disk is read-only: start extentd without --read-only")]
-    ReadOnly,
-    /// What is swapped on is prepared first.
-    #[error(
-        "resize: the disk is swap-grade: stop extentd, run extentctl prepare --size, and start it again"
-    )]
-    SwapGrade,
-    /// The disk path is part of what was asked for.
-    #[error("--swap: {0}: remove that obstacle, or give --swap=best-effort")]
-    NoSwapPath(String),
-}
 
 /// How to open and offer an image.
 #[derive(Debug, Clone)]
@@ -97,47 +59,6 @@ pub struct DiskOptions {
     pub swap: Option<Swap>,
 }
 
-/// What `extentctl info` shows of the disk.
-#[derive(Debug, Clone, Serialize)]
-pub struct DiskDescription {
-    /// The image.
-    pub image: PathBuf,
-    /// "file" or "block device".
-    pub kind: &'static str,
-    /// The capacity that the guest sees, in bytes.
-    pub size_bytes: u64,
-    /// The same in 512-byte sectors.
-    pub capacity_sectors: u64,
-    /// Offered read-only.
-    pub read_only: bool,
-    /// O_DIRECT is used.
-    pub direct: bool,
-    /// "io_uring", or "sync" with plain system calls.
-    pub engine: &'static str,
-    /// `blk_size` in bytes.
-    pub logical_block_size: u32,
-    /// Alignment of direct I/O on the image in bytes; other requests bounce.
-    pub direct_alignment: u32,
-    /// Where requests go now: "disk" or "file".
-    pub path: &'static str,
-    /// Why.
-    pub path_reason: String,
-    /// How often the disk path was entered.
-    pub path_entries: u64,
-    /// What was done so far.
-    pub operations: Sums,
-    /// The block device under the image, if raw I/O to it is possible.
-    pub device: Option<PathBuf>,
-    /// Raw I/O is done by the workers themselves, as the device takes none
-    /// without waiting.
-    pub device_inline: bool,
-    /// Guest memory as registered buffers, which excludes ballooning, free
-    /// page reporting and virtio-mem.
-    pub pinned_guest_memory: String,
-    /// The image lock is used.
-    pub lock: bool,
-}
-
 /// An open image. Shared by the session and all workers.
 #[derive(Debug)]
 pub struct Disk {
@@ -160,12 +81,6 @@ pub struct Disk {
     tallies: Mutex<Vec<Arc<Tally>>>,
     opened: Instant,
 }
-
-/// How often an image is asked for that a previous process has not let go of.
-const STILL_BUSY: Duration = Duration::from_millis(50);
-/// How long a device may stay in use: the kernel ends the io_uring of a process
-/// some time after the process.
-const SOON_FREE: Duration = Duration::from_secs(2);
 
 impl Disk {
     /// Opens the image once; every worker uses this open file description.
@@ -419,62 +334,6 @@ impl Disk {
     fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The disk as an operator sees it.
-    pub fn describe(&self) -> DiskDescription {
-        let sectors = self.sectors.load(Ordering::Acquire);
-        let situation = match &self.raw {
-            Ok(path) => path.situation(),
-            Err(reason) => Situation {
-                on_disk: self.block_device,
-                reason: reason.clone(),
-                entries: 0,
-            },
-        };
-        let path = self.raw.as_ref().ok();
-        DiskDescription {
-            image: self.path.clone(),
-            kind: if self.block_device {
-                "block device"
-            } else {
-                "file"
-            },
-            size_bytes: sectors * SECTOR,
-            capacity_sectors: sectors,
-            read_only: self.options.read_only,
-            direct: self.direct.is_some(),
-            engine: if self.uring.load(Ordering::Relaxed) {
-                "io_uring"
-            } else {
-                "sync"
-            },
-            logical_block_size: self.logical,
-            direct_alignment: self.shared.align.offset,
-            path: if situation.on_disk { "disk" } else { "file" },
-            path_reason: situation.reason,
-            path_entries: situation.entries,
-            operations: self.sums(),
-            device: path.and_then(|path| path.device().path().map(Path::to_owned)),
-            device_inline: path.is_some_and(|path| path.is_inline()),
-            pinned_guest_memory: self.pin_description(),
-            lock: self.options.lock,
-        }
-    }
-
-    fn pin_description(&self) -> String {
-        match (&self.pinner, self.options.pin_guest_memory) {
-            (None, false) => "no".to_owned(),
-            (None, true) => "no: the host refuses io_uring".to_owned(),
-            (Some(pinner), _) => match pinner.state() {
-                PinState::Pinned(bytes) => format!(
-                    "{} (incompatible with ballooning, free page reporting and virtio-mem)",
-                    crate::size::display(bytes)
-                ),
-                PinState::Working => "under way".to_owned(),
-                PinState::Refused(reason) => format!("no: {reason}"),
-            },
-        }
-    }
 }
 
 impl Drop for Disk {
@@ -492,39 +351,6 @@ fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
     Pinner::spawn()
         .map_err(|error| log::error!("--pin-guest-memory: {error}: plain buffers are used"))
         .ok()
-}
-
-/// Opens the image, once nobody has a lease on it: a previous process that was
-/// killed has one until its last raw I/O has ended. A device that somebody has
-/// for himself is given a little time, as it may be a previous process.
-pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
-    let mut told = false;
-    let start = Instant::now();
-    loop {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(flags | libc::O_NONBLOCK)
-            .open(path);
-        match opened {
-            Ok(image) => {
-                sys::set_blocking(&image)?;
-                return Ok(image);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !std::mem::replace(&mut told, true) {
-                    log::info!("waiting for another process's I/O on {}", path.display());
-                }
-                std::thread::sleep(STILL_BUSY);
-            }
-            Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < SOON_FREE =>
-            {
-                std::thread::sleep(STILL_BUSY);
-            }
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// The way past the file system, if it is wanted and possible, or a sentence
@@ -568,28 +394,6 @@ fn disk_path(
             Ok(Err(obstacle.to_string()))
         }
     }
-}
-
-/// Finds the smallest alignment that direct reads take, where the kernel does
-/// not tell.
-fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::bounce::Pool::new(1, 4096);
-    let Some(buffer) = pool.take() else {
-        return Err(io::ErrorKind::OutOfMemory.into());
-    };
-    for size in [512u32, 1024, 2048, 4096] {
-        let mut entry = pool.entry(buffer);
-        entry.iov_len = size as usize;
-        // A read elsewhere than at 0 shows whether offsets of `size` are taken.
-        match pool.read_at(image.as_raw_fd(), entry, i64::from(size)) {
-            Ok(_) => {
-                return Ok(DirectAlign::all(size));
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(DirectAlign::all(1))
 }
 
 impl Device for Disk {

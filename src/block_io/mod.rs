@@ -8,9 +8,11 @@
 #![allow(unsafe_code)]
 
 mod approach;
+mod bounced;
 mod raw;
 mod shared;
 mod stats;
+mod straight;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -30,9 +32,8 @@ pub use self::stats::{Sums, Tally};
 use self::task::{Step, Task, Way};
 use crate::allocations::InRequests;
 use crate::bounce::Pool;
-use crate::engine::{Engine, Target, Vector, Work};
+use crate::engine::{Engine, Target, Work};
 use crate::pin::Pins;
-use crate::planner;
 
 /// Most entries of one vector (`UIO_MAXIOV`).
 const VECTOR_ENTRIES: usize = 1024;
@@ -223,205 +224,6 @@ impl<E: Engine> BlockIo<E> {
         None
     }
 
-    /// The next operation between guest memory and the disk or the file.
-    fn direct(&mut self, tag: u32) -> Next {
-        let task = &mut self.tasks[tag as usize];
-        let start = task.start();
-        let (target, vector) = loop {
-            let at = start + task.done;
-            if at == start + task.len {
-                return Next::End(Status::Ok);
-            }
-            let piece = match task.way {
-                Way::Planned => task.plan.piece_at(at),
-                Way::Open | Way::File => None,
-            };
-            let Some(piece) = piece else {
-                break (Target::Image, task.direct_vector(at, u64::MAX));
-            };
-            match piece.way {
-                planner::Way::Zeros => {
-                    // SAFETY: zeros are only planned for reads, whose pieces
-                    // are writable guest memory, mapped until the completion
-                    // is reported.
-                    unsafe { task.read_zeros(piece.end - at) };
-                    self.counts.zeros += 1;
-                }
-                planner::Way::Disk(disk) => {
-                    let disk = disk + (at - piece.start);
-                    break (Target::Device, task.direct_vector(disk, piece.end - at));
-                }
-                planner::Way::File => {
-                    break (Target::Image, task.direct_vector(at, piece.end - at));
-                }
-            }
-        };
-        task.step = Step::Direct;
-        match target {
-            Target::Device => self.counts.disk += 1,
-            Target::Image => self.counts.file += 1,
-        }
-        Next::Work(match task.op {
-            Op::Write { stable, .. } => Work::Write {
-                target,
-                vector,
-                stable: stable && target == Target::Image,
-            },
-            _ => Work::Read(target, vector),
-        })
-    }
-
-    /// Zeros over written extents, straight to the disk.
-    fn planned_zeroes(&mut self, tag: u32) -> Next {
-        let task = &mut self.tasks[tag as usize];
-        let at = task.start() + task.done;
-        let Some(piece) = task.plan.piece_at(at) else {
-            return Next::End(Status::IoErr);
-        };
-        let planner::Way::Disk(disk) = piece.way else {
-            task.done += piece.end - at;
-            return self.next(tag);
-        };
-        task.step = Step::Zeros;
-        self.counts.disk += 1;
-        let vector = task.zeros_vector(
-            self.zeros.first(),
-            disk + (at - piece.start),
-            piece.end - at,
-        );
-        Next::Work(Work::Write {
-            target: Target::Device,
-            vector,
-            stable: false,
-        })
-    }
-
-    /// A sync that covers what has ended before. One of the device will do
-    /// where the file system's records have not changed.
-    fn sync(&mut self, tag: u32) -> Next {
-        if self.shared.has_lost_writes() {
-            return Next::End(Status::IoErr);
-        }
-        let (covers, device_will_do) = self.shared.begin_sync();
-        let target = if device_will_do && self.raw.is_some() {
-            Target::Device
-        } else {
-            Target::Image
-        };
-        self.tasks[tag as usize].step = Step::Sync(target, covers);
-        Next::Work(Work::Sync(target))
-    }
-
-    fn discard(&mut self, tag: u32) -> Next {
-        let task = &mut self.tasks[tag as usize];
-        if task.step == Step::Allocated || task.middle_is_empty() || !self.shared.can_punch() {
-            return Next::End(Status::Ok);
-        }
-        self.allocate(tag, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-    }
-
-    /// Zeros by the file system where whole blocks are meant, else by writing.
-    fn write_zeroes(&mut self, tag: u32, offset: u64, unmap: bool) -> Next {
-        let task = &mut self.tasks[tag as usize];
-        if !task.middle_is_empty() && offset + task.done == task.middle_start {
-            if unmap && self.shared.can_punch() {
-                return self.allocate(tag, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
-            }
-            if self.shared.can_zero_range() {
-                return self.allocate(tag, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE);
-            }
-        }
-        self.bounce(tag, offset, true, Some(false))
-    }
-
-    fn allocate(&mut self, tag: u32, mode: i32) -> Next {
-        if self.allocations == ALLOCATIONS {
-            return Next::Stall;
-        }
-        self.allocations += 1;
-        let task = &mut self.tasks[tag as usize];
-        task.step = Step::Allocate(mode);
-        Next::Work(Work::Allocate {
-            mode,
-            offset: task.middle_start,
-            len: task.middle_end - task.middle_start,
-        })
-    }
-
-    /// The next operation of a task that goes through a buffer. `stable` is
-    /// given for writes.
-    fn bounce(&mut self, tag: u32, offset: u64, write: bool, stable: Option<bool>) -> Next {
-        let task = &mut self.tasks[tag as usize];
-        if task.buffer.is_none() {
-            task.buffer = self.pool.take();
-        }
-        let Some(buffer) = task.buffer else {
-            return Next::Stall;
-        };
-        if task.left() == 0 {
-            // A new chunk: its whole blocks, as many as the buffer holds.
-            let align = u64::from(self.shared.align.offset);
-            let start = offset + task.done;
-            let limit = (start - start % align) + self.pool.size() as u64;
-            let mut end = (offset + task.len).min(limit);
-            if !task.middle_is_empty() && start < task.middle_start {
-                end = end.min(task.middle_start);
-            }
-            task.chunk_start = start;
-            task.chunk_end = end;
-            let (first, last) = (start - start % align, end.next_multiple_of(align));
-            let partial = write && (first != start || last != end);
-            if partial && !self.shared.claim_blocks(start, end) {
-                self.waits_elsewhere = true;
-                task.chunk_end = task.chunk_start;
-                return Next::Stall;
-            }
-            task.owns_blocks = partial;
-            task.aim(self.pool.entry(buffer), first, last);
-            task.step = if !write {
-                Step::BufferRead
-            } else if partial {
-                Step::BufferFill
-            } else {
-                Step::BufferWrite
-            };
-            if task.step == Step::BufferWrite {
-                self.fill(tag);
-            }
-        }
-        let task = &self.tasks[tag as usize];
-        let vector = Vector {
-            iov: &raw const task.entry,
-            count: 1,
-            offset: task.entry_offset,
-        };
-        Next::Work(match task.step {
-            Step::BufferWrite => Work::Write {
-                target: Target::Image,
-                vector,
-                stable: stable.unwrap_or(false),
-            },
-            _ => Work::Read(Target::Image, vector),
-        })
-    }
-
-    /// Puts what a chunk writes into its buffer.
-    fn fill(&mut self, tag: u32) {
-        let task = &self.tasks[tag as usize];
-        let Some(buffer) = task.buffer else { return };
-        let (at, len) = task.chunk_in_buffer();
-        if matches!(task.op, Op::WriteZeroes { .. }) {
-            self.pool.zero(buffer, at, len);
-        } else {
-            // SAFETY: the pieces are guest memory, mapped until the
-            // completion is reported.
-            unsafe {
-                self.pool
-                    .gather(buffer, at, &task.pieces, task.chunk_from(), len)
-            };
-        }
-    }
-
     /// Takes the result of a task's operation and moves the task on.
     fn result(&mut self, tag: u32, result: i32) {
         let task = &mut self.tasks[tag as usize];
@@ -474,49 +276,6 @@ impl<E: Engine> BlockIo<E> {
             self.chunk_done(tag);
         }
         self.advance(tag);
-    }
-
-    /// A buffer's operation is complete: what was read is handed out, what
-    /// was written counts as done.
-    fn chunk_done(&mut self, tag: u32) {
-        let task = &mut self.tasks[tag as usize];
-        let Some(buffer) = task.buffer else { return };
-        match task.step {
-            Step::BufferRead => {
-                let (at, len) = task.chunk_in_buffer();
-                // SAFETY: the pieces of a read are writable guest memory,
-                // mapped until the completion is reported.
-                unsafe {
-                    self.pool
-                        .scatter(buffer, at, &task.pieces, task.chunk_from(), len)
-                };
-                task.chunk_ends();
-            }
-            Step::BufferFill => {
-                task.aim(self.pool.entry(buffer), task.first, task.last);
-                task.step = Step::BufferWrite;
-                self.fill(tag);
-            }
-            Step::BufferWrite => {
-                if std::mem::take(&mut task.owns_blocks) {
-                    self.shared.release_blocks(task.chunk_start, task.chunk_end);
-                }
-                task.chunk_ends();
-            }
-            _ => {}
-        }
-    }
-
-    /// The image's file system cannot do what was tried: remember that, and
-    /// whether there is another way.
-    fn unsupported(&mut self, tag: u32) -> bool {
-        let task = &mut self.tasks[tag as usize];
-        let Step::Allocate(mode) = task.step else {
-            return false;
-        };
-        self.shared.cannot(mode);
-        task.step = Step::New;
-        true
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use super::*;
-use crate::engine::{Files, Slot, sync::Sync, uring::Uring};
+use crate::engine::{Files, Slot, Vector, sync::Sync, uring::Uring};
 use crate::sys::DirectAlign;
 
 const BYTES: usize = 1 << 20;

@@ -1,0 +1,111 @@
+//! The disk as `extentctl info` shows it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use vhost_backend::device::SECTOR;
+
+use super::Disk;
+use crate::block_io::Sums;
+use crate::disk_path::Situation;
+use crate::pin::PinState;
+
+/// What `extentctl info` shows of the disk.
+#[derive(Debug, Clone, Serialize)]
+pub struct DiskDescription {
+    /// The image.
+    pub image: PathBuf,
+    /// "file" or "block device".
+    pub kind: &'static str,
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// The same in 512-byte sectors.
+    pub capacity_sectors: u64,
+    /// Offered read-only.
+    pub read_only: bool,
+    /// O_DIRECT is used.
+    pub direct: bool,
+    /// "io_uring", or "sync" with plain system calls.
+    pub engine: &'static str,
+    /// `blk_size` in bytes.
+    pub logical_block_size: u32,
+    /// Alignment of direct I/O on the image in bytes; other requests bounce.
+    pub direct_alignment: u32,
+    /// Where requests go now: "disk" or "file".
+    pub path: &'static str,
+    /// Why.
+    pub path_reason: String,
+    /// How often the disk path was entered.
+    pub path_entries: u64,
+    /// What was done so far.
+    pub operations: Sums,
+    /// The block device under the image, if raw I/O to it is possible.
+    pub device: Option<PathBuf>,
+    /// Raw I/O is done by the workers themselves, as the device takes none
+    /// without waiting.
+    pub device_inline: bool,
+    /// Guest memory as registered buffers, which excludes ballooning, free
+    /// page reporting and virtio-mem.
+    pub pinned_guest_memory: String,
+    /// The image lock is used.
+    pub lock: bool,
+}
+
+impl Disk {
+    /// The disk as an operator sees it.
+    pub fn describe(&self) -> DiskDescription {
+        let sectors = self.sectors.load(Ordering::Acquire);
+        let situation = match &self.raw {
+            Ok(path) => path.situation(),
+            Err(reason) => Situation {
+                on_disk: self.block_device,
+                reason: reason.clone(),
+                entries: 0,
+            },
+        };
+        let path = self.raw.as_ref().ok();
+        DiskDescription {
+            image: self.path.clone(),
+            kind: if self.block_device {
+                "block device"
+            } else {
+                "file"
+            },
+            size_bytes: sectors * SECTOR,
+            capacity_sectors: sectors,
+            read_only: self.options.read_only,
+            direct: self.direct.is_some(),
+            engine: if self.uring.load(Ordering::Relaxed) {
+                "io_uring"
+            } else {
+                "sync"
+            },
+            logical_block_size: self.logical,
+            direct_alignment: self.shared.align.offset,
+            path: if situation.on_disk { "disk" } else { "file" },
+            path_reason: situation.reason,
+            path_entries: situation.entries,
+            operations: self.sums(),
+            device: path.and_then(|path| path.device().path().map(Path::to_owned)),
+            device_inline: path.is_some_and(|path| path.is_inline()),
+            pinned_guest_memory: self.pin_description(),
+            lock: self.options.lock,
+        }
+    }
+
+    fn pin_description(&self) -> String {
+        match (&self.pinner, self.options.pin_guest_memory) {
+            (None, false) => "no".to_owned(),
+            (None, true) => "no: the host refuses io_uring".to_owned(),
+            (Some(pinner), _) => match pinner.state() {
+                PinState::Pinned(bytes) => format!(
+                    "{} (incompatible with ballooning, free page reporting and virtio-mem)",
+                    crate::size::display(bytes)
+                ),
+                PinState::Working => "under way".to_owned(),
+                PinState::Refused(reason) => format!("no: {reason}"),
+            },
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What an operator can do wrong with an image.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::disk_path::Obstacle;
+
+/// What an operator can do wrong with an image; each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The image cannot be opened.
+    #[error("--blk-file {path}: {source}")]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// Somebody else owns the block device.
+    #[error(
+        "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
+    )]
+    Busy(PathBuf),
+    /// Not a file that holds a disk.
+    #[error("--blk-file {0}: neither a regular file nor a block device")]
+    NotAnImage(PathBuf),
+    /// Not even one block long.
+    #[error(
+        "--blk-file {0}: shorter than one block of {1} bytes: make it longer, for example with truncate -s 1G"
+    )]
+    TooSmall(PathBuf, u32),
+    /// The new size makes no sense.
+    #[error("resize: {0} bytes is not a positive multiple of {1}: round it")]
+    BadSize(u64, u32),
+    /// Block devices have the size that they have.
+    #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
+    DeviceSize(PathBuf, u64),
+    /// The disk path was demanded and is impossible.
+    #[error("--io-path disk: {0}: remove that obstacle, or give --io-path auto")]
+    NoDiskPath(Obstacle),
+    /// A disk that is offered read-only is not changed.
+    #[error("resize: the disk is read-only: start extentd without --read-only")]
+    ReadOnly,
+    /// What is swapped on is prepared first.
+    #[error(
+        "resize: the disk is swap-grade: stop extentd, run extentctl prepare --size, and start it again"
+    )]
+    SwapGrade,
+    /// The disk path is part of what was asked for.
+    #[error("--swap: {0}: remove that obstacle, or give --swap=best-effort")]
+    NoSwapPath(String),
+}

@@ -1,0 +1,71 @@
+//! Opening an image, and what direct I/O on it takes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::sys::{self, DirectAlign};
+
+/// How often an image is asked for that a previous process has not let go of.
+const STILL_BUSY: Duration = Duration::from_millis(50);
+/// How long a device may stay in use: the kernel ends the io_uring of a process
+/// some time after the process.
+const SOON_FREE: Duration = Duration::from_secs(2);
+
+/// Opens the image, once nobody has a lease on it: a previous process that was
+/// killed has one until its last raw I/O has ended. A device that somebody has
+/// for himself is given a little time, as it may be a previous process.
+pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
+    let mut told = false;
+    let start = Instant::now();
+    loop {
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(flags | libc::O_NONBLOCK)
+            .open(path);
+        match opened {
+            Ok(image) => {
+                sys::set_blocking(&image)?;
+                return Ok(image);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if !std::mem::replace(&mut told, true) {
+                    log::info!("waiting for another process's I/O on {}", path.display());
+                }
+                std::thread::sleep(STILL_BUSY);
+            }
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < SOON_FREE =>
+            {
+                std::thread::sleep(STILL_BUSY);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Finds the smallest alignment that direct reads take, where the kernel does
+/// not tell.
+pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
+    let mut pool = crate::bounce::Pool::new(1, 4096);
+    let Some(buffer) = pool.take() else {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    };
+    for size in [512u32, 1024, 2048, 4096] {
+        let mut entry = pool.entry(buffer);
+        entry.iov_len = size as usize;
+        // A read elsewhere than at 0 shows whether offsets of `size` are taken.
+        match pool.read_at(image.as_raw_fd(), entry, i64::from(size)) {
+            Ok(_) => {
+                return Ok(DirectAlign::all(size));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(DirectAlign::all(1))
+}
