@@ -38,7 +38,7 @@ needs=(
 if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
-        c++:g++ strace:strace valgrind:valgrind
+        c++:g++ strace:strace llvm-symbolizer:llvm valgrind:valgrind
     )
 fi
 if ((for_bench)); then

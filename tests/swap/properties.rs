@@ -73,22 +73,20 @@ fn memory_is_locked_but_not_the_guests() {
 }
 
 #[test]
-fn the_flags_of_every_thread_and_the_oom_score_are_set() {
-    if !has_sys_resource() {
-        println!("SKIP: no CAP_SYS_RESOURCE");
-        return;
-    }
+fn the_flags_of_every_thread_and_the_oom_score_are_set_where_that_is_allowed() {
+    let allowed = has_sys_resource();
     let Some(fs) = mounted(EXT4) else { return };
     fs.create("disk").set_len(IMAGE).unwrap();
     let served = Served::start(&fs.path("disk"), &[]);
     let process = format!("/proc/{}", served.daemon.pid());
     let score = std::fs::read_to_string(format!("{process}/oom_score_adj")).unwrap();
-    assert_eq!(score.trim(), "-1000");
+    assert_eq!(score.trim() == "-1000", allowed, "{score}");
     for task in std::fs::read_dir(format!("{process}/task")).unwrap() {
         let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         let flags: u64 = fields[6].parse().unwrap();
-        assert!(flags & 0x8_0000 != 0, "PF_MEMALLOC_NOIO: {stat}");
+        // PF_MEMALLOC_NOIO
+        assert_eq!(flags & 0x8_0000 != 0, allowed, "{stat}");
     }
 }
 
