@@ -13,6 +13,7 @@ use crate::config::{
 };
 use crate::metrics_listener;
 use crate::size;
+use crate::socket;
 
 /// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
 ///
@@ -158,12 +159,14 @@ pub struct Serial(pub [u8; 20]);
 impl Args {
     /// Checks what single options cannot show. `activated` are the sockets
     /// that a service manager has handed over (LISTEN_FDS); a socket on the
-    /// command line comes before them.
+    /// command line comes before them, if it is not the same.
     ///
     /// # Errors
     /// Names the option and what to do.
     pub fn into_config(self, activated: &[RawFd]) -> Result<Config, ConfigError> {
         let socket = match (self.socket_path, self.fd, activated) {
+            // The process that this one was before a handover.
+            (Some(path), _, &[fd]) if socket::listens_at(fd, &path) => Socket::Adopted(path, fd),
             (Some(path), _, _) => Socket::Path(path),
             (None, Some(fd), _) => Socket::Inherited(fd),
             (None, None, [fd]) => Socket::Activated(*fd),

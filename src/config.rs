@@ -61,6 +61,8 @@ pub struct Config {
 pub enum Socket {
     /// Listen at this path.
     Path(PathBuf),
+    /// Go on at this path with a socket that listens there already.
+    Adopted(PathBuf, RawFd),
     /// `--fd`: a listening or connected socket.
     Inherited(RawFd),
     /// LISTEN_FDS: likewise, from a service manager.

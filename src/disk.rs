@@ -284,6 +284,34 @@ impl Disk {
         Ok(())
     }
 
+    /// Takes the size that the image has by now, whoever has changed it.
+    ///
+    /// # Errors
+    /// It is shorter than one block, or the host does not tell.
+    pub fn follow_size(&self) -> Result<(), DiskError> {
+        let failed = |source| DiskError::Open {
+            path: self.path.clone(),
+            source,
+        };
+        let bytes = self.image_bytes().map_err(failed)?;
+        let block = self.block();
+        if bytes < u64::from(block) {
+            return Err(DiskError::TooSmall(self.path.clone(), block));
+        }
+        let grows = bytes > self.capacity_bytes();
+        if !grows {
+            self.set_size(bytes);
+        }
+        if let Ok(path) = &self.raw {
+            path.resize(bytes - bytes % u64::from(block))
+                .map_err(failed)?;
+        }
+        if grows {
+            self.set_size(bytes);
+        }
+        Ok(())
+    }
+
     /// What all workers have done so far.
     pub fn sums(&self) -> Sums {
         let mut sums = Sums::default();

@@ -14,6 +14,7 @@ pub mod disk;
 pub mod disk_path;
 pub mod engine;
 pub mod guard;
+pub mod handover;
 pub mod hardening;
 pub mod image_lock;
 pub mod image_map;

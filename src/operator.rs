@@ -85,6 +85,21 @@ impl Operator {
         Ok(json!({ "size_bytes": self.disk.capacity_bytes() }))
     }
 
+    /// The image may have another size than it had: then that of the disk
+    /// follows, and the guest is told.
+    pub fn reread(&self) {
+        let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.disk.capacity_bytes();
+        if let Err(error) = self.disk.follow_size() {
+            log::error!("the disk keeps its size: {error}");
+        }
+        let now = self.disk.capacity_bytes();
+        if now != before {
+            self.handle.capacity_changed();
+            log::info!("the image's size has changed from {before} to {now} bytes");
+        }
+    }
+
     fn stats(&self) -> Done {
         serde_json::to_value(statistics::gather(&self.disk)).map_err(|error| error.to_string())
     }

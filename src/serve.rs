@@ -1,9 +1,10 @@
-//! The life of the process: open, listen, serve, stop.
+//! The life of the process: open, listen, serve, stop or become another.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sd_notify::NotifyState;
 use vhost_backend::{Endpoint, Handle, Options, Server};
@@ -11,11 +12,12 @@ use vhost_backend::{Endpoint, Handle, Options, Server};
 use crate::config::{Config, Socket};
 use crate::control;
 use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::handover::{self, Handover};
 use crate::operator::Operator;
-use crate::signals::Signals;
+use crate::signals::{Signals, Wish};
 use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
 use crate::swap::{self, SwapError, SwapMode};
-use crate::{metrics, metrics_listener, statistics};
+use crate::{metrics, metrics_listener, statistics, sys};
 
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +55,7 @@ pub enum ServeError {
 }
 
 /// Serves the disk until a signal asks to stop, or until a front-end that was
-/// inherited as a connection leaves.
+/// inherited as a connection leaves. Does not return from a handover.
 ///
 /// # Errors
 /// It could not start, or the server could not go on.
@@ -72,28 +74,94 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         Some(grade) => Some(SwapMode::seal(grade)?),
         None => None,
     };
+    let operator = Operator::new(config.clone(), Arc::clone(&disk), handle.clone(), swap);
+    let operator = Arc::new(operator);
     // The files are removed when these are dropped, however this ends.
-    let _control_file = match &config.control_path {
-        Some(path) => Some(start_control(path, config, &disk, &handle, swap)?),
+    let control_file = match &config.control_path {
+        Some(path) => Some(start_control(path, &operator)?),
         None => None,
     };
     if let Some(address) = config.metrics_listen {
         start_metrics(address, &disk)?;
     }
     // Last: who finds the socket finds everything else ready.
-    let (endpoint, _socket_file) = open_endpoint(&config.socket)?;
-    signals.on_stop(move || {
-        notify(NotifyState::Stopping);
-        handle.stop();
-    });
+    let (endpoint, socket_file) = open_endpoint(&config.socket)?;
+    let successor = Arc::new(successor(&endpoint, &config.socket)?);
+    let begun = Arc::new(AtomicU64::new(SERVING));
+    signals.on_wish(wishes(&operator, &handle, &successor, &begun));
     let description = disk.describe();
     log::info!(
         "serving {} ({} bytes)",
         description.image.display(),
         description.size_bytes
     );
+    if let Some(pause) = handover::pause_ms() {
+        log::info!("taken over after {pause} ms");
+    }
     notify(NotifyState::Ready);
-    Ok(server.run(endpoint)?)
+    let result = server.run(endpoint);
+    if let (Ok(()), Some(successor)) = (&result, &*successor)
+        && let begun @ 1.. = begun.load(Ordering::Acquire)
+    {
+        drop(control_file);
+        if let Some(file) = socket_file {
+            file.leave();
+        }
+        // Its workers end, and the image is free for the next one.
+        drop(server);
+        successor.go(begun).map_err(host("run the new binary"))?;
+    }
+    Ok(result?)
+}
+
+/// No handover has begun.
+const SERVING: u64 = 0;
+
+/// What can take over, where somebody could connect to it.
+fn successor(endpoint: &Endpoint, socket: &Socket) -> Result<Option<Handover>, ServeError> {
+    let number = match socket {
+        Socket::Inherited(fd) => Some(*fd),
+        Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
+    };
+    match endpoint {
+        Endpoint::Listener(listener) => Handover::prepare(listener, number)
+            .map(Some)
+            .map_err(host("prepare for a handover")),
+        Endpoint::Connected(_) => Ok(None),
+    }
+}
+
+/// What signals do; `begun` is set to the time at which a handover begins.
+fn wishes(
+    operator: &Arc<Operator>,
+    handle: &Handle,
+    successor: &Arc<Option<Handover>>,
+    begun: &Arc<AtomicU64>,
+) -> impl Fn(Wish) + Send + Sync + 'static {
+    let operator = Arc::downgrade(operator);
+    let (handle, successor, begun) = (handle.clone(), Arc::clone(successor), Arc::clone(begun));
+    move |wish| match wish {
+        Wish::Stop => {
+            begun.store(SERVING, Ordering::Release);
+            notify(NotifyState::Stopping);
+            handle.stop();
+        }
+        Wish::Reread => {
+            if let Some(operator) = operator.upgrade() {
+                operator.reread();
+            }
+        }
+        Wish::Handover => match &*successor {
+            None => log::error!("no handover: nobody could connect to the new process"),
+            Some(successor) => match successor.check() {
+                Err(reason) => log::error!("no handover: {reason}"),
+                Ok(()) => {
+                    begun.store(sys::boot_time_ns().max(1), Ordering::Release);
+                    handle.stop();
+                }
+            },
+        },
+    }
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -130,6 +198,10 @@ fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), Sock
             let (listener, file) = socket::bind(path, Access::Umask, "--socket-path")?;
             return Ok((Endpoint::Listener(listener), Some(file)));
         }
+        Socket::Adopted(path, fd) => {
+            let (listener, file) = socket::adopt(*fd, path)?;
+            return Ok((Endpoint::Listener(listener), file));
+        }
         Socket::Inherited(fd) => (*fd, "--fd"),
         Socket::Activated(fd) => (*fd, "LISTEN_FDS"),
     };
@@ -157,15 +229,8 @@ fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError
     Ok(())
 }
 
-fn start_control(
-    path: &Path,
-    config: &Config,
-    disk: &Arc<Disk>,
-    handle: &Handle,
-    swap: Option<SwapMode>,
-) -> Result<SocketFile, ServeError> {
+fn start_control(path: &Path, operator: &Arc<Operator>) -> Result<SocketFile, ServeError> {
     let (listener, file) = control::bind(path)?;
-    let operator = Operator::new(config.clone(), Arc::clone(disk), handle.clone(), swap);
-    control::start(listener, Arc::new(operator)).map_err(host("start the control thread"))?;
+    control::start(listener, Arc::clone(operator)).map_err(host("start the control thread"))?;
     Ok(file)
 }

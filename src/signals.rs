@@ -1,4 +1,6 @@
-//! SIGTERM and SIGINT: stop in good order, and at once if asked again.
+//! What signals ask for: SIGTERM and SIGINT stop in good order, and at once if
+//! asked again; SIGUSR2 hands over to a new binary; SIGHUP looks at the
+//! image's size.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,62 +10,96 @@ use std::thread;
 use crate::hardening::SMALL_STACK;
 use crate::sys;
 
-type Stop = Box<dyn Fn() + Send + Sync>;
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// To end in good order.
+    Stop,
+    /// To become another binary.
+    Handover,
+    /// To see whether the image has another size.
+    Reread,
+}
+
+type Act = Box<dyn Fn(Wish) + Send + Sync>;
 
 /// The signals are blocked in this thread and in all it starts, and a thread
 /// waits for them.
 pub struct Signals {
-    stop: Arc<OnceLock<Stop>>,
+    act: Arc<OnceLock<Act>>,
 }
 
 impl Signals {
     /// To be called before any other thread is started. Until
-    /// [`on_stop`](Self::on_stop) a signal ends the process with status 0.
+    /// [`on_wish`](Self::on_wish) a signal that stops ends the process with
+    /// status 0, and others ask for what is about to be done anyway.
     ///
     /// # Errors
     /// What signalfd(2) or the start of a thread says.
     pub fn watch() -> io::Result<Self> {
-        let mut source = sys::signal_descriptor(&[libc::SIGTERM, libc::SIGINT])?;
-        let stop = Arc::new(OnceLock::<Stop>::new());
-        let shared = Arc::clone(&stop);
+        let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
+        let mut source = sys::signal_descriptor(&signals)?;
+        let act = Arc::new(OnceLock::<Act>::new());
+        let shared = Arc::clone(&act);
         thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(SMALL_STACK)
-            .spawn(move || {
-                let first = next(&mut source);
-                match shared.get() {
-                    None => std::process::exit(0),
-                    Some(stop) => {
-                        log::info!("{first}: stopping");
-                        stop();
-                    }
-                }
-                let second = next(&mut source);
-                log::error!("{second} while stopping: leaving at once");
-                std::process::exit(1);
-            })?;
-        Ok(Self { stop })
+            .spawn(move || follow(&mut source, &shared))?;
+        Ok(Self { act })
     }
 
-    /// From now on the first signal runs `stop`, and a second one ends the
-    /// process at once with status 1.
-    pub fn on_stop(&self, stop: impl Fn() + Send + Sync + 'static) {
-        if self.stop.set(Box::new(stop)).is_err() {
-            log::warn!("signals already have something to stop");
+    /// From now on `act` does what signals ask for. It is asked to stop once;
+    /// a second signal that stops ends the process at once with status 1.
+    pub fn on_wish(&self, act: impl Fn(Wish) + Send + Sync + 'static) {
+        if self.act.set(Box::new(act)).is_err() {
+            log::warn!("signals already have somebody who acts");
         }
     }
 }
 
-/// Waits for a signal; its name.
-fn next(source: &mut File) -> &'static str {
+/// Carries signals out for the life of the process.
+fn follow(source: &mut File, act: &OnceLock<Act>) {
+    let mut stopping = false;
+    loop {
+        let (name, wish) = next(source);
+        match (act.get(), wish) {
+            (None, Wish::Stop) => std::process::exit(0),
+            (Some(_), Wish::Stop) if stopping => {
+                log::error!("{name} while stopping: leaving at once");
+                std::process::exit(1);
+            }
+            (Some(act), wish) if !stopping => {
+                log::info!("{name}: {}", wish.describe());
+                stopping = wish == Wish::Stop;
+                act(wish);
+            }
+            _ => log::info!("{name}: not now"),
+        }
+    }
+}
+
+impl Wish {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Stop => "stopping",
+            Self::Handover => "handing over to a new binary",
+            Self::Reread => "looking at the image's size",
+        }
+    }
+}
+
+/// Waits for a signal; its name, and what it asks for.
+fn next(source: &mut File) -> (&'static str, Wish) {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
     if let Err(error) = source.read_exact(&mut info) {
         // Without signals nobody could stop the process in good order.
         log::error!("signals cannot be read ({error}): stopping");
-        return "no signals";
+        return ("no signals", Wish::Stop);
     }
     match i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) {
-        libc::SIGINT => "SIGINT",
-        _ => "SIGTERM",
+        libc::SIGUSR2 => ("SIGUSR2", Wish::Handover),
+        libc::SIGHUP => ("SIGHUP", Wish::Reread),
+        libc::SIGINT => ("SIGINT", Wish::Stop),
+        _ => ("SIGTERM", Wish::Stop),
     }
 }

@@ -61,6 +61,13 @@ pub struct SocketFile {
     identity: (u64, u64),
 }
 
+impl SocketFile {
+    /// Leaves the file to who listens there next.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let same = fs::symlink_metadata(&self.path)
@@ -139,6 +146,31 @@ pub fn bind(
             identity: (meta.dev(), meta.ino()),
         },
     ))
+}
+
+/// Whether the open descriptor `fd` is a socket that listens at `path`.
+pub fn listens_at(fd: RawFd, path: &Path) -> bool {
+    sys::is_listening(fd).is_ok_and(|listening| listening)
+        && sys::bound_path(fd).is_some_and(|bound| bound == path)
+}
+
+/// Goes on with a listening socket that was inherited as `fd` and bound to
+/// `path` by the process before; its file is ours now.
+///
+/// # Errors
+/// As [`inherit`].
+pub fn adopt(fd: RawFd, path: &Path) -> Result<(UnixListener, Option<SocketFile>), SocketError> {
+    let failed = |source| SocketError::Inherited {
+        option: "LISTEN_FDS",
+        fd,
+        source,
+    };
+    let listener = UnixListener::from(sys::inherited(fd).map_err(failed)?);
+    let file = fs::symlink_metadata(path).ok().map(|meta| SocketFile {
+        path: path.to_owned(),
+        identity: (meta.dev(), meta.ino()),
+    });
+    Ok((listener, file))
 }
 
 /// Keeps other starting processes away from the directory until dropped.

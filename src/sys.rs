@@ -353,6 +353,17 @@ pub fn is_listening(fd: RawFd) -> io::Result<bool> {
     Ok(value != 0)
 }
 
+/// The path that the socket `fd` is bound to, as it was given to bind(2).
+pub fn bound_path(fd: RawFd) -> Option<std::path::PathBuf> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl takes plain numbers, and fails for what is not open.
+    let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).ok()?;
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { std::os::unix::net::UnixListener::from_raw_fd(copy) };
+    let address = socket.local_addr().ok()?;
+    address.as_pathname().map(std::path::Path::to_owned)
+}
+
 /// Takes over a descriptor that was inherited under a number.
 ///
 /// # Errors
@@ -364,6 +375,24 @@ pub fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     // SAFETY: it is open, and by being named to us on the command line it is
     // ours; the process asks for it once.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets the next program of this process find `file` under `number`; what was
+/// there is closed.
+///
+/// # Errors
+/// The number is out of range.
+pub fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    if fd == number {
+        // SAFETY: fcntl takes plain numbers.
+        check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
+    } else {
+        // SAFETY: dup2 takes plain numbers. It is called right before the
+        // program is replaced, and nothing uses what had the number any more.
+        check(unsafe { libc::dup2(fd, number) })?;
+    }
+    Ok(())
 }
 
 /// Waits for the only flock(2) on a file or directory; closing it unlocks.

@@ -184,9 +184,11 @@ impl Session {
     }
 
     fn start_like_qemu(&mut self, memory: &GuestMemory, rings: &[&Ring]) -> Result<()> {
-        if self.has(protocol::RESET_DEVICE) {
-            self.connection.reset_device()?;
-            self.connection.reset_device()?;
+        // The resets come from a driver that begins. One that goes on, over
+        // a stop or with another back-end, does not see any of it.
+        if self.has(protocol::RESET_DEVICE) && self.inflight.is_none() {
+            self.reset_device()?;
+            self.reset_device()?;
         }
         self.connection.set_features(self.features)?;
         for (queue, ring) in (0..).zip(rings) {
@@ -227,6 +229,16 @@ impl Session {
         }
         self.enable(true)?;
         self.open_back_channel()
+    }
+
+    /// Resets the device, as a driver does that begins: what was in flight is
+    /// given up, and with it the memory that says so.
+    ///
+    /// # Errors
+    /// What the connection or the back-end says.
+    pub fn reset_device(&mut self) -> Result<()> {
+        self.inflight = None;
+        self.connection.reset_device()
     }
 
     /// Gives the back-end this memory and no other: QEMU adds and removes

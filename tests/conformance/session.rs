@@ -185,7 +185,7 @@ fn vu_29_reset_comes_before_any_ring_and_between_uses() {
     let disk = Disk::start(&[]);
     let mut front = Attached::new(&disk.socket, Like::Qemu, Wanted::default());
     assert_eq!(front.read(1, 512), content(512, 512));
-    front.session.connection.reset_device().unwrap();
+    front.session.reset_device().unwrap();
     // A new driver begins with an empty ring.
     let setup = Setup {
         size: 16,

@@ -1,0 +1,18 @@
+//! What a front-end and its guest see when the real process is killed,
+//! replaced or given another image size, and when the image's disk fails.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
+#[path = "../disk_path/image.rs"]
+#[allow(dead_code)]
+mod image;
+#[path = "../disk_path/model.rs"]
+#[allow(dead_code)]
+mod model;
+
+mod kills;
+mod lanes;
+mod rig;
+mod upgrade;

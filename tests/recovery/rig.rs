@@ -1,0 +1,94 @@
+//! A process that serves an image, again and again on one socket.
+
+use std::path::{Path, PathBuf};
+
+use extentd::control::{self, Answer, Request};
+use front_end::codes::{feature, protocol};
+use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The queues of every process here.
+pub const QUEUES: usize = 4;
+/// Guest memory of a queue in bytes: its ring lies in the first MiB.
+pub const QUEUE_MEMORY: u64 = 4 << 20;
+/// Where data of a queue may lie in it.
+pub const QUEUE_DATA: u64 = 1 << 20;
+
+/// Where a process is found, and how it is started.
+pub struct Place {
+    pub image: PathBuf,
+    pub socket: PathBuf,
+    pub control: PathBuf,
+    arguments: Vec<String>,
+    _files: TempDir,
+}
+
+impl Place {
+    pub fn new(image: &Path, arguments: &[&str]) -> Place {
+        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let files = tempfile::Builder::new()
+            .prefix("extentd-recovery.")
+            .tempdir_in(parent)
+            .unwrap();
+        Place {
+            image: image.to_owned(),
+            socket: files.path().join("socket"),
+            control: files.path().join("control"),
+            arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
+            _files: files,
+        }
+    }
+
+    /// Starts a process there.
+    pub fn start(&self) -> Daemon {
+        self.start_from(&binary())
+    }
+
+    /// Starts a process there from a copy of the binary.
+    pub fn start_from(&self, binary: &Path) -> Daemon {
+        let queues = QUEUES.to_string();
+        let mut all = vec!["--num-queues", &queues, "--threads", "2"];
+        all.extend(["--control-path", self.control.to_str().unwrap()]);
+        all.extend(self.arguments.iter().map(String::as_str));
+        Daemon::start(binary, &self.socket, &self.image, &all).unwrap()
+    }
+
+    /// What `extentctl` would print of the disk.
+    pub fn disk(&self) -> Value {
+        match control::ask(&self.control, &Request::Info {}, LIMIT).unwrap() {
+            Answer::Result(mut info) => info["disk"].take(),
+            Answer::Error(error) => panic!("info is refused: {error:?}"),
+        }
+    }
+
+    /// A session that takes everything; `None` if the process is gone.
+    pub fn connect(&self, like: Like, features: u64) -> Option<Session> {
+        let wanted = Wanted {
+            features,
+            protocol: protocol::ALL,
+            queues: u16::try_from(QUEUES).unwrap(),
+        };
+        Session::open(&self.socket, like, wanted).ok()
+    }
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("EXTENTD")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
+        .into()
+}
+
+/// Memory and rings of a guest, which outlive every process.
+pub fn guest() -> (GuestMemory, Vec<Driver>) {
+    let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
+    let setup = Setup {
+        size: 64,
+        features: feature::ALL,
+        indirect: 16,
+    };
+    let driver = |queue| Driver::new(&memory, queue * QUEUE_MEMORY, setup).unwrap();
+    let drivers = (0..QUEUES as u64).map(driver).collect();
+    (memory, drivers)
+}

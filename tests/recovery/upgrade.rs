@@ -1,0 +1,121 @@
+//! A planned upgrade under load: the process becomes another binary, the
+//! front-end connects again, and nothing is lost.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use front_end::codes::feature;
+use front_end::{Daemon, Like, wait_readable};
+
+use crate::common::{EXT4, Mounted};
+use crate::image::{Image, read_direct};
+use crate::lanes::Lanes;
+use crate::rig::{Place, binary, guest};
+
+const UPGRADES: usize = 5;
+
+/// Puts a file where the binary is, as a package manager does: under another
+/// name first.
+fn install(from: &Path, to: &Path) {
+    let part = to.with_extension("part");
+    fs::copy(from, &part).unwrap();
+    fs::rename(part, to).unwrap();
+}
+
+/// The file that a process runs.
+fn runs(daemon: &Daemon) -> u64 {
+    let path = format!("/proc/{}/exe", daemon.pid());
+    fs::metadata(path).unwrap().ino()
+}
+
+/// Copies of the binary, where they can be replaced.
+fn copy(host: &Mounted) -> PathBuf {
+    let path = host.path("extentd");
+    install(&binary(), &path);
+    path
+}
+
+fn upgrade_under_load(like: Like) {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let binary = copy(&host);
+    let image = Image::scattered(&host);
+    let place = Place::new(&image.path, &[]);
+    let daemon = place.start_from(&binary);
+    let mut lanes = Lanes::new(guest(), &image.values, 7);
+    let mut session = place.connect(like, feature::ALL).unwrap();
+    lanes.start(&mut session).unwrap();
+    let mut pauses = Vec::new();
+    for _ in 0..UPGRADES {
+        lanes.run_until(Instant::now() + Duration::from_millis(300));
+        install(&crate::rig::binary(), &binary);
+        let before = runs(&daemon);
+        daemon.signal(libc::SIGUSR2).unwrap();
+        // It serves on until it has seen that the new one can be run.
+        let mut last = Instant::now();
+        while wait_readable(session.connection.stream(), Duration::ZERO).is_err() {
+            last = Instant::now();
+            lanes.run_until(last + Duration::from_millis(1));
+        }
+        let inflight = session.inflight.take();
+        session = place.connect(like, feature::ALL).unwrap();
+        session.inflight = inflight;
+        lanes.start(&mut session).unwrap();
+        let ended = lanes.ended;
+        while lanes.ended == ended && lanes.sound() {
+            lanes.run_until(Instant::now() + Duration::from_millis(1));
+        }
+        pauses.push(last.elapsed());
+        assert_ne!(runs(&daemon), before, "it is what it was");
+    }
+    eprintln!("{like:?}: pauses of {pauses:?}");
+    lanes.run_until(Instant::now() + Duration::from_millis(300));
+    assert_eq!(lanes.settle(&mut session), 0);
+    drop(session);
+    assert!(daemon.terminate().unwrap().success());
+    assert!(!place.socket.exists() && !place.control.exists());
+    lanes.check(&read_direct(&image.path));
+    assert_eq!((lanes.repeated, &lanes.wrong[..]), (0, &[][..]));
+}
+
+#[test]
+fn an_upgrade_under_load_loses_nothing_like_qemu() {
+    upgrade_under_load(Like::Qemu);
+}
+
+#[test]
+fn an_upgrade_under_load_loses_nothing_like_cloud_hypervisor() {
+    upgrade_under_load(Like::CloudHypervisor);
+}
+
+#[test]
+fn a_binary_that_cannot_run_takes_nothing_over() {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let binary = copy(&host);
+    let image = Image::scattered(&host);
+    let place = Place::new(&image.path, &[]);
+    let daemon = place.start_from(&binary);
+    let mut lanes = Lanes::new(guest(), &image.values, 7);
+    let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
+    lanes.start(&mut session).unwrap();
+    let broken = host.path("broken");
+    fs::write(&broken, "#!/bin/false\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let before = runs(&daemon);
+    install(&broken, &binary);
+    daemon.signal(libc::SIGUSR2).unwrap();
+    daemon
+        .wait_stderr(|line| line.contains("no handover"))
+        .unwrap();
+    lanes.run_until(Instant::now() + Duration::from_millis(100));
+    assert_eq!(runs(&daemon), before);
+    assert_eq!(lanes.settle(&mut session), 0);
+    assert!(lanes.sound(), "{:?}", lanes.wrong);
+    assert!(daemon.terminate().unwrap().success());
+}
