@@ -13,14 +13,30 @@ pub struct Daemon {
 impl Daemon {
     /// Serves `image` on `socket`; returns when it listens.
     pub fn start(socket: &Path, image: &Path, arguments: &[&str]) -> Self {
+        Self::start_with(socket, image, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with these variables in its environment.
+    pub fn start_with(
+        socket: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let binary =
             std::env::var_os("EXTENTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into());
-        Self::run(Path::new(&binary), socket, image, arguments)
+        let process =
+            front_end::Daemon::start_with(Path::new(&binary), socket, image, arguments, variables);
+        Self::new(process.unwrap(), socket)
     }
 
     /// As [`start`](Self::start), by a program that runs extentd.
     pub fn run(binary: &Path, socket: &Path, image: &Path, arguments: &[&str]) -> Self {
-        let process = front_end::Daemon::start(binary, socket, image, arguments).unwrap();
+        let process = front_end::Daemon::start(binary, socket, image, arguments);
+        Self::new(process.unwrap(), socket)
+    }
+
+    fn new(process: front_end::Daemon, socket: &Path) -> Self {
         Self {
             process,
             socket: socket.to_owned(),
@@ -30,6 +46,11 @@ impl Daemon {
     /// Ends it with SIGTERM as a service manager would.
     pub fn terminate(self) -> ExitStatus {
         self.process.terminate().unwrap()
+    }
+
+    /// Ends it with SIGKILL.
+    pub fn kill(self) {
+        self.process.kill().unwrap();
     }
 
     /// CPU time used so far, user and system, in clock ticks (10 ms).

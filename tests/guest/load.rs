@@ -10,7 +10,7 @@ use crate::host::{self, Scratch};
 use crate::vm::Machine;
 
 /// The value that the verifier printed after `name`.
-fn printed<'a>(output: &'a str, name: &str) -> &'a str {
+pub fn printed<'a>(output: &'a str, name: &str) -> &'a str {
     let mut lines = output.lines().filter_map(|line| line.strip_prefix(name));
     lines
         .next()

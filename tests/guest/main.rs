@@ -12,6 +12,8 @@
     clippy::print_stdout
 )]
 
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
 mod daemon;
 mod host;
 mod pattern;
@@ -28,6 +30,8 @@ mod features;
 mod filesystem;
 mod firmware;
 mod hotplug;
+mod killed;
 mod load;
+mod migration;
 mod restart;
 mod swap;

@@ -3,6 +3,8 @@
 //!
 //! - `verifier random DEVICE THREADS SECONDS` reads and writes at random places, checks every read, and prints
 //!   the number of operations and the digest of what the disk must hold. The file /tmp/stop ends it early.
+//! - `verifier reread DEVICE` writes some parts of the disk and then reads one after the other into the same
+//!   memory, which only the device writes to, and checks it after each part, until the file /tmp/stop is there.
 //! - `verifier flush DEVICE SECTORS ROUNDS` writes generation 1, 2, 3... to the first sectors and prints each
 //!   generation once it was flushed.
 //! - `verifier memory MEBIBYTES ROUNDS` fills so much memory round after round, and checks all of every page
@@ -41,10 +43,11 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let outcome = match arguments[..] {
         ["random", device, threads, seconds] => random(device, number(threads), number(seconds)),
+        ["reread", device] => reread(device),
         ["flush", device, sectors, rounds] => flush(device, number(sectors), number(rounds)),
         ["memory", mebibytes, rounds] => memory(number(mebibytes), number(rounds)),
         _ => Err(
-            "usage: verifier random DEVICE THREADS SECONDS | flush DEVICE SECTORS ROUNDS | memory MEBIBYTES ROUNDS"
+            "usage: verifier random DEVICE THREADS SECONDS | reread DEVICE | flush DEVICE SECTORS ROUNDS | memory MEBIBYTES ROUNDS"
                 .to_owned(),
         ),
     };
@@ -165,6 +168,45 @@ fn worker(
                 )
         });
     Ok((operations, digest))
+}
+
+/// Parts that `reread` uses, and the sectors of each.
+const PARTS: u64 = 8;
+const PART: u64 = 4096;
+
+fn reread(device: &str) -> Result<(), String> {
+    let file = open(device)?;
+    let mut memory = vec![0_u8; PART as usize * SECTOR + 4096];
+    let buffer = aligned(&mut memory, 0, PART as usize * SECTOR);
+    for part in 0..PARTS {
+        let sectors = part * PART..;
+        for (sector, bytes) in sectors.zip(buffer.chunks_exact_mut(SECTOR)) {
+            pattern::fill(bytes, sector, part + 1);
+        }
+        file.write_all_at(buffer, part * PART * SECTOR as u64)
+            .map_err(|error| format!("write of part {part}: {error}"))?;
+    }
+    println!("begun");
+    let mut passes = 0;
+    while !Path::new("/tmp/stop").exists() {
+        let part = passes % PARTS;
+        let unit = UNIT as usize * SECTOR;
+        let starts = (part * PART..).step_by(UNIT as usize);
+        for (sector, bytes) in starts.zip(buffer.chunks_exact_mut(unit)) {
+            file.read_exact_at(bytes, sector * SECTOR as u64)
+                .map_err(|error| format!("read of sector {sector}: {error}"))?;
+        }
+        let sectors = part * PART..;
+        for (sector, bytes) in sectors.zip(buffer.chunks_exact(SECTOR)) {
+            let found = pattern::generation(bytes, sector)?;
+            if found != part + 1 {
+                return Err(format!("sector {sector} holds generation {found}"));
+            }
+        }
+        passes += 1;
+    }
+    println!("passes {passes}");
+    Ok(())
 }
 
 fn flush(device: &str, sectors: u64, rounds: u64) -> Result<(), String> {

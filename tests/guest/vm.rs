@@ -2,9 +2,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::daemon::Daemon;
 use crate::host::{self, BootFiles, LIMIT, Scratch};
@@ -73,6 +75,17 @@ impl Machine {
 
     /// Boots it and waits until it takes commands.
     pub fn boot(self, files: &BootFiles, scratch: &Scratch) -> Guest {
+        let mut guest = self.launch(files, scratch);
+        guest.wait_ready();
+        guest
+    }
+
+    /// Starts it empty, for a guest that will migrate there.
+    pub fn await_guest(self, files: &BootFiles, scratch: &Scratch) -> Guest {
+        self.with(["-incoming", "defer"]).launch(files, scratch)
+    }
+
+    fn launch(self, files: &BootFiles, scratch: &Scratch) -> Guest {
         let (agent, control) = (scratch.path("agent"), scratch.path("qmp"));
         let listeners = (
             UnixListener::bind(&agent).unwrap(),
@@ -98,14 +111,12 @@ impl Machine {
         let agent = child.accept(&listeners.0);
         agent.set_read_timeout(Some(LIMIT)).unwrap();
         let qmp = Qmp::new(child.accept(&listeners.1));
-        let mut guest = Guest {
+        Guest {
             qemu: child,
             agent: BufReader::new(agent),
             qmp,
             console: scratch.path("console"),
-        };
-        guest.wait_ready();
-        guest
+        }
     }
 
     /// Lets the firmware boot from the first disk, until QEMU ends; its exit status and the console.
@@ -243,6 +254,41 @@ impl Guest {
     pub fn send(&mut self, command: &str) {
         let line = format!("{}\n", command.replace('\n', "; "));
         self.agent.get_mut().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Migrates it to a QEMU that awaits it, over a socket at `path`; how long
+    /// it stood still, in milliseconds.
+    pub fn migrate(&mut self, to: &mut Guest, path: &Path) -> u64 {
+        let uri = json!({ "uri": format!("unix:{}", path.display()) });
+        for qmp in [&mut self.qmp, &mut to.qmp] {
+            let events = json!([{ "capability": "events", "state": true }]);
+            qmp.execute(
+                "migrate-set-capabilities",
+                &json!({ "capabilities": events }),
+            );
+        }
+        to.qmp.execute("migrate-incoming", &uri);
+        self.qmp.execute("migrate", &uri);
+        loop {
+            let event = self.qmp.wait_event("MIGRATION");
+            match event["data"]["status"].as_str().unwrap() {
+                "completed" => break,
+                "failed" | "cancelled" => {
+                    panic!("{}", self.qmp.execute("query-migrate", &json!({})))
+                }
+                _ => {}
+            }
+        }
+        while to.qmp.wait_event("MIGRATION")["data"]["status"] != "completed" {}
+        let result = self.qmp.execute("query-migrate", &json!({}));
+        result["downtime"].as_u64().unwrap()
+    }
+
+    /// Ends a QEMU whose guest has migrated away.
+    pub fn quit(mut self) {
+        self.qmp.execute("quit", &json!({}));
+        let status = host::wait_exit(self.qemu.0.take().unwrap());
+        assert!(status.success(), "QEMU: {status}");
     }
 
     /// Shuts it down from within; QEMU must end well.

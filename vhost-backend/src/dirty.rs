@@ -105,6 +105,9 @@ pub(crate) struct Tracker {
     ranges: Box<[Range]>,
     /// The first range that is not in use, or [`NONE`].
     free: u32,
+    /// For the negative control of tests: nothing is marked.
+    #[cfg(debug_assertions)]
+    forgets: bool,
 }
 
 impl Tracker {
@@ -121,6 +124,8 @@ impl Tracker {
             noted: vec![Noted::NOTHING; tags].into(),
             ranges: (0..count).map(range).collect(),
             free: if count == 0 { NONE } else { 0 },
+            #[cfg(debug_assertions)]
+            forgets: std::env::var_os("EXTENTD_TEST_NO_DIRTY").is_some(),
         }
     }
 
@@ -168,6 +173,10 @@ impl Tracker {
     /// All that was noted for this tag has been written.
     #[cold]
     pub(crate) fn mark(&mut self, tag: u32) {
+        #[cfg(debug_assertions)]
+        if self.forgets {
+            return;
+        }
         let slot = usize::try_from(tag)
             .ok()
             .and_then(|tag| self.noted.get_mut(tag));
