@@ -298,6 +298,12 @@ impl Disk {
         if bytes < u64::from(block) {
             return Err(DiskError::TooSmall(self.path.clone(), block));
         }
+        if bytes / u64::from(block) * u64::from(block) == self.capacity_bytes() {
+            return Ok(());
+        }
+        if self.options.swap.is_some() {
+            return Err(DiskError::SwapGrade);
+        }
         let grows = bytes > self.capacity_bytes();
         if !grows {
             self.set_size(bytes);

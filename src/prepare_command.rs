@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::prepare::{self, PrepareError, Prepared};
 use crate::progress::Display;
-use crate::signals::Signals;
+use crate::signals::{Signals, Wish};
 use crate::size;
 
 /// Status of a preparation that was interrupted: as of a shell for SIGINT.
@@ -67,7 +67,11 @@ impl PrepareCommand {
     fn watched(&self) -> io::Result<Result<Prepared, PrepareError>> {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
-        Signals::watch()?.on_stop(move || asked.store(true, Ordering::Relaxed));
+        Signals::watch()?.on_wish(move |wish| {
+            if wish == Wish::Stop {
+                asked.store(true, Ordering::Relaxed);
+            }
+        });
         let mut display = Display::new(&self.image, say);
         Ok(prepare::prepare(&self.image, self.size, &mut |progress| {
             display.show(progress);

@@ -12,7 +12,9 @@ mod image;
 #[allow(dead_code)]
 mod model;
 
+mod faults;
 mod kills;
 mod lanes;
+mod resize;
 mod rig;
 mod upgrade;

@@ -62,6 +62,14 @@ impl Place {
         }
     }
 
+    /// Requests that failed for what the host said.
+    pub fn errors(&self) -> u64 {
+        match control::ask(&self.control, &Request::Stats {}, LIMIT).unwrap() {
+            Answer::Result(stats) => stats["failed_requests"].as_u64().unwrap(),
+            Answer::Error(error) => panic!("stats are refused: {error}"),
+        }
+    }
+
     /// A session that takes everything; `None` if the process is gone.
     pub fn connect(&self, like: Like, features: u64) -> Option<Session> {
         let wanted = Wanted {

@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+mod records;
+
 use std::fs::File;
 use std::ptr::with_exposed_provenance;
 use std::sync::Arc;
@@ -18,6 +20,8 @@ use crate::fake::{FakeDisk, Io, memfd};
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::{Common, Queue};
 use crate::request::{self, ChainReader, Data, Parsed, Terms};
+
+pub use records::{Claim, Recovered, mark, recover};
 
 /// What a read puts into its buffers.
 pub use crate::fake::PATTERN;

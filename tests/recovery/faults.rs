@@ -1,0 +1,256 @@
+//! Disks that fail: the right status for the right request, the rest
+//! unharmed, counted, and logged ever more rarely.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use front_end::codes::{feature, status};
+use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
+
+use crate::common::{EXT4, Mounted, run};
+use crate::image::{occupy, sync};
+use crate::model::{SECTOR, content, holds};
+use crate::rig::{Place, QUEUE_DATA, guest};
+
+/// Bytes of a request.
+const LENGTH: usize = 16 << 10;
+/// Requests at a time: those with even numbers find room, the others do not.
+const REQUESTS: usize = 32;
+
+/// A guest of a process.
+struct Attached {
+    place: Place,
+    daemon: Daemon,
+    memory: GuestMemory,
+    drivers: Vec<Driver>,
+    _session: Session,
+}
+
+impl Attached {
+    fn new(image: &Path, arguments: &[&str]) -> Attached {
+        let place = Place::new(image, arguments);
+        let daemon = place.start();
+        let (memory, drivers) = guest();
+        let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
+        let rings: Vec<_> = drivers.iter().map(Driver::ring).collect();
+        session.start(&memory, &rings).unwrap();
+        Attached {
+            place,
+            daemon,
+            memory,
+            drivers,
+            _session: session,
+        }
+    }
+
+    /// All requests at once; the status of each.
+    fn all(&mut self, op: Op, requests: impl Iterator<Item = usize>) -> Vec<(usize, u8)> {
+        let length = u32::try_from(LENGTH).unwrap();
+        let mut count = 0;
+        for request in requests {
+            let sectors = sectors(request);
+            let at = QUEUE_DATA + (request * LENGTH) as u64;
+            let buffer = if op == Op::Write {
+                let bytes = content(9, sectors.clone());
+                self.memory.write(at, &bytes).unwrap();
+                Buffer::readable(at, length)
+            } else {
+                self.memory.fill(at, LENGTH, 0xa5).unwrap();
+                Buffer::writable(at, length)
+            };
+            let sector = sectors.start as u64;
+            assert!(self.drivers[0].submit(op, sector, &[buffer], request as u64));
+            count += 1;
+        }
+        self.drivers[0].publish().unwrap();
+        let mut ended: Vec<_> = (0..count)
+            .map(|_| self.drivers[0].wait(LIMIT).unwrap())
+            .map(|done| (usize::try_from(done.tag).unwrap(), done.status))
+            .collect();
+        ended.sort_unstable();
+        ended
+    }
+
+    /// What the last read of this request has brought.
+    fn holds(&self, request: usize, value: u32) -> bool {
+        let at = QUEUE_DATA + (request * LENGTH) as u64;
+        let bytes = self.memory.read(at, LENGTH).unwrap();
+        sectors(request)
+            .zip(bytes.chunks_exact(SECTOR))
+            .all(|(sector, bytes)| holds(value, sector, bytes))
+    }
+
+    /// Lines that tell of failed requests.
+    fn complaints(&self) -> usize {
+        let lines = self.daemon.stderr();
+        lines
+            .iter()
+            .filter(|line| line.contains(" failed: "))
+            .count()
+    }
+}
+
+/// The sectors of a request; they lie apart.
+fn sectors(request: usize) -> std::ops::Range<usize> {
+    let first = request * 4 * LENGTH / SECTOR;
+    first..first + LENGTH / SECTOR
+}
+
+fn even() -> impl Iterator<Item = usize> {
+    (0..REQUESTS).step_by(2)
+}
+
+/// Half of the requests find no room, round after round; then there is room.
+fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl FnOnce()) {
+    let mut attached = Attached::new(image, arguments);
+    let fine = |ended: &[(usize, u8)]| ended.iter().all(|(_, status)| *status == status::OK);
+    assert!(fine(&attached.all(Op::Write, even())));
+    full();
+    let rounds: usize = 8;
+    for _ in 0..rounds {
+        let ended = attached.all(Op::Write, 0..REQUESTS);
+        let failed = ended.iter().filter(|(_, status)| *status == status::IOERR);
+        let failed: Vec<_> = failed.map(|(request, _)| *request).collect();
+        let odd: Vec<_> = (1..REQUESTS).step_by(2).collect();
+        assert_eq!(failed, odd, "{ended:?}");
+        assert!(fine(&attached.all(Op::Read, 0..REQUESTS)));
+        for request in 0..REQUESTS {
+            let value = if request % 2 == 0 { 9 } else { 0 };
+            assert!(attached.holds(request, value), "request {request}");
+        }
+    }
+    let failed = rounds * REQUESTS / 2;
+    assert_eq!(attached.place.errors(), failed as u64);
+    let complaints = attached.complaints();
+    assert!((1..=8).contains(&complaints), "{complaints} of {failed}");
+    free();
+    assert!(fine(&attached.all(Op::Write, 0..REQUESTS)));
+    assert!(fine(&attached.all(Op::Read, 0..REQUESTS)));
+    assert!((0..REQUESTS).all(|request| attached.holds(request, 9)));
+    assert!(attached.daemon.terminate().unwrap().success());
+}
+
+/// A disk in a file of a small file system in memory, so that it fails where
+/// that has no room.
+struct Thin {
+    folder: tempfile::TempDir,
+    device: String,
+}
+
+impl Thin {
+    /// `None`, with the reason printed, where this host cannot.
+    fn new() -> Option<Thin> {
+        let folder = tempfile::tempdir().unwrap();
+        let mount = run(Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "none"])
+            .arg(folder.path()));
+        if let Err(error) = mount {
+            eprintln!("SKIP: no small file system: {error}");
+            return None;
+        }
+        let mut thin = Thin {
+            folder,
+            device: String::new(),
+        };
+        let disk = thin.path("disk");
+        File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+        match run(Command::new("losetup").args(["--find", "--show"]).arg(disk)) {
+            Ok(device) => thin.device = device.trim().to_owned(),
+            Err(error) => {
+                eprintln!("SKIP: no loop device: {error}");
+                return None;
+            }
+        }
+        Some(thin)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path("filler")
+    }
+}
+
+impl Drop for Thin {
+    fn drop(&mut self) {
+        if !self.device.is_empty() {
+            let _ = run(Command::new("losetup").args(["-d", &self.device]));
+        }
+        let _ = run(Command::new("umount").arg("-l").arg(self.folder.path()));
+    }
+}
+
+fn a_disk_fails_where_it_has_no_room(arguments: &[&str]) {
+    let Some(thin) = Thin::new() else {
+        return;
+    };
+    let fill = || {
+        let mut filler = File::create(thin.filler()).unwrap();
+        let mut zeros = std::io::repeat(0);
+        let full = std::io::copy(&mut zeros, &mut filler).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    };
+    let free = || std::fs::remove_file(thin.filler()).unwrap();
+    half_fails(Path::new(&thin.device), arguments, fill, free);
+}
+
+#[test]
+fn a_disk_that_fails_in_places_fails_those_requests() {
+    a_disk_fails_where_it_has_no_room(&[]);
+}
+
+#[test]
+fn a_disk_that_fails_in_places_fails_those_requests_by_file() {
+    a_disk_fails_where_it_has_no_room(&["--io-path", "file"]);
+}
+
+#[test]
+fn a_full_file_system_fails_the_writes_that_need_room() {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let image = host.path("image");
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    let fill = || {
+        sync(&host);
+        drop(occupy(&host, "filler"));
+        sync(&host);
+    };
+    let free = || {
+        std::fs::remove_file(host.path("filler")).unwrap();
+        sync(&host);
+    };
+    half_fails(&image, &[], fill, free);
+}
+
+/// The image ends earlier than the disk does: transfers come out short.
+#[test]
+fn a_short_transfer_fails_its_request_alone() {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let image = host.path("image");
+    std::fs::write(&image, content(9, 0..(16 << 20) / SECTOR)).unwrap();
+    let mut attached = Attached::new(&image, &["--io-path", "file"]);
+    let cut = REQUESTS / 2;
+    // In the middle of a request.
+    let bytes = sectors(cut).start * SECTOR + LENGTH / 2;
+    run(Command::new("truncate")
+        .args(["-s", &bytes.to_string()])
+        .arg(&image))
+    .unwrap();
+    for (request, status) in attached.all(Op::Read, 0..REQUESTS) {
+        let wanted = if request < cut {
+            status::OK
+        } else {
+            status::IOERR
+        };
+        assert_eq!(status, wanted, "request {request}");
+        assert!(status != status::OK || attached.holds(request, 9));
+    }
+    assert_eq!(attached.place.errors(), (REQUESTS - cut) as u64);
+    assert!(attached.daemon.terminate().unwrap().success());
+}
