@@ -1,6 +1,7 @@
 //! The process: sockets that it inherits, what it says when it cannot start,
 //! how it ends, and who else may use the image.
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -72,6 +73,11 @@ fn vu_45_a_listening_socket_is_inherited() {
         for _ in 0..3 {
             assert_serves(UnixStream::connect(&path).unwrap());
         }
+        // What it becomes inherits it as well.
+        let mut served = UnixStream::connect(&path).unwrap();
+        signal(&child, "USR2");
+        assert_eq!(served.read(&mut [0; 1]).unwrap(), 0);
+        assert_serves(UnixStream::connect(&path).unwrap());
         signal(&child, "TERM");
         assert_eq!(exit_status(child), Some(0));
         // Not its own, so it stays.

@@ -100,6 +100,7 @@ impl Rig {
                 epochs: Epochs::new(Arc::default()),
                 scratch: Scratch::new(),
                 disk: Disk::new(disk, Arc::new(mode)),
+                dirty: None,
             },
             stopping: None,
         }
@@ -131,6 +132,8 @@ impl Rig {
             event_idx,
             kick: None,
             enabled: true,
+            inflight: None,
+            used_log: None,
         };
         self.queue.start(&setup, &self.common.epochs)
     }
@@ -178,7 +181,8 @@ impl Rig {
         self.io.end(Tag(u32::from(head)), status);
         let Self { queue, common, .. } = self;
         common.channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, &mut common.epochs);
+            let head = u16::try_from(tag.0).unwrap();
+            queue.complete(head, status, &mut common.epochs, &mut common.dirty);
         });
     }
 
