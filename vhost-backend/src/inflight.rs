@@ -198,6 +198,15 @@ impl Region {
         };
         let region = &record.region;
         if region.u16(VERSION_AT).load(Ordering::Acquire) == 0 {
+            // Whatever a front-end has left there says nothing (VU-32), and
+            // would to a successor.
+            region.u64(FEATURES_AT).store(0, Ordering::Release);
+            region.u16(LAST_BATCH_AT).store(0, Ordering::Release);
+            for head in 0..region.entries {
+                let entry = |field| Region::entry(head, field);
+                region.u8(entry(IN_FLIGHT_AT)).store(0, Ordering::Release);
+                region.u16(entry(NEXT_AT)).store(0, Ordering::Release);
+            }
             region
                 .u16(ENTRIES_AT)
                 .store(region.entries, Ordering::Release);

@@ -111,6 +111,22 @@ fn vu_32_heads_come_back_in_the_order_in_which_they_were_fetched() {
 }
 
 #[test]
+fn vu_32_what_is_in_a_record_that_nobody_has_used_says_nothing() {
+    let file = buffer();
+    let garbage = vec![0xff; usize::try_from(SHAPE.bytes()).unwrap()];
+    put(&file, 0, &garbage);
+    for queue in 0..SHAPE.queues {
+        let at = usize::from(queue) * SHAPE.region() + VERSION_AT;
+        put(&file, at, &[0, 0]);
+    }
+    let (mut record, heads) = take_over(&file, 7).unwrap();
+    assert!(heads.is_empty());
+    record.fetched(3);
+    // Its successor finds that one.
+    assert_eq!(take_over(&file, 7).unwrap().1, [3]);
+}
+
+#[test]
 fn vu_34_a_damaged_record_is_refused() {
     let head_3 = Region::entry(3, 0);
     let damages: [(usize, &[u8]); 9] = [
