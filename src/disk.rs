@@ -417,7 +417,7 @@ fn disk_path(
     match path {
         Ok(path) => {
             if demanded && options.swap.is_none() {
-                path.enter().map_err(DiskError::NoDiskPath)?;
+                image_file::enter_soon(&path).map_err(DiskError::NoDiskPath)?;
                 path.leave("no guest uses the disk");
             }
             Ok(Ok(Arc::new(path)))

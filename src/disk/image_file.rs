@@ -7,12 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use mapping::lease::LeaseError;
+
+use crate::disk_path::{DiskPath, Obstacle};
 use crate::sys::{self, DirectAlign};
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
-/// How long a device may stay in use: the kernel ends the io_uring of a process
-/// some time after the process.
+/// How long a device or an image may stay in use: the kernel ends the io_uring
+/// of a process some time after the process.
 const SOON_FREE: Duration = Duration::from_secs(2);
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
@@ -44,6 +47,20 @@ pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<
                 std::thread::sleep(STILL_BUSY);
             }
             Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Enters the disk path, once a previous process has let go of the image: one
+/// that was killed has it open until its last I/O has ended.
+pub(super) fn enter_soon(path: &DiskPath) -> Result<(), Obstacle> {
+    let start = Instant::now();
+    loop {
+        match path.enter() {
+            Err(Obstacle::Lease(LeaseError::InUse)) if start.elapsed() < SOON_FREE => {
+                std::thread::sleep(STILL_BUSY);
+            }
+            result => return result,
         }
     }
 }
