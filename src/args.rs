@@ -17,8 +17,10 @@ use crate::socket;
 
 /// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
 ///
-/// It runs in the foreground until SIGTERM or SIGINT. The log goes to standard
-/// error; RUST_LOG sets how much (error, warn, info, debug).
+/// It runs in the foreground until SIGTERM or SIGINT. On SIGUSR2 it drains and
+/// becomes the binary that is installed by now; on SIGHUP it looks whether the
+/// image has another size. The log goes to standard error; RUST_LOG sets how
+/// much (error, warn, info, debug).
 #[derive(Debug, Parser)]
 #[command(name = "extentd", version, about, long_about)]
 pub struct Args {

@@ -15,6 +15,8 @@ checks, the map under a thread sanitizer and a short run of each fuzz target. Ro
 Environment:
   EXTENTD_TEST_DIR   the folder for test images (default: a new one in /var/tmp)
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
+  EXTENTD_TEST_KILLS, EXTENTD_TEST_GUEST_KILLS, EXTENTD_TEST_MIGRATIONS
+                     how often a process is killed or a guest migrated (default 50, 12 and 6)
   CI=true            a skipped test counts as failed"
     exit 0
     ;;
