@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use crate::options::PollTime;
 
 /// The longest look.
-const LONGEST: Duration = Duration::from_micros(80);
-/// An idle time that ends a sleep counts as short up to this.
-const SHORT: Duration = Duration::from_micros(50);
+const LONGEST: Duration = Duration::from_micros(50);
+/// What is found within this time was worth being looked for: what takes longer costs
+/// more than a wake-up, or is slow because whoever does it needs the CPU.
+const SOON: Duration = Duration::from_micros(15);
 /// Of so many sleeps, one is put off to see whether looking would pay.
 const TRIAL: u32 = 32;
 /// The score of a worker whose looks always find something.
@@ -47,7 +48,7 @@ impl Spin {
     /// There was something to do after a sleep, or without one.
     pub(crate) fn busy(&mut self) {
         if let Some(since) = self.idle_since.take()
-            && since.elapsed() <= SHORT
+            && since.elapsed() <= SOON
         {
             self.count(true);
         }
@@ -74,7 +75,7 @@ impl Spin {
                 break false;
             }
         };
-        self.count(came);
+        self.count(came && start.elapsed() <= SOON);
         came
     }
 
