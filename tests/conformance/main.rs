@@ -7,6 +7,7 @@ mod change;
 mod command_line;
 mod device;
 mod disk;
+mod fairness;
 mod index;
 mod layout;
 mod lifecycle;
