@@ -15,8 +15,8 @@ ALL_CASES=(
     "read-128k-16|128k read, depth 16|read|131072|16|1|--pattern read"
     "queues-4x32|4k random read, 4 x 32|randread|4096|32|4|--pattern randread --threads 1"
     "churn-read|churn, 4k read, depth 1||4096|1|2|--pattern churn --threads 1"
-    "steady-read|4k read, depth 1, beside 100 MiB/s of churn||4096|1|2|--pattern churn --threads 1 --churn-rate 100"
-    "steady-write|4k write, depth 1, beside 100 MiB/s of churn||4096|1|2|--pattern churn --read-percent 0 --threads 1 --churn-rate 100"
+    "steady-read|100 MiB/s churn, 4k read||4096|1|2|--pattern churn --threads 1 --churn-rate 100"
+    "steady-write|100 MiB/s churn, 4k write||4096|1|2|--pattern churn --read-percent 0 --threads 1 --churn-rate 100"
     "churn-write|churn, 4k write, depth 1||4096|1|2|--pattern churn --read-percent 0 --threads 1"
 )
 
