@@ -12,8 +12,9 @@ use std::ops::Range;
 
 use vhost_backend::Op;
 
-use super::raw::{Raw, Secured};
+use super::raw::{Claim, Raw, Secured};
 use super::task::{Task, Way};
+use crate::planner::Plan;
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,10 +35,7 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
         Op::Flush => {}
         Op::Read { .. } if task.direct && !range.is_empty() => {
             let (plan, claim) = raw.read(range);
-            task.plan = plan;
-            task.claim = claim;
-            task.way = Way::Planned;
-            return Choice::Go;
+            return follow(task, &plan, claim);
         }
         // Reading by the file is always right.
         Op::Read { .. } => {}
@@ -51,10 +49,7 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
                 let drains = raw.may_move(range.clone());
                 return secure(raw, task, range, drains);
             };
-            task.plan = plan;
-            task.claim = Some(claim);
-            task.way = Way::Planned;
-            return Choice::Go;
+            return follow(task, &plan, Some(claim));
         }
         Op::Discard { .. } => {
             let middle = task.middle_start..task.middle_end;
@@ -74,13 +69,17 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
             let Some((plan, claim)) = planned else {
                 return secure(raw, task, range, true);
             };
-            task.plan = plan;
-            task.claim = Some(claim);
-            task.way = Way::Planned;
-            return Choice::Go;
+            return follow(task, &plan, Some(claim));
         }
     }
     task.way = Way::File;
+    Choice::Go
+}
+
+fn follow(task: &mut Task, plan: &Plan, claim: Option<Claim>) -> Choice {
+    task.plan = *plan;
+    task.claim = claim;
+    task.way = Way::Planned;
     Choice::Go
 }
 
