@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use vhost_backend::device::SECTOR;
@@ -17,7 +17,7 @@ use crate::allocations;
 use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
 use crate::config::{IoPath, Swap};
 use crate::disk_path::DiskPath;
-use crate::engine::{Any, Files, sync::Sync, uring::Uring};
+use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::guard::Guard;
 use crate::hardening;
 use crate::image_lock;
@@ -58,6 +58,9 @@ pub struct DiskOptions {
     pub pin_reserve: u64,
     /// Swap-grade mode.
     pub swap: Option<Swap>,
+    /// A device with queues that never interrupt is looked at for the ends of
+    /// requests.
+    pub may_poll: bool,
 }
 
 /// An open image. Shared by the session and all workers.
@@ -74,6 +77,10 @@ pub struct Disk {
     direct: Option<DirectAlign>,
     sectors: AtomicU64,
     uring: AtomicBool,
+    /// What of io_uring the kernel has, once a worker has found out.
+    features: OnceLock<Features>,
+    /// How the image is read and written where the file is meant.
+    manner: Manner,
     shared: Arc<Shared>,
     /// The way past the file system, or why there is none.
     raw: Result<Arc<DiskPath>, String>,
@@ -152,6 +159,13 @@ impl Disk {
             Err(_) => None,
         };
         let logical = options.logical_block_size.unwrap_or(medium);
+        let manner = if block_device && direct {
+            // One that waits too long to be waited for is left to the kernel's threads.
+            let best = Manner::of(&image, align.offset, options.may_poll).map_err(failed)?;
+            best.unwrap_or(Manner::Queued)
+        } else {
+            Manner::Queued
+        };
         let disk = Self {
             path: path.to_owned(),
             block_device,
@@ -162,6 +176,8 @@ impl Disk {
             direct: direct.then_some(align),
             sectors: AtomicU64::new(0),
             uring: AtomicBool::new(true),
+            features: OnceLock::new(),
+            manner,
             shared: Arc::new(match options.swap {
                 Some(_) => Shared::keeping_blocks(align, unit),
                 None => Shared::new(align, unit),
@@ -314,6 +330,7 @@ fn disk_path(
         options.map_budget,
         options.pin_reserve,
         options.swap,
+        options.may_poll,
     );
     match path {
         Ok(path) => {
@@ -374,10 +391,17 @@ impl Device for Disk {
                 .as_ref()
                 .ok()
                 .map(|path| path.device().file().as_raw_fd()),
-            device_inline: self.raw.as_ref().is_ok_and(|path| path.is_inline()),
+            image_manner: self.manner,
+            device_manner: self
+                .raw
+                .as_ref()
+                .map_or(Manner::Queued, |path| path.manner()),
         };
         let engine = match Uring::new(files, slots) {
-            Ok(ring) => Any::Uring(Box::new(ring)),
+            Ok(ring) => {
+                self.features.get_or_init(|| ring.features());
+                Any::Uring(Box::new(ring))
+            }
             Err(error) => {
                 if self.uring.swap(false, Ordering::Relaxed) {
                     log::warn!(

@@ -19,6 +19,7 @@ use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
 
 use crate::config::Swap;
+use crate::engine::manner::Manner;
 use crate::hardening;
 use crate::planner::RawAlign;
 use crate::survey::{self, Survey};
@@ -75,9 +76,8 @@ pub struct DiskPath {
     live: AtomicBool,
     entries: AtomicU64,
     situation: Mutex<(bool, String)>,
-    /// Raw I/O is done by the calling thread, because the kernel would hand
-    /// it to others.
-    inline: bool,
+    /// How raw I/O is done.
+    manner: Manner,
     /// The file system lets files share extents.
     shares: bool,
     /// Swap-grade mode: the whole map is pinned while the path is in use.
@@ -101,13 +101,11 @@ const EMPTYING: usize = 20;
 /// `XFS_SUPER_MAGIC`
 const XFS: i64 = 0x5846_5342;
 
-/// A device that takes a read this long is not worth waiting for inline.
-const INLINE_LIMIT: Duration = Duration::from_micros(40);
-
 impl DiskPath {
     /// Finds the device under the image and prepares an empty map; the path is
     /// not in use. `budget` bytes of extents are kept at most, and besides
-    /// `pin_reserve` bytes of pinned ones.
+    /// `pin_reserve` bytes of pinned ones. The device is polled for the ends of
+    /// raw I/O only if it `may_poll`.
     ///
     /// # Errors
     /// The disk path is impossible for this image.
@@ -118,9 +116,11 @@ impl DiskPath {
         budget: u64,
         pin_reserve: u64,
         swap: Option<Swap>,
+        may_poll: bool,
     ) -> Result<DiskPath, Obstacle> {
         let device = BackingDevice::find(image)?;
-        let inline = inline_is_better(&device)?;
+        let manner = Manner::of(device.file(), device.logical_block(), may_poll)?
+            .map_err(|punts| Obstacle::Punts(punts.0.as_micros()))?;
         let size = image.metadata()?.len();
         let source = Fiemap::new(Arc::clone(image))
             .align(device.logical_block())
@@ -152,7 +152,7 @@ impl DiskPath {
             live: AtomicBool::new(false),
             entries: AtomicU64::new(0),
             situation: Mutex::new((false, "no guest uses the disk".to_owned())),
-            inline,
+            manner,
             shares: sys::filesystem_type(image)? == XFS,
             swap,
             fixed: AtomicBool::new(false),
@@ -191,9 +191,9 @@ impl DiskPath {
         self.shares
     }
 
-    /// Raw I/O is done by the calling thread.
-    pub fn is_inline(&self) -> bool {
-        self.inline
+    /// How raw I/O is best done.
+    pub fn manner(&self) -> Manner {
+        self.manner
     }
 
     /// File writes must hold their ranges. To be asked by an online reader of
@@ -478,19 +478,4 @@ impl DiskPath {
             Err(error) => log::warn!("the image's page cache cannot be dropped: {error}"),
         }
     }
-}
-
-/// The kernel would hand raw I/O on the device to worker threads, and the
-/// device is so fast that it is better done by the caller.
-///
-/// # Errors
-/// It would, and the device is not that fast: the file is better.
-fn inline_is_better(device: &BackingDevice) -> Result<bool, Obstacle> {
-    let Some(times) = sys::nowait_probe(device.file(), device.logical_block())? else {
-        return Ok(false);
-    };
-    if times <= INLINE_LIMIT {
-        return Ok(true);
-    }
-    Err(Obstacle::Punts(times.as_micros()))
 }

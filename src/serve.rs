@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sd_notify::NotifyState;
-use vhost_backend::{Endpoint, Handle, Options, Server};
+use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
 
 use crate::config::{Config, Socket};
 use crate::control;
@@ -179,6 +179,7 @@ fn disk_options(config: &Config) -> DiskOptions {
         pin_reserve: config.pin_reserve,
         pin_guest_memory: config.pin_guest_memory,
         swap: config.swap,
+        may_poll: config.poll != PollTime::Never,
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use super::*;
-use crate::engine::{Files, Slot, Vector, sync::Sync, uring::Uring};
+use crate::engine::{Files, Slot, Vector, manner::Manner, sync::Sync, uring::Uring};
 use crate::sys::DirectAlign;
 
 const BYTES: usize = 1 << 20;
@@ -121,8 +121,9 @@ fn image() -> File {
 fn files(file: &File) -> Files {
     Files {
         image: file.as_raw_fd(),
+        image_manner: Manner::Queued,
         device: None,
-        device_inline: false,
+        device_manner: Manner::Queued,
     }
 }
 
@@ -250,6 +251,31 @@ fn blk_17_io_uring_agrees_with_a_model() {
         let file = image();
         match Uring::new(files(&file), SLOTS) {
             Ok(engine) => agrees_with_a_model(engine, &file, align),
+            Err(error) => println!("SKIP: no io_uring: {error}"),
+        }
+    }
+}
+
+/// The image's file cannot be polled, or its device has no queue for that.
+#[test]
+fn what_refuses_to_be_polled_is_used_without() {
+    for (flags, align) in [(0, 512), (libc::O_DIRECT, 4096)] {
+        let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .custom_flags(flags)
+            .open(folder.path().join("image"))
+            .unwrap();
+        file.set_len(BYTES as u64).unwrap();
+        let files = Files {
+            image_manner: Manner::Polled,
+            ..files(&file)
+        };
+        let plain = File::open(folder.path().join("image")).unwrap();
+        match Uring::new(files, SLOTS) {
+            Ok(engine) => agrees_with_a_model(engine, &plain, align),
             Err(error) => println!("SKIP: no io_uring: {error}"),
         }
     }

@@ -9,6 +9,8 @@ use vhost_backend::device::SECTOR;
 use super::Disk;
 use crate::block_io::Sums;
 use crate::disk_path::Situation;
+use crate::engine::Features;
+use crate::engine::manner::Manner;
 use crate::pin::PinState;
 
 /// What `extentctl info` shows of the disk.
@@ -42,9 +44,12 @@ pub struct DiskDescription {
     pub operations: Sums,
     /// The block device under the image, if raw I/O to it is possible.
     pub device: Option<PathBuf>,
-    /// Raw I/O is done by the workers themselves, as the device takes none
-    /// without waiting.
-    pub device_inline: bool,
+    /// How the device is read and written: "queued", "inline" by the workers
+    /// themselves as it takes nothing without waiting, or "polled" as it need
+    /// not interrupt.
+    pub device_io: &'static str,
+    /// What of io_uring the kernel has.
+    pub io_uring: Option<Features>,
     /// Guest memory as registered buffers, which excludes ballooning, free
     /// page reporting and virtio-mem.
     pub pinned_guest_memory: String,
@@ -88,7 +93,12 @@ impl Disk {
             path_entries: situation.entries,
             operations: self.sums(),
             device: path.and_then(|path| path.device().path().map(Path::to_owned)),
-            device_inline: path.is_some_and(|path| path.is_inline()),
+            device_io: match path.map_or(self.manner, |path| path.manner()) {
+                Manner::Queued => "queued",
+                Manner::Inline => "inline",
+                Manner::Polled => "polled",
+            },
+            io_uring: self.features.get().copied(),
             pinned_guest_memory: self.pin_description(),
             lock: self.options.lock,
         }

@@ -7,12 +7,19 @@
 
 #![allow(unsafe_code)]
 
+mod entries;
+pub mod manner;
+mod polled;
+mod ring;
 pub mod sync;
 pub mod uring;
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
+
+use self::manner::Manner;
+pub use self::ring::Features;
 
 /// What an operation is done to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,21 +35,12 @@ pub enum Target {
 pub struct Files {
     /// The image.
     pub image: RawFd,
+    /// How it is read and written.
+    pub image_manner: Manner,
     /// The device under it, if raw I/O to it is possible.
     pub device: Option<RawFd>,
-    /// The kernel would hand I/O on the device to threads of its own, which
-    /// costs more than waiting for it.
-    pub device_inline: bool,
-}
-
-impl Work {
-    /// Moves data to or from the device.
-    fn is_raw(&self) -> bool {
-        let (Self::Read(target, _) | Self::Write { target, .. }) = self else {
-            return false;
-        };
-        *target == Target::Device
-    }
+    /// How that is read and written.
+    pub device_manner: Manner,
 }
 
 impl Files {
@@ -50,6 +48,27 @@ impl Files {
         match target {
             Target::Image => self.image,
             Target::Device => self.device.unwrap_or(-1),
+        }
+    }
+
+    /// Something may be polled.
+    fn are_polled(&self) -> bool {
+        [self.image_manner, self.device_manner].contains(&Manner::Polled)
+    }
+
+    /// Only plain reads and writes have a choice.
+    fn manner(&self, work: &Work) -> Manner {
+        match work {
+            Work::Read(target, _)
+            | Work::Write {
+                target,
+                stable: false,
+                ..
+            } => match target {
+                Target::Image => self.image_manner,
+                Target::Device => self.device_manner,
+            },
+            _ => Manner::Queued,
         }
     }
 }
@@ -145,7 +164,7 @@ pub trait Engine {
     fn completions(&mut self, done: impl FnMut(u32, i32));
 
     /// [`completions`](Self::completions) may have something to give; costs no
-    /// more than a few loads.
+    /// more than a few loads, and a system call while something is polled for.
     fn has_ended(&mut self) -> bool;
 
     /// Shares the registered buffers of another ring, which has them in the

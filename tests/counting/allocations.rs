@@ -113,6 +113,7 @@ fn count(way: Way, load: Plan, requests: u64) -> Option<u64> {
         map_budget: 64 << 20,
         pin_reserve: 0,
         pin_guest_memory: false,
+        may_poll: true,
         swap: None,
     };
     let before_start = ALLOCATIONS.load(Ordering::Relaxed);

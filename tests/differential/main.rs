@@ -36,6 +36,7 @@ fn open(image: &Path, read_only: bool) -> Arc<Disk> {
         io_path: IoPath::File,
         map_budget: 1 << 20,
         pin_guest_memory: false,
+        may_poll: true,
         swap: None,
         pin_reserve: 0,
     };
