@@ -2,7 +2,6 @@
 //! does not take, and the copying between them and the guest's pieces.
 #![allow(unsafe_code)]
 
-use std::alloc::Layout;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
@@ -13,11 +12,12 @@ use crate::sys;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer(usize);
 
-/// A fixed number of equal buffers of one thread, aligned to pages.
+/// A fixed number of equal buffers of one thread, aligned to pages. They are
+/// zeros at first, and take no memory before they are used.
 #[derive(Debug)]
 pub struct Pool {
     memory: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
     size: usize,
     free: Vec<usize>,
 }
@@ -27,21 +27,18 @@ unsafe impl Send for Pool {}
 
 impl Pool {
     /// `count` buffers of `size` bytes, a multiple of 4096.
-    pub fn new(count: usize, size: usize) -> Self {
+    ///
+    /// # Errors
+    /// There is not that much memory.
+    pub fn new(count: usize, size: usize) -> io::Result<Self> {
         let size = size.max(4096).next_multiple_of(4096);
         let bytes = count.max(1) * size;
-        let layout = Layout::from_size_align(bytes, 65536).unwrap_or(Layout::new::<u64>());
-        // SAFETY: the layout has a size that is not 0.
-        let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else {
-            std::alloc::handle_alloc_error(layout)
-        };
-        Self {
-            memory,
-            layout,
+        Ok(Self {
+            memory: map_zeros(bytes)?,
+            bytes,
             size,
             free: (0..count.max(1)).collect(),
-        }
+        })
     }
 
     /// Bytes of each buffer.
@@ -155,9 +152,23 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and not freed before.
-        unsafe { std::alloc::dealloc(self.memory.as_ptr(), self.layout) };
+        // SAFETY: mapped with this length, unmapped once, and nothing else
+        // knows of it: who has a `Buffer` reaches it through the pool.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
     }
+}
+
+/// New memory that the kernel gives page by page as it is touched. (The
+/// allocator would write the zeros itself, as the memory is aligned.)
+fn map_zeros(bytes: usize) -> io::Result<NonNull<u8>> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice replaces none.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
 /// Walks `len` bytes of the pieces from byte `from` on, part by part.
@@ -189,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_gathered_from_ragged_pieces_is_scattered_back() {
-        let mut pool = Pool::new(2, 4096);
+        let mut pool = Pool::new(2, 4096).unwrap();
         let buffer = pool.take().unwrap();
         let mut source: Vec<u8> = (0..=255).collect();
         let (a, b) = source.split_at_mut(77);
@@ -217,7 +228,7 @@ mod tests {
 
     #[test]
     fn buffers_run_out_and_come_back() {
-        let mut pool = Pool::new(1, 4096);
+        let mut pool = Pool::new(1, 4096).unwrap();
         let buffer = pool.take().unwrap();
         assert!(pool.take().is_none());
         pool.give_back(buffer);

@@ -419,7 +419,7 @@ impl Device for Disk {
             Some(pinner) => Some(pinner.worker()?),
             None => None,
         };
-        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, pins, slots);
+        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, pins, slots)?;
         self.tallies().push(channel.tally());
         Ok(channel)
     }

@@ -473,7 +473,7 @@ pub fn set_blocking(file: &File) -> io::Result<()> {
 /// The device cannot be read.
 pub fn nowait_probe(device: &File, block: u32) -> io::Result<Option<std::time::Duration>> {
     const READS: usize = 9;
-    let mut pool = crate::bounce::Pool::new(1, 4096);
+    let mut pool = crate::bounce::Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };

@@ -18,6 +18,7 @@ mod task;
 mod tests;
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,16 +84,19 @@ enum Next {
 
 impl<E: Engine> BlockIo<E> {
     /// The I/O of up to `slots` requests at a time.
+    ///
+    /// # Errors
+    /// There is no memory for its buffers.
     pub fn new(
         mut engine: E,
         shared: Arc<Shared>,
         raw: Option<Raw>,
         pins: Option<Pins>,
         slots: usize,
-    ) -> Self {
+    ) -> io::Result<Self> {
         engine.watch(0, raw.as_ref().map(Raw::event));
         engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
-        Self {
+        Ok(Self {
             engine,
             shared,
             raw,
@@ -102,11 +106,11 @@ impl<E: Engine> BlockIo<E> {
             ended: Vec::with_capacity(slots),
             stalled: VecDeque::with_capacity(slots),
             results: Vec::with_capacity(slots),
-            pool: Pool::new(BUFFERS, BUFFER_BYTES),
-            zeros: Pool::new(1, BUFFER_BYTES),
+            pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
+            zeros: Pool::new(1, BUFFER_BYTES)?,
             allocations: 0,
             waits_elsewhere: false,
-        }
+        })
     }
 
     /// What this worker has done so far.

@@ -68,7 +68,7 @@ pub(super) fn enter_soon(path: &DiskPath) -> Result<(), Obstacle> {
 /// Finds the smallest alignment that direct reads take, where the kernel does
 /// not tell.
 pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::bounce::Pool::new(1, 4096);
+    let mut pool = crate::bounce::Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };
