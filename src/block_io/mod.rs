@@ -323,6 +323,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             }
         }
         self.counts.ended += self.ended.len() as u64;
+        self.counts.polled = self.engine.polled();
         self.counts.publish();
         for completion in self.ended.drain(..) {
             done(completion);

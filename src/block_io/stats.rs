@@ -11,6 +11,7 @@ pub struct Tally {
     disk: AtomicU64,
     file: AtomicU64,
     zeros: AtomicU64,
+    polled: AtomicU64,
     ended: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
@@ -25,6 +26,9 @@ pub struct Sums {
     pub file_operations: u64,
     /// Reads of holes and unwritten extents, which need no I/O.
     pub zero_fills: u64,
+    /// Reads and writes whose end was looked for, so that the device did not
+    /// have to interrupt.
+    pub polled_operations: u64,
     /// Requests that have ended.
     pub requests: u64,
     /// Bytes of reads that ended well.
@@ -39,6 +43,7 @@ impl Tally {
         sums.disk_operations += self.disk.load(Ordering::Relaxed);
         sums.file_operations += self.file.load(Ordering::Relaxed);
         sums.zero_fills += self.zeros.load(Ordering::Relaxed);
+        sums.polled_operations += self.polled.load(Ordering::Relaxed);
         sums.requests += self.ended.load(Ordering::Relaxed);
         sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
         sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
@@ -51,6 +56,7 @@ pub struct Counts {
     pub(super) disk: u64,
     pub(super) file: u64,
     pub(super) zeros: u64,
+    pub(super) polled: u64,
     pub(super) ended: u64,
     pub(super) read_bytes: u64,
     pub(super) written_bytes: u64,
@@ -66,6 +72,7 @@ impl Counts {
         self.shown.disk.store(self.disk, Ordering::Relaxed);
         self.shown.file.store(self.file, Ordering::Relaxed);
         self.shown.zeros.store(self.zeros, Ordering::Relaxed);
+        self.shown.polled.store(self.polled, Ordering::Relaxed);
         self.shown.ended.store(self.ended, Ordering::Relaxed);
         self.shown
             .read_bytes

@@ -167,6 +167,12 @@ pub trait Engine {
     /// more than a few loads, and a system call while something is polled for.
     fn has_ended(&mut self) -> bool;
 
+    /// How many operations were looked for in place of an interrupt, since
+    /// the start.
+    fn polled(&self) -> u64 {
+        0
+    }
+
     /// Shares the registered buffers of another ring, which has them in the
     /// order of `slots`; operations on memory inside them are cheaper then.
     ///
@@ -225,6 +231,13 @@ impl Engine for Any {
         match self {
             Self::Uring(engine) => engine.has_ended(),
             Self::Sync(engine) => engine.has_ended(),
+        }
+    }
+
+    fn polled(&self) -> u64 {
+        match self {
+            Self::Uring(engine) => engine.polled(),
+            Self::Sync(engine) => engine.polled(),
         }
     }
 

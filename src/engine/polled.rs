@@ -23,6 +23,8 @@ const NAPS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_mi
 pub(super) struct Polled {
     ring: IoUring,
     running: usize,
+    /// Operations that have ended here.
+    ended: u64,
     /// Operations still to go the usual way.
     pause: u32,
     nap: Duration,
@@ -41,6 +43,7 @@ impl Polled {
         Ok(Self {
             ring: ring::set_up(files, depth, true)?.0,
             running: 0,
+            ended: 0,
             pause: 0,
             nap: NAPS.0,
             works: vec![None; depth].into(),
@@ -71,6 +74,11 @@ impl Polled {
         unsafe { ring::place(&mut self.ring, &entry) };
         self.running += 1;
         true
+    }
+
+    /// How many operations have ended here.
+    pub fn ended(&self) -> u64 {
+        self.ended
     }
 
     /// Gives what is queued to the kernel and looks for what has ended.
@@ -105,7 +113,10 @@ impl Polled {
                     }
                     again(token, work);
                 }
-                _ => done(token, entry.result()),
+                _ => {
+                    self.ended += 1;
+                    done(token, entry.result());
+                }
             }
         }
     }

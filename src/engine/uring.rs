@@ -185,6 +185,10 @@ impl Engine for Uring {
         self.is_owed()
     }
 
+    fn polled(&self) -> u64 {
+        self.polled.as_ref().map_or(0, Polled::ended)
+    }
+
     fn clone_buffers(&mut self, ring: RawFd, slots: &[Slot]) -> io::Result<()> {
         self.drop_buffers();
         let none = CloneBuffersFlags::empty();
