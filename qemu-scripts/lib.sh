@@ -33,15 +33,29 @@ static_busybox() {
     return 1
 }
 
-# The unpacked kernel image and its release; both fail when setup.sh has not run.
-guest_kernel() {
+# The kernel image unpacked in the folder $1 of the cache, and its release; both fail where there is none.
+kernel_image() {
     local image
-    image=$(find "$CACHE/kernel/boot" -name 'vmlinuz-*' 2>/dev/null | sort | tail -n 1)
+    image=$(find "$CACHE/$1/boot" -name 'vmlinuz-*' 2>/dev/null | sort | tail -n 1)
     [[ -n $image ]] && echo "$image"
 }
-guest_release() {
+kernel_release() {
     local image
-    image=$(guest_kernel) && basename "$image" | sed 's/^vmlinuz-//'
+    image=$(kernel_image "$1") && basename "$image" | sed 's/^vmlinuz-//'
+}
+guest_kernel() { kernel_image kernel; }
+guest_release() { kernel_release kernel; }
+# The folder of a kernel on which all of extentd works; it asks for cachestat(2), so for 6.5.
+host_kernel_folder() {
+    local folder release
+    for folder in kernel host-kernel; do
+        release=$(kernel_release "$folder") || continue
+        if [[ $(printf '6.5\n%s\n' "$release" | sort -V | head -n 1) == 6.5 ]]; then
+            echo "$folder"
+            return 0
+        fi
+    done
+    return 1
 }
 
 # Waits until somebody listens on the unix socket $1 and the process $2 lives.

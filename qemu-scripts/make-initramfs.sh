@@ -11,14 +11,19 @@ usage() {
   --tool NAME        a program of this machine to take along with its libraries (repeatable)
   --module NAME      a kernel module besides virtio_pci and virtio_blk (repeatable)
   --file SOURCE:DEST any file, DEST an absolute path in the guest (repeatable)
+  --host             for the kernel of a machine that runs extentd, not for that of a guest
 Without a job the guest opens a shell on its console, or, with extentd.agent=ttyS1 on its kernel
 command line, runs the commands it reads from that port."
 }
 
-out='' job='' modules=(virtio_pci virtio_blk) tools=() files=()
+out='' job='' modules=(virtio_pci virtio_blk) tools=() files=() kernel=kernel
 while (($# > 0)); do
     case $1 in
     -h | --help) usage && exit 0 ;;
+    --host)
+        kernel=$(host_kernel_folder) || die "no kernel for a host; run setup.sh --tests first"
+        shift
+        ;;
     --out | --job | --tool | --module | --file)
         (($# > 1)) || die "$1 needs a value (see --help)"
         case $1 in
@@ -35,7 +40,7 @@ while (($# > 0)); do
 done
 [[ -n $out ]] || die "--out FILE is missing (see --help)"
 busybox=$(static_busybox) || die "no static busybox; run setup.sh first"
-release=$(guest_release) || die "no guest kernel; run setup.sh first"
+release=$(kernel_release "$kernel") || die "no guest kernel; run setup.sh first"
 
 tree=$(mktemp -d "${TMPDIR:-/tmp}/extentd-initramfs.XXXXXX")
 trap 'rm -rf "$tree"' EXIT
@@ -47,11 +52,12 @@ install -m 755 "$SCRIPTS/guest-init" "$tree/init"
 # In the order modprobe would load them; several modules share dependencies. crc32c-intel only speeds
 # things up, and an emulated CPU may lack what it needs.
 for module in "${modules[@]}"; do
-    modprobe -d "$CACHE/kernel" -S "$release" --show-depends "$module" || die "the guest kernel has no module $module"
+    modprobe -d "$CACHE/$kernel" -S "$release" --show-depends "$module" || die "kernel $release has no module $module"
 done | awk '$1 == "insmod" && !/crc32c-intel/ && !seen[$2]++ { print $2 }' >"$tree/modules/paths"
 while read -r path; do
-    cp "$path" "$tree/modules/"
-    basename "$path"
+    module=$(basename "$path" .xz)
+    if [[ $path == *.xz ]]; then xz -dc "$path" >"$tree/modules/$module"; else cp "$path" "$tree/modules/"; fi
+    echo "$module"
 done <"$tree/modules/paths" >"$tree/modules/order"
 rm "$tree/modules/paths"
 

@@ -14,15 +14,22 @@ case ${1:-} in
 --tests) for_tests=1 ;;
 --bench) for_bench=1 ;;
 -h | --help)
-    say "usage: setup.sh [--tests | --bench | --kernel]
+    say "usage: setup.sh [--tests | --bench | --kernel | --host-kernel]
 Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
   --tests    also what only the tests need
   --bench    only what bench.sh needs: qemu-storage-daemon 10, fio and file-system tools
-  --kernel   install nothing, print the guest kernel's path"
+  --kernel   install nothing, print the guest kernel's path
+  --host-kernel
+             the same for the kernel of a machine that runs extentd in the tests"
     exit 0
     ;;
 --kernel)
     guest_kernel || die "no guest kernel in $CACHE; run setup.sh first"
+    exit 0
+    ;;
+--host-kernel)
+    folder=$(host_kernel_folder) || die "no kernel 6.5 or later in $CACHE; run setup.sh --tests first"
+    kernel_image "$folder"
     exit 0
     ;;
 *) die "unknown argument '$1' (see --help)" ;;
@@ -38,7 +45,7 @@ needs=(
 if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
-        c++:g++ strace:strace llvm-symbolizer:llvm valgrind:valgrind
+        c++:g++ strip:binutils dmsetup:dmsetup xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
     )
 fi
 if ((for_bench)); then
@@ -55,11 +62,13 @@ want_busybox=0
 static_busybox >/dev/null || want_busybox=1
 want_kernel=0
 guest_kernel >/dev/null || want_kernel=1
+want_host_kernel=0
+if ((for_tests)) && ! host_kernel_folder >/dev/null; then want_host_kernel=1; fi
 if ((for_bench)); then
     want_busybox=0
     want_kernel=0
 fi
-if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0)); then
+if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0 && want_host_kernel == 0)); then
     exit 0
 fi
 
@@ -116,12 +125,17 @@ add_backports() {
     apt_or_die "the package list of $codename-backports" update
 }
 
+# Has apt know the backports of this release, and sets `suite`.
+need_backports() {
+    # shellcheck disable=SC1091
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
+    apt-cache policy | grep -q "n=$suite" || add_backports
+}
+
 if ((want_qemu)); then
     release=()
     if dpkg --compare-versions "$(candidate qemu-system-x86)" lt 10; then
-        # shellcheck disable=SC1091
-        suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
-        apt-cache policy | grep -q "n=$suite" || add_backports
+        need_backports
         release=(-t "$suite")
     fi
     say "setup: installing QEMU 10 or later"
@@ -150,12 +164,20 @@ if ((want_busybox)); then
     fetch busybox-static busybox
     static_busybox >/dev/null || die "the package busybox-static holds no static busybox"
 fi
-if ((want_kernel)); then
-    package=$(apt-cache depends --important linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
-    [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64, so there is no kernel for the guests"
+# Fetches the newest cloud kernel into the folder $1 of the cache, from the suite $2 if there is one.
+fetch_kernel() {
+    local package
+    package=$(apt-cache depends --important "linux-image-cloud-amd64${2:+/$2}" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64${2:+ in $2}, so there is no kernel for the guests"
     say "setup: fetching $package for the guests"
-    fetch "$package" kernel
-    guest_kernel >/dev/null || die "$package holds no kernel image"
-    depmod -b "$CACHE/kernel" "$(guest_release)"
+    fetch "$package" "$1"
+    kernel_image "$1" >/dev/null || die "$package holds no kernel image"
+    depmod -b "$CACHE/$1" "$(kernel_release "$1")"
+}
+if ((want_kernel)); then fetch_kernel kernel ""; fi
+if ((want_host_kernel)) && ! host_kernel_folder >/dev/null; then
+    need_backports
+    fetch_kernel host-kernel "$suite"
+    host_kernel_folder >/dev/null || die "$suite has no kernel 6.5 or later"
 fi
 say "setup: done"

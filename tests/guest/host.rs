@@ -65,13 +65,24 @@ pub fn boot_files() -> Option<&'static BootFiles> {
 }
 
 fn prepare() -> Result<BootFiles, String> {
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-scripts");
-    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    run(Command::new("qemu-system-x86_64").arg("--version"))?;
-    let kernel = run(Command::new(scripts.join("setup.sh")).arg("--kernel"))?
-        .trim()
-        .into();
+    let mut arguments = vec!["--module".to_owned(), "xfs".to_owned()];
+    for tool in [
+        "mkfs.ext4",
+        "e2fsck",
+        "mkfs.xfs",
+        "xfs_repair",
+        "blkdiscard",
+    ] {
+        arguments.extend(["--tool".to_owned(), tool.to_owned()]);
+    }
+    let verifier = format!("{}:/bin/verifier", verifier()?.display());
+    arguments.extend(["--file".to_owned(), verifier]);
+    pack("guest-initramfs", "--kernel", &arguments)
+}
 
+/// Compiles the program that runs inside the guests; where it is.
+pub fn verifier() -> Result<PathBuf, String> {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/verifier.rs");
     let verifier = built.join("verifier");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -88,22 +99,22 @@ fn prepare() -> Result<BootFiles, String> {
         .arg(&verifier)
         .arg(source)
         .current_dir(built))?;
+    Ok(verifier)
+}
 
-    let initramfs = built.join("guest-initramfs");
-    let mut make = Command::new(scripts.join("make-initramfs.sh"));
-    make.arg("--out").arg(&initramfs).args(["--module", "xfs"]);
-    for tool in [
-        "mkfs.ext4",
-        "e2fsck",
-        "mkfs.xfs",
-        "xfs_repair",
-        "blkdiscard",
-    ] {
-        make.args(["--tool", tool]);
-    }
-    run(make
-        .arg("--file")
-        .arg(format!("{}:/bin/verifier", verifier.display())))?;
+/// Packs an initramfs of that name with what make-initramfs.sh is told to take along, for the kernel that
+/// setup.sh names when asked for it by `kernel`.
+pub fn pack(name: &str, kernel: &str, arguments: &[String]) -> Result<BootFiles, String> {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-scripts");
+    run(Command::new("qemu-system-x86_64").arg("--version"))?;
+    let kernel = run(Command::new(scripts.join("setup.sh")).arg(kernel))?
+        .trim()
+        .into();
+    let initramfs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    run(Command::new(scripts.join("make-initramfs.sh"))
+        .arg("--out")
+        .arg(&initramfs)
+        .args(arguments))?;
     Ok(BootFiles { kernel, initramfs })
 }
 

@@ -1,0 +1,108 @@
+//! What the machine boots from, and which programs are in it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::host::{self, BootFiles};
+
+/// Kernel modules; NVMe and ext4 are built in.
+const MODULES: [&str; 7] = [
+    "xfs",
+    "loop",
+    "brd",
+    "zram",
+    "null_blk",
+    "dm_delay",
+    "dm_flakey",
+];
+/// Programs of this machine. What is not here is busybox'.
+const TOOLS: [&str; 8] = [
+    "mkfs.ext4",
+    "mkfs.xfs",
+    "dmsetup",
+    "losetup",
+    "setpriv",
+    "prlimit",
+    "blkdiscard",
+    "blockdev",
+];
+
+/// The programs that the machine has besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum With {
+    /// extentd, extentctl and extentd-load.
+    Ours,
+    /// qemu-storage-daemon too.
+    StorageDaemon,
+}
+
+/// Prepared once per run. `None`, after a line that says why, where something is not installed.
+pub fn files(with: With) -> Option<&'static BootFiles> {
+    type Files = OnceLock<Result<BootFiles, String>>;
+    static OURS: Files = OnceLock::new();
+    static STORAGE_DAEMON: Files = OnceLock::new();
+    let files = match with {
+        With::Ours => OURS.get_or_init(|| prepare("host-vm", None)),
+        With::StorageDaemon => {
+            STORAGE_DAEMON.get_or_init(|| prepare("host-vm-qsd", Some("qemu-storage-daemon")))
+        }
+    };
+    match files {
+        Ok(files) => Some(files),
+        Err(reason) => {
+            println!("SKIP: {reason}");
+            None
+        }
+    }
+}
+
+fn prepare(name: &str, peer: Option<&str>) -> Result<BootFiles, String> {
+    let extentd = std::env::var_os("EXTENTD")
+        .map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), PathBuf::from);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    let mut arguments = Vec::new();
+    let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
+    for module in MODULES {
+        add("--module", module.to_owned());
+    }
+    for tool in TOOLS.into_iter().chain(peer) {
+        add("--tool", tool.to_owned());
+    }
+    for (program, name) in [
+        (extentd, "extentd"),
+        (env!("CARGO_BIN_EXE_extentctl").into(), "extentctl"),
+        (load()?, "extentd-load"),
+    ] {
+        // All of it lies in the memory of the machine.
+        let stripped = folder.join(name);
+        let mut strip = Command::new("strip");
+        host::run(strip.arg("-o").arg(&stripped).arg(program))?;
+        add("--tool", stripped.display().to_string());
+    }
+    arguments.push("--host".to_owned());
+    host::pack(&format!("{name}-initramfs"), "--host-kernel", &arguments)
+}
+
+/// Builds extentd-load, as cargo builds no program of another package for a test; where it is.
+fn load() -> Result<PathBuf, String> {
+    let built = Path::new(env!("CARGO_BIN_EXE_extentd")).parent();
+    let target = built.and_then(Path::parent).ok_or("no target folder")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    host::run(
+        Command::new(cargo)
+            .args([
+                "build",
+                "--quiet",
+                "-p",
+                "front-end",
+                "--bin",
+                "extentd-load",
+            ])
+            .arg("--target-dir")
+            .arg(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR")),
+    )?;
+    Ok(target.join("debug/extentd-load"))
+}

@@ -1,0 +1,36 @@
+//! The process on a host of its own: a virtual machine in which the tests are root with every capability,
+//! with memory control groups (version 2), swap, device mapper and disks of any kind. No guest runs in it;
+//! `extentd-load` is the front-end.
+//!
+//! They need what `qemu-scripts/setup.sh --tests` installs and skip with a reason where that is missing.
+//! `EXTENTD_TEST_DIR` names the folder for the disks of the machine.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
+
+mod boot;
+mod machine;
+mod served;
+
+#[allow(dead_code)]
+#[path = "../guest/daemon.rs"]
+mod daemon;
+#[allow(dead_code)]
+#[path = "../guest/host.rs"]
+mod host;
+#[allow(dead_code)]
+#[path = "../guest/pattern.rs"]
+mod pattern;
+#[allow(dead_code)]
+#[path = "../guest/qmp.rs"]
+mod qmp;
+#[allow(dead_code)]
+#[path = "../guest/vm.rs"]
+mod vm;
+
+mod smoke;
