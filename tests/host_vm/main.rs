@@ -33,4 +33,5 @@ mod qmp;
 #[path = "../guest/vm.rs"]
 mod vm;
 
+mod polled;
 mod smoke;
