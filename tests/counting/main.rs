@@ -15,6 +15,7 @@
 mod file_systems;
 
 mod allocations;
+mod footprint;
 mod generator;
 mod instructions;
 mod served;

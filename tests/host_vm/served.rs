@@ -22,7 +22,7 @@ impl Served {
             "{before} extentd --socket-path {socket} --control-path /tmp/{name}.ctl --blk-file {image} {arguments}"
         );
         let pid = vm.number(&format!(
-            "rm -f {socket} {status}; (sh -c 'echo $$ >/tmp/{name}.pid; exec env {command}'; echo $? >{status}) >{log} 2>&1 & until [ -s /tmp/{name}.pid ]; do sleep 0.02; done; cat /tmp/{name}.pid"
+            "rm -f {socket} {status} /tmp/{name}.pid; (sh -c 'echo $$ >/tmp/{name}.pid; exec env {command}'; echo $? >{status}) >{log} 2>&1 & until [ -s /tmp/{name}.pid ]; do sleep 0.02; done; cat /tmp/{name}.pid"
         ));
         // A connect() would count as a front-end.
         let listens = format!("grep -q ' 00010000 .* {socket}$' /proc/net/unix");
