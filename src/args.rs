@@ -69,7 +69,8 @@ pub struct Args {
     #[arg(long)]
     pub pin_guest_memory: bool,
 
-    /// How long a worker looks for work before it sleeps, in microseconds (0 never); auto learns it
+    /// How long a worker looks for work before it sleeps, in microseconds (0 never); auto learns it.
+    /// Unless it is 0, a device with queues that never interrupt (io_poll) is polled while that pays
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = poll_time)]
     pub poll_us: PollTime,
 
