@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::codes::{feature, protocol};
 use crate::connection::Connection;
+use crate::driver::{Driver, Setup};
 use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, Region};
 use crate::requests::{Inflight, RingUsers};
@@ -181,6 +182,23 @@ impl Session {
             Like::CloudHypervisor => self.start_like_cloud_hypervisor(memory, rings)?,
         }
         Ok(())
+    }
+
+    /// Shares new flat memory of so many bytes, and starts queue 0 in it with
+    /// a ring of `size` entries.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and what the host says.
+    pub fn start_one(&mut self, bytes: u64, size: u16) -> Result<(GuestMemory, Driver)> {
+        let memory = GuestMemory::flat(bytes)?;
+        let setup = Setup {
+            size,
+            features: self.features,
+            indirect: 16,
+        };
+        let driver = Driver::new(&memory, 0, setup)?;
+        self.start(&memory, &[driver.ring()])?;
+        Ok((memory, driver))
     }
 
     fn start_like_qemu(&mut self, memory: &GuestMemory, rings: &[&Ring]) -> Result<()> {

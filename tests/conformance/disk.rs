@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use front_end::codes::status;
-use front_end::{Daemon, Done, Driver, GuestMemory, Like, Session, Setup, Wanted};
+use front_end::{Daemon, Done, Driver, GuestMemory, Like, Session, Wanted};
 use tempfile::TempDir;
 
 /// Guest memory, in bytes.
@@ -117,14 +117,7 @@ impl Attached {
 
     /// As [`new`](Self::new), on a session that is open.
     pub fn over(mut session: Session) -> Self {
-        let memory = GuestMemory::flat(MEMORY).unwrap();
-        let setup = Setup {
-            size: 64,
-            features: session.features,
-            indirect: 16,
-        };
-        let driver = Driver::new(&memory, 0, setup).unwrap();
-        session.start(&memory, &[driver.ring()]).unwrap();
+        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
         Self {
             session,
             memory,

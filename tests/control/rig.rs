@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use front_end::codes::status;
-use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -143,14 +143,7 @@ impl Rig {
 
     pub fn attach(&self) -> Guest {
         let mut session = Session::open(&self.socket, Like::Qemu, Wanted::default()).unwrap();
-        let memory = GuestMemory::flat(MEMORY).unwrap();
-        let setup = Setup {
-            size: 64,
-            features: session.features,
-            indirect: 16,
-        };
-        let driver = Driver::new(&memory, 0, setup).unwrap();
-        session.start(&memory, &[driver.ring()]).unwrap();
+        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
         Guest {
             _session: session,
             memory,

@@ -7,6 +7,7 @@ use front_end::codes::status;
 use front_end::{Buffer, Done, Driver, GuestMemory, LIMIT, Op, Segment};
 
 use crate::model::{Model, SECTOR, Value, content};
+use crate::random::Random;
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
@@ -16,19 +17,6 @@ const PART: usize = 193;
 const DEPTH: usize = 8;
 /// Guest memory of a request, in bytes.
 const ROOM: u64 = 256 << 10;
-
-/// Numbers that look random: xorshift.
-pub struct Random(pub u64);
-
-impl Random {
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Request {

@@ -19,11 +19,12 @@ use std::sync::atomic::AtomicBool;
 use front_end::Op;
 use front_end::codes::feature;
 
-use crate::client::{Client, Random};
+use crate::client::Client;
 use crate::common::{self, EXT4, Made, Mounted, XFS, run};
 use crate::disturb;
 use crate::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
 use crate::model::{Model, SECTOR};
+use crate::random::Random;
 use crate::rig::{Guest, Info, Served};
 
 /// How often the disk is copied. Every third time the process is killed first.

@@ -14,6 +14,7 @@ mod image;
 mod killed;
 mod model;
 mod promises;
+mod random;
 mod refusals;
 mod rig;
 mod stopped;

@@ -10,7 +10,8 @@ use front_end::{Inflight, Like};
 
 use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::image::{Image, read_direct};
-use crate::lanes::{Lanes, Random};
+use crate::lanes::Lanes;
+use crate::random::Random;
 use crate::rig::{Place, guest};
 
 /// How often each process is killed, if the environment does not say.

@@ -10,6 +10,7 @@ use front_end::{Buffer, Driver, Error, GuestMemory, Op, Ring, Segment, Session};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::model::{Model, SECTOR, Value, content};
+use crate::random::Random;
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// Lanes of a guest; the queues have equally many.
@@ -18,19 +19,6 @@ pub const LANES: usize = 16;
 const LONGEST: usize = 128;
 /// Guest memory of a lane in bytes.
 const ROOM: u64 = (LONGEST * SECTOR) as u64 + 4096;
-
-/// Numbers that look random: xorshift.
-pub struct Random(pub u64);
-
-impl Random {
-    /// A number below `limit`.
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-}
 
 #[derive(Debug, Clone)]
 struct Request {

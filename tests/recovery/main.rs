@@ -11,6 +11,8 @@ mod image;
 #[path = "../disk_path/model.rs"]
 #[allow(dead_code)]
 mod model;
+#[path = "../disk_path/random.rs"]
+mod random;
 
 mod faults;
 mod kills;
