@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use mapping::lease::LeaseError;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
 use crate::allocations;
 use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
 use crate::config::{IoPath, Swap};
-use crate::disk_path::DiskPath;
+use crate::disk_path::{DiskPath, Obstacle};
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::guard::Guard;
 use crate::hardening;
@@ -200,24 +201,34 @@ impl Disk {
     }
 
     /// In swap-grade mode the image is ours, and its map in memory, from the
-    /// start to the end of the process.
+    /// start to the end of the process; or from when somebody else, as the
+    /// source of a migration, gives the image up.
     fn take_for_swap(&self) -> Result<(), DiskError> {
         let Some(grade) = self.options.swap else {
             return Ok(());
         };
-        if let Some(guard) = &self.guard {
-            guard.want();
-            // What is in the way is told below.
-            let _ = guard.try_now();
-        }
-        let obstacle = match &self.raw {
-            Ok(path) => Some(path.situation()).filter(|situation| !situation.on_disk),
-            Err(_) if self.block_device => None,
+        let raw = match &self.raw {
+            Ok(path) => path,
+            Err(_) if self.block_device => return Ok(()),
             Err(reason) => return self.lacks_path(grade, reason),
         };
-        obstacle.map_or(Ok(()), |situation| {
-            self.lacks_path(grade, &situation.reason)
-        })
+        let Some(guard) = &self.guard else {
+            return Ok(());
+        };
+        guard.want();
+        if self.options.io_path == IoPath::Disk {
+            return image_file::enter_soon(|| guard.try_now()).map_err(DiskError::NoDiskPath);
+        }
+        match guard.try_now() {
+            Ok(()) => Ok(()),
+            Err(obstacle @ (Obstacle::Lease(LeaseError::InUse) | Obstacle::Asked)) => {
+                log::warn!(
+                    "not swap-grade yet: {obstacle}: requests go by the file until it is given up"
+                );
+                Ok(())
+            }
+            Err(_) => self.lacks_path(grade, &raw.situation().reason),
+        }
     }
 
     fn lacks_path(&self, grade: Swap, reason: &str) -> Result<(), DiskError> {
@@ -335,7 +346,7 @@ fn disk_path(
     match path {
         Ok(path) => {
             if demanded && options.swap.is_none() {
-                image_file::enter_soon(&path).map_err(DiskError::NoDiskPath)?;
+                image_file::enter_soon(|| path.enter()).map_err(DiskError::NoDiskPath)?;
                 path.leave("no guest uses the disk");
             }
             Ok(Ok(Arc::new(path)))

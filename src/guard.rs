@@ -12,7 +12,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mapping::device::Refusal;
+use mapping::lease::LeaseError;
 
+use crate::close_watch::CloseWatch;
 use crate::disk_path::{DiskPath, Obstacle};
 use crate::hardening::SMALL_STACK;
 use crate::sys;
@@ -20,6 +22,11 @@ use crate::sys;
 /// How long an image that is refused for its own sake is left alone: mount
 /// options and attributes rarely change.
 const REFUSED: Duration = Duration::from_secs(30);
+
+/// How soon an image that somebody has closed is asked for again, and for how
+/// long: closing takes a moment, and it may be open more than once.
+const CLOSED: Duration = Duration::from_millis(10);
+const CLOSING: Duration = Duration::from_millis(200);
 
 /// Why the path is not in use.
 const NO_GUEST: &str = "no guest uses the disk";
@@ -56,6 +63,11 @@ impl Guard {
         let event = Arc::new(sys::event()?);
         let stop = Arc::new(AtomicBool::new(false));
         let (orders, received) = mpsc::channel();
+        let closes = CloseWatch::new()
+            .map_err(|error| {
+                log::debug!("it cannot be noticed that others close the image: {error}")
+            })
+            .ok();
         let watch = Watch {
             path,
             event: Arc::clone(&event),
@@ -64,6 +76,8 @@ impl Guard {
             wanted: false,
             allowed: true,
             next: None,
+            closes,
+            hurry: None,
         };
         let thread = std::thread::Builder::new()
             .name("guard".to_owned())
@@ -147,6 +161,10 @@ struct Watch {
     allowed: bool,
     /// When to try to enter; never while the path is in use or not wanted.
     next: Option<Instant>,
+    /// Tells when whoever had the image as we asked for it closes it.
+    closes: Option<CloseWatch>,
+    /// Somebody has just closed it: ask more often until then.
+    hurry: Option<Instant>,
 }
 
 impl Watch {
@@ -158,6 +176,7 @@ impl Watch {
                 self.path.leave("somebody else has asked for the image");
                 self.next = self.path.retry_at();
             }
+            self.notice_closing();
             if self.next.is_some_and(|at| at <= Instant::now()) {
                 // The path says why, and what comes next is set.
                 let _ = self.enter();
@@ -166,6 +185,35 @@ impl Watch {
         }
         if self.in_use() {
             self.path.leave("the process ends");
+        }
+    }
+
+    /// Does not leave an image alone for long once it has been closed.
+    fn notice_closing(&mut self) {
+        let now = Instant::now();
+        if self.closes.as_ref().is_some_and(CloseWatch::take) {
+            self.hurry = Some(now + CLOSING);
+        }
+        match (self.hurry, &mut self.next) {
+            (Some(until), Some(next)) if now < until => *next = (*next).min(now + CLOSED),
+            _ => self.hurry = None,
+        }
+    }
+
+    /// Watches whoever has the image, if that is what is in the way.
+    fn watch_closing(&mut self, result: &Result<(), Obstacle>) {
+        let Some(closes) = &mut self.closes else {
+            return;
+        };
+        if !matches!(result, Err(Obstacle::Lease(LeaseError::InUse))) {
+            closes.end();
+            return;
+        }
+        match closes.begin(self.path.filler().source().file()) {
+            Ok(false) => {}
+            // It may have been closed before it was watched.
+            Ok(true) => self.hurry = Some(Instant::now() + CLOSING),
+            Err(error) => log::debug!("the image cannot be watched: {error}"),
         }
     }
 
@@ -211,6 +259,9 @@ impl Watch {
             (true, false) => NO_GUEST,
         };
         self.next = None;
+        if let Some(closes) = &mut self.closes {
+            closes.end();
+        }
         if self.in_use() {
             self.path.leave(reason);
         } else {
@@ -239,6 +290,7 @@ impl Watch {
             }
             Err(_) => Some(Instant::now() + REFUSED),
         };
+        self.watch_closing(&result);
         result
     }
 
@@ -250,7 +302,12 @@ impl Watch {
                 i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX)
             }
         };
-        let fds = [self.event.as_raw_fd(), self.path.lease_event().as_raw_fd()];
+        let closes = self.closes.as_ref();
+        let fds = [
+            self.event.as_raw_fd(),
+            self.path.lease_event().as_raw_fd(),
+            closes.map_or(-1, |closes| closes.event().as_raw_fd()),
+        ];
         if let Err(error) = sys::poll_readable(&fds, timeout) {
             log::error!("the guard cannot wait: {error}");
             std::thread::sleep(Duration::from_millis(100));

@@ -144,8 +144,10 @@ pub fn lock_memory() -> Result<(), Shortfall> {
     if left_out("lock") {
         return Ok(());
     }
+    // What a thread that has just begun maps between the two calls is locked
+    // as well.
     // SAFETY: mlockall takes a plain number and changes no contents.
-    let now = check(unsafe { libc::mlockall(libc::MCL_CURRENT) });
+    let now = check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) });
     now.and_then(|()| {
         // SAFETY: likewise. Without MCL_CURRENT what is locked stays so.
         check(unsafe { libc::mlockall(LOCK_LATER) })

@@ -8,6 +8,7 @@ pub mod args;
 pub mod block_io;
 pub mod bounce;
 pub mod byte_range;
+pub mod close_watch;
 pub mod config;
 pub mod control;
 pub mod disk;

@@ -121,7 +121,8 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
 }
 
 /// Starts the log's own thread, and prepares the image and shows how far that
-/// is. To be called when signals are blocked.
+/// is. An image that somebody else has must have been prepared before. To be
+/// called when signals are blocked.
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
@@ -143,6 +144,9 @@ pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
         ControlFlow::Continue(())
     });
     drop(display);
+    if let Err(PrepareError::InUse { .. }) = &result {
+        return prepared_by_others(grade, config);
+    }
     match result {
         Ok(prepared) if prepared.changed > 0 => {
             log::info!(
@@ -155,6 +159,19 @@ pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
         Err(error) => log::warn!("not swap-grade: {error}"),
     }
     Ok(())
+}
+
+/// Somebody else has the image, as the source of a migration has, and nobody
+/// can prepare it meanwhile: it has to be so already.
+fn prepared_by_others(grade: Swap, config: &Config) -> Result<(), SwapError> {
+    match prepare::find_prepared(&config.image) {
+        Ok(()) => Ok(()),
+        Err(error) if grade == Swap::Demanded => Err(error.into()),
+        Err(error) => {
+            log::warn!("not swap-grade: {error}");
+            Ok(())
+        }
+    }
 }
 
 fn tell_manager(status: &str) {

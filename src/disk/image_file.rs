@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
-use crate::disk_path::{DiskPath, Obstacle};
+use crate::disk_path::Obstacle;
 use crate::sys::{self, DirectAlign};
 
 /// How often an image is asked for that a previous process has not let go of.
@@ -51,12 +51,12 @@ pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<
     }
 }
 
-/// Enters the disk path, once a previous process has let go of the image: one
-/// that was killed has it open until its last I/O has ended.
-pub(super) fn enter_soon(path: &DiskPath) -> Result<(), Obstacle> {
+/// Enters the disk path by `enter`, once a previous process has let go of the
+/// image: one that was killed has it open until its last I/O has ended.
+pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(), Obstacle> {
     let start = Instant::now();
     loop {
-        match path.enter() {
+        match enter() {
             Err(Obstacle::Lease(LeaseError::InUse)) if start.elapsed() < SOON_FREE => {
                 std::thread::sleep(STILL_BUSY);
             }

@@ -7,6 +7,7 @@ use crate::common::{EXT4, Mounted};
 use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
 use crate::load::printed;
+use crate::swap::swap_info;
 use crate::vm::{Guest, Machine};
 
 /// How often, if the environment does not say.
@@ -24,9 +25,10 @@ struct Side {
     scratch: Scratch,
 }
 
-/// The image that all hosts share.
+/// The image that all hosts share, and how it is served there.
 struct Image {
     path: PathBuf,
+    arguments: &'static [&'static str],
     variables: &'static [(&'static str, &'static str)],
 }
 
@@ -34,7 +36,10 @@ impl Image {
     fn side(&self, begin: impl FnOnce(Machine, &Scratch) -> Guest) -> Side {
         let scratch = Scratch::new();
         let socket = scratch.path("disk.sock");
-        let arguments = ["--num-queues", "2"];
+        let control = scratch.path("control");
+        let mut arguments = vec!["--num-queues", "2"];
+        arguments.extend(["--control-path", control.to_str().unwrap()]);
+        arguments.extend(self.arguments);
         let daemon = Daemon::start_with(&socket, &self.path, &arguments, self.variables);
         let machine = Machine::new(2, 256).disk(&daemon, "vd0", 2);
         Side {
@@ -65,20 +70,33 @@ fn begin(image: &Image, load: &str) -> Side {
     side
 }
 
-fn image(disk: &Mounted, variables: &'static [(&'static str, &'static str)]) -> Image {
+fn image(
+    disk: &Mounted,
+    arguments: &'static [&'static str],
+    variables: &'static [(&'static str, &'static str)],
+) -> Image {
     let path = disk.path("image");
     std::fs::write(&path, vec![0; 64 << 20]).unwrap();
-    Image { path, variables }
+    Image {
+        path,
+        arguments,
+        variables,
+    }
 }
 
-#[test]
-fn vu_36_37_38_39_migrations_under_load_lose_nothing() {
+/// Migrates a guest under load again and again, each time once its process has
+/// the disk path and `settled` holds.
+fn migrate_under_load(
+    arguments: &'static [&'static str],
+    variables: &'static [(&'static str, &'static str)],
+    settled: fn(&Side),
+) {
     let (Some(_), Some(disk)) = (host::boot_files(), Mounted::new(EXT4)) else {
         return;
     };
     let migrations = std::env::var("EXTENTD_TEST_MIGRATIONS");
     let migrations = migrations.map_or(MIGRATIONS, |text| text.parse().unwrap());
-    let image = image(&disk, &[]);
+    let image = image(&disk, arguments, variables);
     let mut side = begin(&image, "verifier random /dev/vda 16 3600");
     let mut downtimes = Vec::new();
     for _ in 0..migrations {
@@ -86,6 +104,7 @@ fn vu_36_37_38_39_migrations_under_load_lose_nothing() {
         side.daemon
             .wait_stderr(|line| line.contains("go by the disk"))
             .unwrap();
+        settled(&side);
         let before: u64 = side.guest.run(DONE).parse().unwrap();
         side.guest
             .wait_for(&format!("[ $({DONE}) -gt {} ]", before + 200));
@@ -107,13 +126,41 @@ fn vu_36_37_38_39_migrations_under_load_lose_nothing() {
     assert_eq!(host::digest(&image.path), printed(&output, "digest"));
 }
 
+#[test]
+fn vu_36_37_38_39_migrations_under_load_lose_nothing() {
+    migrate_under_load(&[], &[], |_| {});
+}
+
+/// What takes a privilege that the tests may not have.
+const PRIVILEGED: [&str; 2] = ["io_flusher", "oom_protected"];
+
+/// Every other property holds.
+fn swap_grade(side: &Side) {
+    let info = swap_info(&side.scratch.path("control"));
+    for (name, property) in info["properties"].as_object().unwrap() {
+        let privileged = PRIVILEGED.contains(&name.as_str());
+        assert!(property["held"] == true || privileged, "{name}: {property}");
+    }
+}
+
+#[test]
+fn a_swap_grade_disk_migrates_under_load_and_is_swap_grade_again() {
+    // What takes the privilege is left out; all else is demanded.
+    let (grade, variables): (_, &[_]) = if cfg!(debug_assertions) {
+        (&["--swap"], &[("EXTENTD_TEST_WITHOUT", "flusher,oom")])
+    } else {
+        (&["--swap=best-effort"], &[])
+    };
+    migrate_under_load(grade, variables, swap_grade);
+}
+
 /// Migrates a guest that reads other data into the same memory again and
 /// again; what it found wrong, after so many migrations.
 fn reread(variables: &'static [(&'static str, &'static str)]) -> Option<Result<(), String>> {
     let (Some(_), Some(disk)) = (host::boot_files(), Mounted::new(EXT4)) else {
         return None;
     };
-    let image = image(&disk, variables);
+    let image = image(&disk, &[], variables);
     let mut side = begin(&image, "verifier reread /dev/vda");
     let ended = "[ -e /tmp/load.status ]";
     side.guest.wait_for("[ \"$(cat /tmp/load.log)\" = begun ]");

@@ -23,7 +23,7 @@ const EXT4: Made = Made {
 const SPARE: u64 = 1 << 20;
 
 /// What the process says of its properties.
-fn swap_info(control: &Path) -> Value {
+pub fn swap_info(control: &Path) -> Value {
     let info = Command::new(env!("CARGO_BIN_EXE_extentctl"))
         .arg("--control-path")
         .arg(control)

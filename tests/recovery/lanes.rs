@@ -64,6 +64,8 @@ pub struct Lanes {
     random: Random,
     value: Value,
     flying: Vec<Option<Request>>,
+    /// The disk takes discards.
+    pub discards: bool,
     /// What came out wrong: bytes and statuses.
     pub wrong: Vec<String>,
     /// Completions of what was not in flight.
@@ -83,6 +85,7 @@ impl Lanes {
             random: Random(0x9e37_79b9_7f4a_7c15 ^ seed),
             value: 1000,
             flying: vec![None; LANES],
+            discards: true,
             wrong: Vec::new(),
             repeated: 0,
             ended: 0,
@@ -154,8 +157,8 @@ impl Lanes {
         let op = match self.random.below(20) {
             0..9 => Op::Write,
             9..16 => Op::Read,
-            16 => Op::Discard,
-            17..19 => Op::WriteZeroes,
+            16 if self.discards => Op::Discard,
+            16..19 => Op::WriteZeroes,
             _ => Op::Flush,
         };
         self.value += 1;

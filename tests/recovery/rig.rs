@@ -54,12 +54,17 @@ impl Place {
         Daemon::start(binary, &self.socket, &self.image, &all).unwrap()
     }
 
-    /// What `extentctl` would print of the disk.
-    pub fn disk(&self) -> Value {
+    /// What `extentctl info` would print.
+    pub fn info(&self) -> Value {
         match control::ask(&self.control, &Request::Info {}, LIMIT).unwrap() {
-            Answer::Result(mut info) => info["disk"].take(),
+            Answer::Result(info) => info,
             Answer::Error(error) => panic!("info is refused: {error:?}"),
         }
+    }
+
+    /// The part of it about the disk.
+    pub fn disk(&self) -> Value {
+        self.info()["disk"].take()
     }
 
     /// Requests that failed for what the host said.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
-use front_end::{Daemon, Like, wait_readable};
+use front_end::{Daemon, LIMIT, Like, wait_readable};
 
 use crate::common::{EXT4, Mounted};
 use crate::image::{Image, read_direct};
@@ -38,15 +38,35 @@ fn copy(host: &Mounted) -> PathBuf {
     path
 }
 
-fn upgrade_under_load(like: Like) {
+/// What takes a privilege that the tests may not have.
+const PRIVILEGED: [&str; 2] = ["io_flusher", "oom_protected"];
+
+/// Keeps the load up until the process has the disk path, and with it every
+/// property that is not privileged.
+fn swap_grade_again(place: &Place, lanes: &mut Lanes) {
+    let start = Instant::now();
+    while place.disk()["path"] != "disk" {
+        assert!(start.elapsed() < LIMIT, "requests do not go by the disk");
+        lanes.run_until(Instant::now() + Duration::from_millis(5));
+    }
+    let info = place.info();
+    for (name, property) in info["swap"]["properties"].as_object().unwrap() {
+        let privileged = PRIVILEGED.contains(&name.as_str());
+        assert!(property["held"] == true || privileged, "{name}: {property}");
+    }
+}
+
+fn upgrade_under_load(like: Like, swap: bool) {
     let Some(host) = Mounted::new(EXT4) else {
         return;
     };
     let binary = copy(&host);
     let image = Image::scattered(&host);
-    let place = Place::new(&image.path, &[]);
+    let grade = ["--swap=best-effort"];
+    let place = Place::new(&image.path, &grade[..usize::from(swap)]);
     let daemon = place.start_from(&binary);
     let mut lanes = Lanes::new(guest(), &image.values, 7);
+    lanes.discards = !swap;
     let mut session = place.connect(like, feature::ALL).unwrap();
     lanes.start(&mut session).unwrap();
     let mut pauses = Vec::new();
@@ -71,8 +91,11 @@ fn upgrade_under_load(like: Like) {
         }
         pauses.push(last.elapsed());
         assert_ne!(runs(&daemon), before, "it is what it was");
+        if swap {
+            swap_grade_again(&place, &mut lanes);
+        }
     }
-    eprintln!("{like:?}: pauses of {pauses:?}");
+    eprintln!("{like:?}, --swap {swap}: pauses of {pauses:?}");
     lanes.run_until(Instant::now() + Duration::from_millis(300));
     assert_eq!(lanes.settle(&mut session), 0);
     drop(session);
@@ -84,12 +107,17 @@ fn upgrade_under_load(like: Like) {
 
 #[test]
 fn an_upgrade_under_load_loses_nothing_like_qemu() {
-    upgrade_under_load(Like::Qemu);
+    upgrade_under_load(Like::Qemu, false);
 }
 
 #[test]
 fn an_upgrade_under_load_loses_nothing_like_cloud_hypervisor() {
-    upgrade_under_load(Like::CloudHypervisor);
+    upgrade_under_load(Like::CloudHypervisor, false);
+}
+
+#[test]
+fn a_swap_grade_disk_is_swap_grade_after_an_upgrade_under_load() {
+    upgrade_under_load(Like::Qemu, true);
 }
 
 #[test]

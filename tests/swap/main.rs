@@ -20,6 +20,7 @@ mod rig;
 
 mod ablation;
 mod fallback;
+mod handing_over;
 mod io_path;
 mod preparation;
 mod properties;

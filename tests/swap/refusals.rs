@@ -1,10 +1,10 @@
 //! What cannot be made swap-grade is refused with the reason and the remedy.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use crate::common::{BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_JOURNAL, Made};
-use crate::rig::{Served, complaint, extentctl, has_sys_resource, mounted};
+use crate::rig::{Served, complaint, extentctl, extentd, has_sys_resource, mounted};
 
 /// Both programs refuse an image there, which is left as it was.
 fn refused(image: &Path, reasons: &[&str]) {
@@ -83,18 +83,6 @@ fn sizes_that_make_no_sense_are_refused() {
     assert!(complaint(&output).contains("give --size"));
 }
 
-fn extentd(image: &Path, arguments: &[&str]) -> Output {
-    let directory = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_extentd"))
-        .arg("--socket-path")
-        .arg(directory.path().join("socket"))
-        .arg("--blk-file")
-        .arg(image)
-        .args(arguments)
-        .output()
-        .unwrap()
-}
-
 #[test]
 fn missing_privileges_are_each_named_with_what_they_need() {
     let Some(fs) = mounted(EXT4) else { return };
@@ -139,10 +127,7 @@ fn an_image_that_cannot_be_prepared_is_served_by_best_effort_only() {
     if has_sys_resource() {
         assert!(complaint(&output).contains("btrfs"), "{output:?}");
     }
-    let served = Served::start(
-        &image,
-        &["--swap=best-effort"][usize::from(!has_sys_resource())..],
-    );
+    let served = Served::best_effort(&image);
     assert!(!served.holds("extents_written"));
     assert!(!served.holds("map_pinned"));
     assert_eq!(served.swap()["holds"], false);

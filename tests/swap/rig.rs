@@ -35,6 +35,19 @@ pub fn extentctl(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
+/// Runs it until it ends, as it does when it refuses something.
+pub fn extentd(image: &Path, arguments: &[&str]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_extentd"))
+        .arg("--socket-path")
+        .arg(directory.path().join("socket"))
+        .arg("--blk-file")
+        .arg(image)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
 /// The only line on standard error.
 pub fn complaint(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
@@ -60,6 +73,14 @@ pub struct Served {
 impl Served {
     pub fn start(image: &Path, arguments: &[&str]) -> Self {
         Self::run(Path::new(env!("CARGO_BIN_EXE_extentd")), image, arguments)
+    }
+
+    /// As [`start`](Self::start), but never strict.
+    pub fn best_effort(image: &Path) -> Self {
+        Self::start(
+            image,
+            &["--swap=best-effort"][usize::from(!has_sys_resource())..],
+        )
     }
 
     /// As [`start`](Self::start), by a program that runs extentd.
