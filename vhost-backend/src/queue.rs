@@ -399,6 +399,8 @@ fn mark(dirty: &mut Option<Tracker>, tag: u32) {
 }
 
 #[cfg(test)]
+mod cost_tests;
+#[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
 mod dirty_tests;
