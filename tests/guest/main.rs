@@ -24,6 +24,7 @@ mod common;
 #[path = "../swap/pressure.rs"]
 mod pressure;
 
+mod downtime;
 mod features;
 mod filesystem;
 mod firmware;

@@ -55,11 +55,16 @@ impl Machine {
 
     /// A disk that is there from the start.
     pub fn disk(self, daemon: &Daemon, id: &str, queues: u32) -> Self {
+        self.disk_at(&daemon.socket, id, queues)
+    }
+
+    /// As [`Machine::disk`], whoever serves it on that socket.
+    pub fn disk_at(self, socket: &Path, id: &str, queues: u32) -> Self {
         self.with([
             "-chardev".to_owned(),
             format!(
                 "socket,id=c-{id},path={},reconnect-ms=100",
-                daemon.socket.display()
+                socket.display()
             ),
         ])
         .with([
