@@ -35,6 +35,8 @@ pub enum With {
     Ours,
     /// qemu-storage-daemon too.
     StorageDaemon,
+    /// This test program too.
+    Tests,
 }
 
 /// Prepared once per run. `None`, after a line that says why, where something is not installed.
@@ -42,11 +44,11 @@ pub fn files(with: With) -> Option<&'static BootFiles> {
     type Files = OnceLock<Result<BootFiles, String>>;
     static OURS: Files = OnceLock::new();
     static STORAGE_DAEMON: Files = OnceLock::new();
+    static TESTS: Files = OnceLock::new();
     let files = match with {
-        With::Ours => OURS.get_or_init(|| prepare("host-vm", None)),
-        With::StorageDaemon => {
-            STORAGE_DAEMON.get_or_init(|| prepare("host-vm-qsd", Some("qemu-storage-daemon")))
-        }
+        With::Ours => OURS.get_or_init(|| prepare("host-vm", with)),
+        With::StorageDaemon => STORAGE_DAEMON.get_or_init(|| prepare("host-vm-qsd", with)),
+        With::Tests => TESTS.get_or_init(|| prepare("host-vm-tests", with)),
     };
     match files {
         Ok(files) => Some(files),
@@ -57,7 +59,7 @@ pub fn files(with: With) -> Option<&'static BootFiles> {
     }
 }
 
-fn prepare(name: &str, peer: Option<&str>) -> Result<BootFiles, String> {
+fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
     let extentd = std::env::var_os("EXTENTD")
         .map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), PathBuf::from);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -67,14 +69,20 @@ fn prepare(name: &str, peer: Option<&str>) -> Result<BootFiles, String> {
     for module in MODULES {
         add("--module", module.to_owned());
     }
+    let peer = (with == With::StorageDaemon).then_some("qemu-storage-daemon");
     for tool in TOOLS.into_iter().chain(peer) {
         add("--tool", tool.to_owned());
     }
-    for (program, name) in [
+    let mut programs = vec![
         (extentd, "extentd"),
         (env!("CARGO_BIN_EXE_extentctl").into(), "extentctl"),
         (load()?, "extentd-load"),
-    ] {
+    ];
+    if with == With::Tests {
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        programs.push((this, "tests"));
+    }
+    for (program, name) in programs {
         // All of it lies in the memory of the machine.
         let stripped = folder.join(name);
         let mut strip = Command::new("strip");

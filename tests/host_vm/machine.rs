@@ -65,6 +65,12 @@ impl HostMachine {
         self
     }
 
+    /// This test program is there too.
+    pub fn tests(mut self) -> Self {
+        self.with = With::Tests;
+        self
+    }
+
     /// Boots it; `None`, after a line that says why, where something is not installed.
     pub fn boot(self) -> Option<HostVm> {
         let files = boot::files(self.with)?;

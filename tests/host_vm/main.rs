@@ -33,5 +33,26 @@ mod qmp;
 #[path = "../guest/vm.rs"]
 mod vm;
 
+#[allow(dead_code)]
+#[path = "../recovery/attached.rs"]
+mod attached;
+#[path = "../../mapping/tests/common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "../recovery/lanes.rs"]
+mod lanes;
+#[allow(dead_code)]
+#[path = "../disk_path/model.rs"]
+mod model;
+#[path = "../disk_path/random.rs"]
+mod random;
+#[allow(dead_code)]
+#[path = "../recovery/rig.rs"]
+mod rig;
+
+mod failing;
+mod hanging;
+mod inside;
+mod mapped;
 mod polled;
 mod smoke;

@@ -14,6 +14,7 @@ mod model;
 #[path = "../disk_path/random.rs"]
 mod random;
 
+mod attached;
 mod faults;
 mod kills;
 mod lanes;
