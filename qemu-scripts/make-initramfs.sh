@@ -47,6 +47,7 @@ trap 'rm -rf "$tree"' EXIT
 mkdir -p "$tree"/{bin,tools,modules,proc,sys,dev,tmp,mnt}
 cp "$busybox" "$tree/bin/busybox"
 install -m 755 "$SCRIPTS/guest-init" "$tree/init"
+install -m 755 "$SCRIPTS/guest-agent" "$tree/agent"
 [[ -z $job ]] || install -m 755 "$job" "$tree/job"
 
 # In the order modprobe would load them; several modules share dependencies. crc32c-intel only speeds

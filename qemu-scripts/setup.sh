@@ -14,13 +14,14 @@ case ${1:-} in
 --tests) for_tests=1 ;;
 --bench) for_bench=1 ;;
 -h | --help)
-    say "usage: setup.sh [--tests | --bench | --kernel | --host-kernel]
+    say "usage: setup.sh [--tests | --bench | --kernel | --host-kernel | --systemd]
 Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
   --tests    also what only the tests need
   --bench    only what bench.sh needs: qemu-storage-daemon 10, fio and file-system tools
   --kernel   install nothing, print the guest kernel's path
   --host-kernel
-             the same for the kernel of a machine that runs extentd in the tests"
+             the same for the kernel of a machine that runs extentd in the tests
+  --systemd  the same for the root folder of a system with systemd"
     exit 0
     ;;
 --kernel)
@@ -30,6 +31,11 @@ Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE,
 --host-kernel)
     folder=$(host_kernel_folder) || die "no kernel 6.5 or later in $CACHE; run setup.sh --tests first"
     kernel_image "$folder"
+    exit 0
+    ;;
+--systemd)
+    [[ -x $CACHE/systemd/usr/lib/systemd/systemd ]] || die "no systemd in $CACHE; run setup.sh --tests first"
+    echo "$CACHE/systemd"
     exit 0
     ;;
 *) die "unknown argument '$1' (see --help)" ;;
@@ -68,7 +74,9 @@ if ((for_bench)); then
     want_busybox=0
     want_kernel=0
 fi
-if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0 && want_host_kernel == 0)); then
+want_systemd=0
+if ((for_tests)) && [[ ! -x $CACHE/systemd/usr/lib/systemd/systemd ]]; then want_systemd=1; fi
+if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0 && want_host_kernel == 0 && want_systemd == 0)); then
     exit 0
 fi
 
@@ -179,5 +187,35 @@ if ((want_host_kernel)) && ! host_kernel_folder >/dev/null; then
     need_backports
     fetch_kernel host-kernel "$suite"
     host_kernel_folder >/dev/null || die "$suite has no kernel 6.5 or later"
+fi
+# Unpacks systemd into the cache with all that it depends on, as if on a system where nothing is installed. The
+# folders that Debian has merged are links before anything comes into them.
+fetch_systemd() {
+    local work folder archive
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/fetch.XXXXXX")
+    mkdir -p "$work/archives/partial"
+    : >"$work/status"
+    for folder in bin sbin lib lib64; do
+        mkdir -p "$work/root/usr/$folder"
+        ln -s "usr/$folder" "$work/root/$folder"
+    done
+    if ! apt-get -qq -y -d --no-install-recommends -o APT::Sandbox::User=root -o Acquire::Retries=3 -o Debug::NoLocking=1 \
+        -o Dir::State::status="$work/status" -o Dir::Cache::Archives="$work/archives/" \
+        install systemd mount </dev/null >"$log" 2>&1; then
+        rm -rf "$work"
+        die "cannot download systemd: $(grep -E '^(E|Err)' "$log" | tail -n 1)"
+    fi
+    for archive in "$work"/archives/*.deb; do
+        dpkg-deb --fsys-tarfile "$archive" | tar -x --keep-directory-symlink -C "$work/root"
+    done
+    rm -rf "$work/root"/usr/share/{doc,man,locale,perl5,bash-completion,zsh}
+    rm -rf "$CACHE/systemd"
+    mv "$work/root" "$CACHE/systemd"
+    rm -rf "$work"
+}
+if ((want_systemd)); then
+    say "setup: fetching systemd for a machine of the tests"
+    fetch_systemd
 fi
 say "setup: done"

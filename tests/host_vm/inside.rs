@@ -1,7 +1,7 @@
 //! Scenes that play inside the machine: the test program is there too, and runs itself.
 
-use crate::machine::{Bus, HostMachine};
-use crate::{failing, hanging};
+use crate::machine::{Bus, HostMachine, HostVm};
+use crate::{failing, hanging, units};
 
 /// Names the scene to a test program that runs in the machine.
 const SCENE: &str = "EXTENTD_TEST_SCENE";
@@ -17,13 +17,15 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 6] = [
+const SCENES: [(&str, Scene); 8] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
     ("is slow", hanging::is_slow),
     ("fails in places", failing::fails_in_places),
     ("fails at times", failing::fails_at_times),
+    ("units", units::serve_restart_reload_and_recover),
+    ("swap unit", units::serve_a_swap_device),
 ];
 
 /// Plays these in one machine, one after the other.
@@ -36,15 +38,21 @@ pub fn play(scenes: &[&str]) {
         return;
     };
     vm.run("mkdir -p /run");
-    let devices = [vm.device("first"), vm.device("second")].join(" ");
+    let devices = [vm.device("first"), vm.device("second")];
     for scene in scenes {
-        let said = vm.run_long(&format!(
-            "{SCENE}='{scene}:{devices}' EXTENTD=/tools/extentd EXTENTD_TEST_DIR={FOLDER} TMPDIR={FOLDER} RUST_BACKTRACE=1 tests {NAME} --exact --nocapture"
-        ));
-        println!("{said}");
-        assert!(said.contains("1 passed"), "{scene} was not played");
+        play_one(&mut vm, scene, &devices);
     }
     vm.power_off();
+}
+
+/// Plays one in a machine that has the programs.
+pub fn play_one(vm: &mut HostVm, scene: &str, devices: &[String; 2]) {
+    let devices = devices.join(" ");
+    let said = vm.run_long(&format!(
+        "{SCENE}='{scene}:{devices}' EXTENTD=$(command -v extentd) EXTENTD_TEST_DIR={FOLDER} TMPDIR={FOLDER} RUST_BACKTRACE=1 tests {NAME} --exact --nocapture"
+    ));
+    println!("{said}");
+    assert!(said.contains("1 passed"), "{scene} was not played");
 }
 
 /// Nothing, where no scene is named.

@@ -1,6 +1,7 @@
 //! The machine: how much it has, and its disks.
 
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 
 use crate::boot::{self, With};
 use crate::host::Scratch;
@@ -31,8 +32,18 @@ impl HostMachine {
     }
 
     /// Adds an empty disk of `mebibytes`, of which [`HostVm::device`] tells the device.
-    pub fn disk(mut self, bus: Bus, name: &str, mebibytes: u64) -> Self {
+    pub fn disk(self, bus: Bus, name: &str, mebibytes: u64) -> Self {
         let image = self.scratch.image(&format!("{name}.disk"), mebibytes);
+        self.disk_from(bus, name, &image)
+    }
+
+    /// Files that live as long as the machine.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// Adds a disk that is there already.
+    pub fn disk_from(mut self, bus: Bus, name: &str, image: &Path) -> Self {
         let driver = match bus {
             Bus::Virtio => "virtio-blk-pci",
             Bus::Nvme => "nvme",
@@ -71,13 +82,18 @@ impl HostMachine {
         self
     }
 
-    /// Boots it; `None`, after a line that says why, where something is not installed.
-    pub fn boot(self) -> Option<HostVm> {
+    /// Boots it, and leaves all else to the system in it; `None` as for [`boot`](Self::boot).
+    pub fn boot_system(self) -> Option<HostVm> {
         let files = boot::files(self.with)?;
-        let mut vm = HostVm {
+        Some(HostVm {
             guest: self.machine.boot(files, &self.scratch),
             _scratch: self.scratch,
-        };
+        })
+    }
+
+    /// Boots it; `None`, after a line that says why, where something is not installed.
+    pub fn boot(self) -> Option<HostVm> {
+        let mut vm = self.boot_system()?;
         vm.run("mount -t cgroup2 cgroup /sys/fs/cgroup");
         vm.run("echo +memory >/sys/fs/cgroup/cgroup.subtree_control");
         vm.run("mkdir /dev/shm && mount -t tmpfs shm /dev/shm");

@@ -56,3 +56,5 @@ mod inside;
 mod mapped;
 mod polled;
 mod smoke;
+mod system;
+mod units;

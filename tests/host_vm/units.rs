@@ -1,0 +1,265 @@
+//! The units of the package and of the documentation, under a real systemd.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use extentd::control::{self, Answer, Request};
+use front_end::codes::{feature, protocol};
+use front_end::load::{Client, Extent, Pattern, Plan};
+use front_end::{LIMIT, Like, Session, Wanted, wait_readable};
+use serde_json::Value;
+
+use crate::common::run;
+use crate::inside::{self, Stage};
+use crate::lanes::Lanes;
+use crate::mapped::IMAGE;
+use crate::model::SECTOR;
+use crate::rig::{QUEUES, guest};
+use crate::system;
+
+/// Where the units have their images.
+const IMAGES: &str = "/var/lib/extentd";
+const PROGRAM: &str = "/usr/bin/extentd";
+/// The user of the swap unit, and the group of disks.
+const EXTENTD: u32 = 990;
+const DISK: u32 = 6;
+
+#[test]
+fn the_units_serve_restart_reload_and_recover_under_systemd() {
+    let Some(mut vm) = system::boot() else {
+        return;
+    };
+    let data = vm.device("data");
+    vm.run(&format!("mount -t ext4 {data} {IMAGES}"));
+    let devices = [data, String::new()];
+    inside::play_one(&mut vm, "units", &devices);
+    inside::play_one(&mut vm, "swap unit", &devices);
+    vm.power_off();
+}
+
+/// `systemctl`, which must succeed; what it prints.
+fn systemctl(arguments: &[&str]) -> String {
+    let result = run(Command::new("systemctl").args(arguments));
+    result.unwrap_or_else(|error| {
+        let log = run(Command::new("journalctl").args(["--no-pager", "-n", "40"]));
+        panic!("{error}\n{}", log.unwrap_or_default())
+    })
+}
+
+fn property(unit: &str, name: &str) -> String {
+    let text = systemctl(&["show", "--value", "--property", name, unit]);
+    text.trim().to_owned()
+}
+
+/// What a unit and its process have said, for whoever wants to see it.
+fn print_log(unit: &str) {
+    let log = run(Command::new("journalctl").args(["-o", "cat", "--no-pager", "-u", unit]));
+    println!("{}", log.unwrap());
+}
+
+fn pid(unit: &str) -> String {
+    property(unit, "MainPID")
+}
+
+/// The file that a process runs.
+fn runs(pid: &str) -> u64 {
+    fs::metadata(format!("/proc/{pid}/exe")).unwrap().ino()
+}
+
+fn info(control: &str) -> Value {
+    match control::ask(Path::new(control), &Request::Info {}, LIMIT).unwrap() {
+        Answer::Result(info) => info,
+        Answer::Error(error) => panic!("{error}"),
+    }
+}
+
+/// Waits for what no event tells.
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < LIMIT, "{what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A front-end of a unit, with its guest.
+struct Attached {
+    socket: PathBuf,
+    session: Session,
+    lanes: Lanes,
+}
+
+fn connect(socket: &Path) -> Session {
+    let wanted = Wanted {
+        features: feature::ALL,
+        protocol: protocol::ALL,
+        queues: u16::try_from(QUEUES).unwrap(),
+    };
+    let start = Instant::now();
+    loop {
+        match Session::open(socket, Like::Qemu, wanted) {
+            Ok(session) => return session,
+            // The process before may take a connection and end.
+            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
+        }
+    }
+}
+
+impl Attached {
+    fn new(socket: &str) -> Self {
+        let socket = PathBuf::from(socket);
+        let lanes = Lanes::new(guest(), &vec![0; IMAGE / SECTOR], 7);
+        let mut session = connect(&socket);
+        lanes.start(&mut session).unwrap();
+        Self {
+            socket,
+            session,
+            lanes,
+        }
+    }
+
+    /// Keeps the load up until the process has gone, and goes on with the next.
+    fn outlive(&mut self) {
+        while wait_readable(self.session.connection.stream(), Duration::ZERO).is_err() {
+            self.lanes
+                .run_until(Instant::now() + Duration::from_millis(1));
+            assert!(self.lanes.sound(), "{:?}", self.lanes.wrong);
+        }
+        let inflight = self.session.inflight.take();
+        self.session = connect(&self.socket);
+        self.session.inflight = inflight;
+        self.lanes.start(&mut self.session).unwrap();
+        self.lanes.proceed();
+    }
+}
+
+pub fn serve_restart_reload_and_recover(_stage: &Stage) {
+    let (service, socket) = ("extentd@vm.service", "extentd@vm.socket");
+    fs::create_dir_all("/etc/extentd").unwrap();
+    fs::write("/etc/extentd/vm.conf", "EXTENTD_OPTIONS=--num-queues 4\n").unwrap();
+    let image = Path::new(IMAGES).join("vm.img");
+    fs::write(&image, vec![0; IMAGE]).unwrap();
+    fs::File::open(&image).unwrap().sync_all().unwrap();
+
+    systemctl(&["start", socket]);
+    assert_eq!(property(service, "ActiveState"), "inactive");
+    let mut attached = Attached::new("/run/extentd/vm.sock");
+    attached.lanes.proceed();
+    wait_until("it is not ready", || {
+        property(service, "ActiveState") == "active"
+    });
+    let control = "/run/extentd/vm.control";
+    wait_until("requests do not go by the disk", || {
+        attached.lanes.proceed();
+        info(control)["disk"]["path"] == "disk"
+    });
+
+    let before = pid(service);
+    let restart = thread::spawn(move || systemctl(&["restart", service]));
+    attached.outlive();
+    restart.join().unwrap();
+    assert_ne!(pid(service), before);
+
+    let before = pid(service);
+    let old = runs(&before);
+    let part = format!("{PROGRAM}.part");
+    fs::copy(PROGRAM, &part).unwrap();
+    fs::rename(&part, PROGRAM).unwrap();
+    systemctl(&["reload", service]);
+    attached.outlive();
+    assert_eq!(pid(service), before);
+    assert_ne!(runs(&before), old, "it is what it was");
+    assert_eq!(property(service, "ActiveState"), "active");
+
+    run(Command::new("kill").args(["-9", &before])).unwrap();
+    attached.outlive();
+    wait_until("it is not ready", || {
+        property(service, "ActiveState") == "active"
+    });
+    assert_ne!(pid(service), before);
+    assert_eq!(property(service, "NRestarts"), "1");
+
+    assert_eq!(attached.lanes.settle(&mut attached.session), 0);
+    drop(attached.session);
+    systemctl(&["stop", service, socket]);
+    assert_eq!(property(service, "Result"), "success");
+    assert_eq!(property(service, "ExecMainStatus"), "0");
+    print_log(service);
+    assert!(!attached.socket.exists());
+    attached.lanes.check(&fs::read(&image).unwrap());
+    assert_eq!(
+        (attached.lanes.repeated, &attached.lanes.wrong[..]),
+        (0, &[][..])
+    );
+}
+
+/// Every property holds, as `extentctl selftest` finds.
+fn wait_swap_grade(control: &str) {
+    let mut said = String::new();
+    let start = Instant::now();
+    loop {
+        let output = Command::new("extentctl")
+            .args(["--control-path", control, "selftest"])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            return;
+        }
+        let text = [output.stdout, output.stderr].concat();
+        said.clear();
+        said.push_str(&String::from_utf8_lossy(&text));
+        assert!(start.elapsed() < LIMIT, "{said}");
+    }
+}
+
+fn load(socket: &str) {
+    let plan = Plan {
+        pattern: Pattern::Randrw,
+        depth: 8,
+        verify: Some(7),
+        extent: Extent::Requests(2000),
+        ..Plan::default()
+    };
+    let mut client = Client::connect(Path::new(socket), plan).unwrap();
+    assert!(client.run().unwrap().verified > 0);
+    client.close().unwrap();
+}
+
+pub fn serve_a_swap_device(stage: &Stage) {
+    let service = "extentd-swap@swap.service";
+    let (socket, control) = ("/run/extentd/swap.sock", "/run/extentd/swap.ctl");
+    // As udev does, which is not there.
+    chown(&stage.devices[0], Some(0), Some(DISK)).unwrap();
+    run(Command::new("chmod").args(["660", &stage.devices[0]])).unwrap();
+    let image = Path::new(IMAGES).join("swap.img");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    chown(&image, Some(EXTENTD), Some(EXTENTD)).unwrap();
+
+    systemctl(&["start", service]);
+    assert_eq!(property(service, "ActiveState"), "active");
+    let status = fs::read_to_string(format!("/proc/{}/status", pid(service))).unwrap();
+    assert!(status.contains(&format!("Uid:\t{EXTENTD}\t")), "{status}");
+    wait_swap_grade(control);
+    load(socket);
+    wait_swap_grade(control);
+
+    systemctl(&["restart", service]);
+    load(socket);
+    wait_swap_grade(control);
+
+    let before = pid(service);
+    run(Command::new("kill").args(["-9", &before])).unwrap();
+    wait_until("it is not started again", || {
+        property(service, "ActiveState") == "active" && pid(service) != before
+    });
+    load(socket);
+    wait_swap_grade(control);
+    assert_eq!(info(control)["swap"]["mode"], "demanded");
+    systemctl(&["stop", service]);
+    assert_eq!(property(service, "Result"), "success");
+    print_log(service);
+}
