@@ -73,7 +73,7 @@ impl BackEnd {
     }
 }
 
-/// As it is used for speed, but without its image lock, which it would not hand over.
+/// As it is used for speed. Its export lets others write the image, as the destination does.
 fn storage_daemon(socket: &Path, image: &Path) -> Running {
     let (image, socket_path) = (image.display(), socket.display());
     let mut command = Command::new("setpriv");
@@ -81,7 +81,7 @@ fn storage_daemon(socket: &Path, image: &Path) -> Running {
         .args(["--pdeathsig", "KILL", "qemu-storage-daemon"])
         .args(["--object", "iothread,id=io0", "--blockdev"])
         .arg(format!(
-            "driver=file,node-name=f,filename={image},cache.direct=on,aio=io_uring,locking=off,discard=unmap"
+            "driver=file,node-name=f,filename={image},cache.direct=on,aio=io_uring,discard=unmap"
         ))
         .arg("--export")
         .arg(format!(
