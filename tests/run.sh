@@ -19,6 +19,8 @@ Environment:
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
   EXTENTD_TEST_DOWNTIMES
                      rounds of migrations beside qemu-storage-daemon (default 2)
+  EXTENTD_TEST_LATENCY_ROUNDS
+                     how often latency is measured while a host swaps (default 1)
   CI=true            a skipped test counts as failed"
     exit 0
     ;;

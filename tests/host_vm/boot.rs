@@ -17,7 +17,7 @@ const MODULES: [&str; 7] = [
     "dm_flakey",
 ];
 /// Programs of this machine. What is not here is busybox'.
-const TOOLS: [&str; 8] = [
+const TOOLS: [&str; 9] = [
     "mkfs.ext4",
     "mkfs.xfs",
     "dmsetup",
@@ -26,6 +26,7 @@ const TOOLS: [&str; 8] = [
     "prlimit",
     "blkdiscard",
     "blockdev",
+    "sfdisk",
 ];
 
 /// The programs that the machine has besides.
@@ -89,7 +90,8 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         host::run(strip.arg("-o").arg(&stripped).arg(program))?;
         add("--tool", stripped.display().to_string());
     }
-    arguments.push("--host".to_owned());
+    let verifier = format!("{}:/bin/verifier", host::verifier()?.display());
+    arguments.extend(["--file".to_owned(), verifier, "--host".to_owned()]);
     host::pack(&format!("{name}-initramfs"), "--host-kernel", &arguments)
 }
 

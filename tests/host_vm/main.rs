@@ -16,6 +16,7 @@
 mod boot;
 mod machine;
 mod served;
+mod stress;
 
 #[allow(dead_code)]
 #[path = "../guest/daemon.rs"]
@@ -51,10 +52,17 @@ mod random;
 mod rig;
 
 mod failing;
+mod groups;
+mod guest_memory;
 mod hanging;
 mod inside;
+mod killer;
+mod latency;
 mod mapped;
 mod polled;
+mod pressure;
+mod privileges;
+mod properties;
 mod smoke;
 mod system;
 mod units;

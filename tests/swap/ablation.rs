@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use extentd::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
 
@@ -149,6 +150,36 @@ fn a_prepared_image_takes_writes_on_a_full_file_system_and_another_does_not() {
     };
     assert!(with.iter().all(|&one| one == status::OK), "{with:?}");
     assert!(without.contains(&status::IOERR), "{without:?}");
+}
+
+/// Requests that went by the file, among the first ones to each part of the
+/// image.
+fn by_the_file(left_out: &str) -> Option<u64> {
+    let fs = mounted(EXT4)?;
+    fs.create("disk").set_len(IMAGE).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let binary = without(directory.path(), left_out, Path::new(BINARY));
+    let served = Served::run(&binary, &fs.path("disk"), &[]);
+    let mut guest = Guest::attach(&served);
+    served.wait_path("disk");
+    let count = || {
+        let info = served.ask(&Request::Info {});
+        let operations = &info["disk"]["operations"];
+        operations["file_operations"].as_u64().unwrap()
+    };
+    let before = count();
+    guest.load(1000);
+    Some(count() - before)
+}
+
+#[test]
+fn with_a_pinned_map_no_request_goes_to_the_file_system_and_without_it_the_first_ones_do() {
+    let (Some(with), Some(without)) = (by_the_file(""), by_the_file("pin")) else {
+        return;
+    };
+    println!("by the file: {with} with the map pinned, {without} without");
+    assert_eq!(with, 0);
+    assert!(without > 0);
 }
 
 /// A process whose log, of which there is a lot, nobody reads.
