@@ -246,8 +246,9 @@ measure_extentd() {
         binary=${arguments[0]}
         arguments=("${arguments[@]:1}")
     fi
+    [[ ${arguments[*]} == *--io-path* ]] || arguments+=(--io-path auto)
     measure_backend "$name" "$binary" --socket-path "$socket" --blk-file "$image" --num-queues "$queues" \
-        --io-path auto --control-path "$work/control" "${arguments[@]}"
+        --control-path "$work/control" "${arguments[@]}"
 }
 # discard=unmap, so that a discard frees blocks as it does with extentd.
 measure_qsd() {
