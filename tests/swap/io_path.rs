@@ -98,11 +98,10 @@ fn only_two_calls(served: &Served, guest: &mut Guest) {
     };
     assert!(calls["io_uring_enter"] > 0);
     for name in calls.keys() {
-        // A read takes the count of an eventfd that woke the worker.
-        assert!(
-            ["io_uring_enter", "write of 8 bytes", "read"].contains(&name.as_str()),
-            "{name} in {calls:?}"
-        );
+        // A read takes the count of an eventfd that woke the worker; a worker that looks for
+        // work offers its CPU to others, which waits for nothing.
+        let may = ["io_uring_enter", "write of 8 bytes", "read", "sched_yield"];
+        assert!(may.contains(&name.as_str()), "{name} in {calls:?}");
     }
 }
 

@@ -7,6 +7,10 @@
 //! slept says little: a busy machine lets a woken thread wait for its CPU.
 //! Only an idle time that was looked through counts as one that was too long,
 //! and one in a while is looked through just to know.
+//!
+//! Whoever is to bring the work may need this very CPU: the client, or a thread
+//! of the kernel that copies for a loop device or allocates for a file. So the
+//! looking yields now and then, and ends where others took long.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +27,7 @@ const TRIAL: u32 = 32;
 const FULL: u32 = 1024;
 /// The least score at which looking pays.
 const PAYS: u32 = FULL / 2;
-/// Looks between two glances at the clock.
+/// Looks between two glances at the clock, and two offers of the CPU.
 const STRIDE: u32 = 16;
 
 /// What a worker knows of its idle times.
@@ -64,6 +68,7 @@ impl Spin {
             return false;
         }
         let start = Instant::now();
+        let mut last = start;
         let came = loop {
             if (0..STRIDE).any(|_| {
                 std::hint::spin_loop();
@@ -71,9 +76,17 @@ impl Spin {
             }) {
                 break true;
             }
-            if start.elapsed() >= limit {
+            let now = Instant::now();
+            if self.time == PollTime::Adaptive && now - last > SOON {
+                // Others need the CPU: a sleeper would have had it back sooner.
+                self.score = 0;
+                return found();
+            }
+            if now - start >= limit {
                 break false;
             }
+            last = now;
+            std::thread::yield_now();
         };
         self.count(came && start.elapsed() <= SOON);
         came
@@ -155,6 +168,22 @@ mod tests {
         // The disk has become slow.
         let looked = (0..32).filter(|_| idle(&mut spin, false)).count();
         assert!(looked <= 8, "{looked}");
+    }
+
+    #[test]
+    fn who_loses_the_cpu_looks_no_more() {
+        let mut spin = Spin::new(PollTime::Adaptive);
+        spin.score = FULL;
+        let mut looks = 0;
+        assert!(!spin.look(|| {
+            looks += 1;
+            let start = Instant::now();
+            while looks == STRIDE && start.elapsed() <= SOON {}
+            false
+        }));
+        // Once more before it gave up.
+        assert_eq!((looks, spin.score), (STRIDE + 1, 0));
+        assert!(!idle(&mut spin, true));
     }
 
     #[test]
