@@ -75,8 +75,12 @@ fn vu_45_a_listening_socket_is_inherited() {
         }
         // What it becomes inherits it as well.
         let mut served = UnixStream::connect(&path).unwrap();
+        // Once it is answered it has been accepted, and its successor will not be the one to do so.
+        let connection = Connection::new(served.try_clone().unwrap()).unwrap();
+        let session = Session::over(connection, Like::Qemu, Wanted::default()).unwrap();
         signal(&child, "USR2");
         assert_eq!(served.read(&mut [0; 1]).unwrap(), 0);
+        drop(session);
         assert_serves(UnixStream::connect(&path).unwrap());
         signal(&child, "TERM");
         assert_eq!(exit_status(child), Some(0));
