@@ -231,17 +231,26 @@ fn nothing_goes_wrong(made: Made) {
     }
 }
 
+/// How often the control is run before it counts as having seen nothing: it
+/// takes chance for a block to change hands while it is written.
+const CHANCES: usize = 5;
+
 fn the_unguarded_path_corrupts(made: Made) {
-    if let Some(mut outcome) = stress(made, false) {
+    for _ in 0..CHANCES {
+        let Some(outcome) = stress(made, false) else {
+            return;
+        };
         let (reads, image, others) = (
             outcome.reads.len(),
             outcome.image.len(),
             outcome.others.len(),
         );
         eprintln!("wrong: {reads} reads, {image} sectors, {others} other files");
-        outcome.shorten();
-        assert!(image + others > 0, "{outcome:#?}");
+        if image + others > 0 {
+            return;
+        }
     }
+    panic!("nothing was corrupted in {CHANCES} runs");
 }
 
 #[test]
