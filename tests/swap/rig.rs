@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use extentd::control::{self, Answer, Request};
 use front_end::codes::status;
-use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session, Setup, Wanted};
+use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -164,14 +164,7 @@ impl Guest {
     pub fn attach(served: &Served) -> Self {
         let wanted = Wanted::default();
         let mut session = Session::open(served.daemon.socket(), Like::Qemu, wanted).unwrap();
-        let memory = GuestMemory::flat(MEMORY).unwrap();
-        let setup = Setup {
-            size: 128,
-            features: session.features,
-            indirect: 16,
-        };
-        let driver = Driver::new(&memory, 0, setup).unwrap();
-        session.start(&memory, &[driver.ring()]).unwrap();
+        let (memory, driver) = session.start_one(MEMORY, 128).unwrap();
         Self {
             session,
             memory,
