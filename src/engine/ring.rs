@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use io_uring::types::{CloneBuffersFlags, SubmitArgs, Timespec};
@@ -65,7 +66,7 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
     // than one that does not.
     let none = CloneBuffersFlags::empty();
     let shared_buffers = submitter
-        .register_buffers_clone_offset(std::os::fd::AsRawFd::as_raw_fd(&ring), 0, 0, 0, none)
+        .register_buffers_clone_offset(ring.as_raw_fd(), 0, 0, 0, none)
         .is_err_and(|error| error.raw_os_error() != Some(libc::EINVAL));
     let features = Features {
         task_work,
