@@ -291,7 +291,9 @@ fn cow_fork_empty(disk: &Disk) -> Property {
         Ok(false) => return Property::new(true, "files do not share blocks here"),
         Err(error) => return Property::unknown(&error),
     }
-    let unshared = disk.disk_path().is_ok_and(|path| path.is_fixed());
+    let unshared = disk
+        .disk_path()
+        .is_ok_and(|path| path.is_live() && path.is_fixed());
     match Survey::of(&Fiemap::new(disk.image().clone())) {
         Ok(survey) => Property::new(
             unshared && survey.shared + survey.set_aside == 0,

@@ -77,6 +77,8 @@ pub struct BlockIo<E> {
     raw_flying: usize,
     /// How many of them the device is known to take: its queue was full.
     raw_limit: usize,
+    /// What the device refused was taken a moment later, the last time.
+    waiting_helps: bool,
     /// Raw operations that have ended since that was last changed.
     raw_calm: usize,
     /// What the device takes in one piece.
@@ -125,6 +127,7 @@ impl<E: Engine> BlockIo<E> {
             allocations: 0,
             raw_flying: 0,
             raw_limit: usize::MAX,
+            waiting_helps: true,
             raw_calm: 0,
             waits_elsewhere: false,
         })
@@ -315,6 +318,7 @@ impl<E: Engine> BlockIo<E> {
             return self.end(tag, Status::IoErr);
         }
         if is_raw {
+            self.waiting_helps |= self.tasks[tag as usize].refusals > 1;
             self.raw_calm += 1;
             if self.raw_calm >= CALM {
                 self.raw_calm = 0;
@@ -359,6 +363,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         if let Some(pins) = self.pins.as_mut().filter(|pins| !pins.is_settled()) {
             pins.take(&mut self.engine);
         }
+        self.waits_elsewhere = false;
         let mut results = std::mem::take(&mut self.results);
         self.engine
             .completions(|tag, result| results.push((tag, result)));
@@ -366,7 +371,6 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             self.result(tag, result);
         }
         self.results = results;
-        self.waits_elsewhere = false;
         for _ in 0..self.stalled.len() {
             if let Some(tag) = self.stalled.pop_front() {
                 self.advance(tag);

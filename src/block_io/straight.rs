@@ -11,6 +11,9 @@ use crate::planner;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;
+/// The same where nothing of this worker's is in the way, so that it waits for
+/// [`RETRY`](super::RETRY) each time.
+const MOST_WAITS: u8 = 6;
 
 impl<E: Engine> BlockIo<E> {
     /// The next operation between guest memory and the disk or the file.
@@ -138,7 +141,7 @@ impl<E: Engine> BlockIo<E> {
         task.refusals = task.refusals.saturating_add(1);
         let (refusals, at) = (task.refusals, task.start() + task.done);
         let piece = task.plan.piece_at(at);
-        if let (1, Some(raw), Some(piece)) = (refusals, &self.raw, piece) {
+        if let (Some(raw), Some(piece)) = (&self.raw, piece) {
             // Whoever read the device itself has left pages there.
             raw.forget_pages(&piece);
         }
@@ -146,12 +149,17 @@ impl<E: Engine> BlockIo<E> {
             self.raw_limit = self.raw_flying;
             self.raw_calm = 0;
             self.stalled.push_back(tag);
-        } else if refusals > 1 {
+        } else if refusals == 1 {
+            self.advance(tag);
+        } else if self.waiting_helps && refusals < MOST_WAITS {
+            // Pages that are being written are gone a moment later.
+            self.waits_elsewhere = true;
+            self.stalled.push_back(tag);
+        } else {
+            self.waiting_helps = false;
             let task = &mut self.tasks[tag as usize];
             task.by_file = true;
             self.let_go(tag);
-            self.advance(tag);
-        } else {
             self.advance(tag);
         }
     }
