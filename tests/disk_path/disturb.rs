@@ -37,6 +37,30 @@ impl Others {
         Some(())
     }
 
+    /// Files that take all the room there is, also where it is in small
+    /// pieces, up to a bound.
+    pub fn occupy(&mut self, host: &Mounted, prefix: &str) {
+        const SIZES: [(usize, usize); 3] = [(4 << 20, 200), (64 << 10, 400), (4 << 10, 1000)];
+        sync(host);
+        for (bytes, most) in SIZES {
+            for count in 0..most {
+                let path = host.path(&format!("{prefix}-{bytes}-{count}"));
+                if self.write(path, bytes).is_none() {
+                    break;
+                }
+            }
+        }
+        assert!(!self.0.is_empty(), "no file found room");
+    }
+
+    /// Removes the files, and gives their room back.
+    pub fn remove(self, host: &Mounted) {
+        for (path, _) in self.0 {
+            std::fs::remove_file(path).unwrap();
+        }
+        sync(host);
+    }
+
     /// A file is to stay as it is now.
     pub fn keep(&mut self, path: PathBuf) {
         let bytes = read_direct(&path);
@@ -153,4 +177,13 @@ pub fn check(ext4: bool, device: &str) -> Result<String, String> {
     };
     let how: &[&str] = if ext4 { &["-f", "-n"] } else { &["-n"] };
     run(tool.args(how).arg(device))
+}
+
+/// Ends what runs besides when it is dropped, also because of a panic.
+pub struct Stopper<'a>(pub &'a AtomicBool);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -7,11 +7,14 @@
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
 
+mod break_time;
 mod client;
 mod crash;
+mod deaf_guard;
 mod disturb;
 mod image;
 mod killed;
+mod lane;
 mod model;
 mod promises;
 mod random;
