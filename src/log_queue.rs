@@ -1,18 +1,24 @@
 //! A log that never holds its caller up: lines go through a queue of fixed
 //! size to a thread that writes them, and are dropped while it is full.
 //!
-//! A thread that serves a guest's swap must not wait for a full pipe, whose
-//! reader may itself wait for memory. Putting a line in allocates nothing.
+//! No thread that serves, guards or answers may wait for a full pipe, a full
+//! disk or a stopped terminal, nor for another thread that logs: a line for
+//! which there is no room, or whose turn does not come at once, is dropped and
+//! counted. Putting a line in allocates nothing.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// Lines that may wait.
 const LINES: usize = 256;
 /// Longest line in bytes; the rest of a longer one is left out.
 const LINE: usize = 500;
+/// How often a line asks for the queue before it is dropped: others have it
+/// for as long as it takes to copy a line.
+const TRIES: usize = 10_000;
 
 #[derive(Clone)]
 struct Line {
@@ -37,7 +43,6 @@ struct State {
     lines: Box<[Line]>,
     first: usize,
     count: usize,
-    dropped: u64,
     /// A line was taken out and is being written.
     writing: bool,
 }
@@ -45,6 +50,8 @@ struct State {
 /// The queue.
 pub struct Queue {
     state: Mutex<State>,
+    /// Lines that nobody has been told of.
+    dropped: AtomicU64,
     more: Condvar,
     done: Condvar,
 }
@@ -61,9 +68,9 @@ impl Default for Queue {
                 lines: vec![empty; LINES].into(),
                 first: 0,
                 count: 0,
-                dropped: 0,
                 writing: false,
             }),
+            dropped: AtomicU64::new(0),
             more: Condvar::new(),
             done: Condvar::new(),
         }
@@ -75,23 +82,36 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a line in the queue, or drops it.
-    pub fn put(&self, line: fmt::Arguments<'_>) {
-        let mut state = self.lock();
-        if state.count == LINES {
-            state.dropped += 1;
-            return;
+    fn lock_soon(&self) -> Option<MutexGuard<'_, State>> {
+        for _ in 0..TRIES {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
         }
+        None
+    }
+
+    /// Puts a line in the queue, or drops it. Never waits.
+    pub fn put(&self, line: fmt::Arguments<'_>) {
+        let state = self.lock_soon().filter(|state| state.count < LINES);
+        let Some(mut state) = state else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
         let at = (state.first + state.count) % LINES;
         let slot = &mut state.lines[at];
         slot.len = 0;
         // A line never fails to take what fits.
         let _ = slot.write_fmt(line);
         state.count += 1;
+        drop(state);
         self.more.notify_one();
     }
 
-    /// Writes one line after the other, for ever.
+    /// Writes one line after the other, for ever. What cannot be written
+    /// counts as dropped, and is told as soon as something can.
     pub fn write_all(&self, mut to: impl Write) -> ! {
         let mut line = Line {
             bytes: [0; LINE],
@@ -111,11 +131,31 @@ impl Queue {
             state.first = (state.first + 1) % LINES;
             state.count -= 1;
             state.writing = true;
-            let dropped = std::mem::take(&mut state.dropped);
             drop(state);
-            // Where the log is closed, nobody wants to see it.
-            let _ = write_line(&mut to, &line, dropped);
+            if write_line(&mut to, &line).is_err() {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.tell_dropped(&mut to);
+            }
             state = self.lock();
+        }
+    }
+
+    fn tell_dropped(&self, to: &mut impl Write) {
+        let dropped = self.dropped.swap(0, Ordering::Relaxed);
+        let mut line = Line {
+            bytes: [0; LINE],
+            len: 0,
+        };
+        if dropped == 0 {
+            return;
+        }
+        let _ = write!(
+            line,
+            "extentd: warning: {dropped} lines of the log were dropped"
+        );
+        if write_line(to, &line).is_err() {
+            self.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
     }
 
@@ -134,16 +174,11 @@ impl Queue {
     }
 }
 
-fn write_line(to: &mut impl Write, line: &Line, dropped: u64) -> io::Result<()> {
-    to.write_all(&line.bytes[..line.len])?;
-    to.write_all(b"\n")?;
-    if dropped > 0 {
-        writeln!(
-            to,
-            "extentd: warning: {dropped} lines of the log were dropped"
-        )?;
-    }
-    to.flush()
+/// In one piece, as others may write to the same file.
+fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
+    let mut bytes = [b'\n'; LINE + 1];
+    bytes[..line.len].copy_from_slice(&line.bytes[..line.len]);
+    to.write_all(&bytes[..=line.len])
 }
 
 #[cfg(test)]
@@ -172,9 +207,18 @@ mod tests {
         let queue = Arc::new(Queue::default());
         let (sender, receiver) = mpsc::sync_channel(0);
         let writer = Arc::clone(&queue);
+        queue.put(format_args!("first"));
         thread::spawn(move || writer.write_all(Pipe(sender)));
+        // The writer has taken the first line when it offers it, and then
+        // waits with the second until somebody reads.
+        assert_eq!(receiver.recv().unwrap(), b"first\n");
+        queue.put(format_args!("line 0"));
+        let begun = |queue: &Queue| queue.lock().count == 0;
+        while !begun(&queue) {
+            thread::yield_now();
+        }
         // Nobody reads: this returns all the same.
-        for number in 0..LINES + 100 {
+        for number in 1..LINES + 101 {
             queue.put(format_args!("line {number}"));
         }
         let mut text = String::new();
@@ -182,11 +226,52 @@ mod tests {
             text.push_str(&String::from_utf8(receiver.recv().unwrap()).unwrap());
         }
         assert!(text.starts_with("line 0\n"), "{text}");
-        // One may have been taken out before the queue was full.
-        assert!(
-            text.contains("100 lines") || text.contains("99 lines"),
-            "{text}"
-        );
+        assert!(text.contains("100 lines"), "{text}");
+    }
+
+    #[test]
+    fn a_line_does_not_wait_for_another_thread_that_logs() {
+        let queue = Queue::default();
+        let state = queue.lock();
+        queue.put(format_args!("dropped"));
+        drop(state);
+        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
+        assert_eq!(queue.lock().count, 0);
+    }
+
+    /// A file on a full disk, until there is room.
+    struct Full {
+        writes: usize,
+        to: mpsc::Sender<Vec<u8>>,
+    }
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.writes += 1;
+            if self.writes <= 3 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.to.send(bytes.to_vec()).unwrap();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_told_when_there_is_room() {
+        let queue = Arc::new(Queue::default());
+        let (to, receiver) = mpsc::channel();
+        let writer = Arc::clone(&queue);
+        for number in 0..4 {
+            queue.put(format_args!("line {number}"));
+        }
+        thread::spawn(move || writer.write_all(Full { writes: 0, to }));
+        assert_eq!(receiver.recv().unwrap(), b"line 3\n");
+        let told = String::from_utf8(receiver.recv().unwrap()).unwrap();
+        assert!(told.contains(" 3 lines "), "{told}");
     }
 
     #[test]
@@ -208,7 +293,7 @@ mod tests {
         queue.put(format_args!("one"));
         thread::spawn(move || writer.write_all(Pipe(sender)));
         queue.drain(Duration::from_secs(60));
-        assert_eq!(receiver.try_recv().unwrap(), b"one");
+        assert_eq!(receiver.try_recv().unwrap(), b"one\n");
         // And it does not wait for ever for a writer that there is not.
         let alone = Queue::default();
         alone.put(format_args!("two"));

@@ -1,19 +1,27 @@
-//! The log: lines on standard error.
+//! The log: lines on standard error, written by a thread of its own, and the
+//! last words of a process that panics.
 
 use std::fmt;
 use std::io::{self, Write};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use log::{Level, Log, Metadata, Record};
 
-use crate::hardening::SMALL_STACK;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::hardening::{self, SMALL_STACK};
 use crate::log_queue::Queue;
+use crate::sys;
 
 /// How long the end of the process waits for its last lines.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+static QUEUE: LazyLock<Queue> = LazyLock::new(Queue::default);
+
+/// The thread that writes has been started.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
 
 /// Which records are shown: what `RUST_LOG` says, `info` without it.
 static FILTER: LazyLock<env_logger::Logger> = LazyLock::new(|| {
@@ -37,57 +45,131 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-struct Stderr;
+struct Queued;
 
-impl Log for Stderr {
+impl Log for Queued {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         FILTER.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !FILTER.matches(record) {
-            return;
-        }
-        match QUEUE.get() {
-            Some(queue) => queue.put(format_args!("{}", Shown(record))),
-            None => {
-                // In one piece, as others may write there too. Where it is
-                // closed, nobody wants to see it.
-                let line = format!("{}\n", Shown(record));
-                let _ = io::stderr().write_all(line.as_bytes());
-            }
+        if FILTER.matches(record) {
+            QUEUE.put(format_args!("{}", Shown(record)));
         }
     }
 
     fn flush(&self) {}
 }
 
+/// The negative control of tests: whoever logs writes.
+struct Direct;
+
+impl Log for Direct {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        FILTER.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if FILTER.matches(record) {
+            let _ = Stderr.write_all(format!("{}\n", Shown(record)).as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Standard error without the lock that the standard library has on it, which
+/// a thread that waits for a full pipe would hold.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = rustix::stdio::stderr();
+        loop {
+            match rustix::io::write(stderr, bytes) {
+                // Whoever shares it has made it non-blocking.
+                Err(rustix::io::Errno::AGAIN) => {
+                    rustix::event::poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
-/// it.
+/// it. Lines wait until [`start`] is called.
 pub fn init() {
     log::set_max_level(FILTER.filter());
-    if log::set_logger(&Stderr).is_err() {
+    let set = if hardening::left_out("log") {
+        log::set_logger(&Direct)
+    } else {
+        log::set_logger(&Queued)
+    };
+    if set.is_err() {
         log::warn!("the log was set up already");
     }
 }
 
-/// From now on a thread of its own writes the log, so that no other ever
-/// waits for whoever reads it.
+/// Starts the thread that writes the log, so that no other ever waits for
+/// whoever reads it. To be called when the signals are blocked that the
+/// process watches for.
 ///
 /// # Errors
 /// The host refuses a thread.
-pub fn use_queue() -> io::Result<()> {
-    let queue = QUEUE.get_or_init(Queue::default);
+pub fn start() -> io::Result<()> {
+    if WRITTEN.swap(true, Ordering::AcqRel) {
+        return Ok(());
+    }
     std::thread::Builder::new()
         .name("log".to_owned())
         .stack_size(SMALL_STACK)
-        .spawn(move || queue.write_all(io::stderr()))?;
+        .spawn(|| {
+            // Writing to a terminal from the background must not stop the
+            // process (`stty tostop`).
+            if let Err(error) = sys::block_signals(&[libc::SIGTTOU]) {
+                log::debug!("SIGTTOU is not blocked: {error}");
+            }
+            QUEUE.write_all(Stderr)
+        })
+        .inspect_err(|_| WRITTEN.store(false, Ordering::Release))?;
     Ok(())
+}
+
+/// A line that is shown whatever `RUST_LOG` says.
+pub fn tell(line: fmt::Arguments<'_>) {
+    QUEUE.put(line);
 }
 
 /// Waits for the last lines, but not for ever.
 pub fn finish() {
-    if let Some(queue) = QUEUE.get() {
-        queue.drain(LAST_WORDS);
+    if start().is_ok() {
+        QUEUE.drain(LAST_WORDS);
     }
+}
+
+/// From now on a panic ends the process, whatever thread it is in and whoever
+/// reads the log: a worker that unwound would let fences pass while its raw
+/// I/O is in flight. The record of requests in flight carries them over.
+pub fn end_on_panic() {
+    if hardening::left_out("abort") {
+        return;
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        QUEUE.put(format_args!("extentd: error: thread {name}: {info}"));
+        let backtrace = std::backtrace::Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            for line in backtrace.to_string().lines() {
+                QUEUE.put(format_args!("{line}"));
+            }
+        }
+        finish();
+        std::process::abort();
+    }));
 }

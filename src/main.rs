@@ -22,14 +22,16 @@ fn main() -> ExitCode {
         return print_capabilities();
     }
     logging::init();
+    logging::end_on_panic();
     let config = match args.into_config(&activated()) {
         Ok(config) => config,
         Err(error) => return fail(&error, ExitCode::from(USAGE)),
     };
-    let result = serve::run(&config);
-    logging::finish();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match serve::run(&config) {
+        Ok(()) => {
+            logging::finish();
+            ExitCode::SUCCESS
+        }
         Err(error) => fail(&error, ExitCode::FAILURE),
     }
 }
@@ -54,7 +56,7 @@ fn print_capabilities() -> ExitCode {
 
 /// The line is for people whatever the log shows.
 fn fail(error: &dyn std::error::Error, status: ExitCode) -> ExitCode {
-    // Where standard error is closed, the status has to do.
-    let _ = writeln!(io::stderr(), "extentd: {error}");
+    logging::tell(format_args!("extentd: {error}"));
+    logging::finish();
     status
 }

@@ -17,7 +17,7 @@ use crate::operator::Operator;
 use crate::signals::{Signals, Wish};
 use crate::socket::{self, Access, Inherited, SocketError, SocketFile};
 use crate::swap::{self, SwapError, SwapMode};
-use crate::{metrics, metrics_listener, statistics, sys};
+use crate::{logging, metrics, metrics_listener, statistics, sys};
 
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         swap::protect(grade)?;
     }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
+    logging::start().map_err(host("start the log's thread"))?;
     if let Some(grade) = config.swap {
         swap::prepare(grade, config)?;
     }

@@ -19,7 +19,7 @@ use crate::hardening::{self, Shortfall};
 use crate::prepare::{self, PrepareError};
 use crate::progress::{Display, percent};
 use crate::survey::Survey;
-use crate::{logging, size};
+use crate::size;
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);
@@ -120,16 +120,12 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
     Ok(())
 }
 
-/// Starts the log's own thread, and prepares the image and shows how far that
-/// is. An image that somebody else has must have been prepared before. To be
+/// Prepares the image and shows how far that is. An image that somebody else has must have been prepared before. To be
 /// called when signals are blocked.
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
 pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
-    if !hardening::left_out("log") {
-        logging::use_queue().map_err(system("start the log's thread"))?;
-    }
     if hardening::left_out("prepare") {
         return Ok(());
     }

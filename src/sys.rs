@@ -309,13 +309,7 @@ pub fn poll_events(events: &[RawFd], timeout_ms: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Blocks `signals` in this thread and the threads it will start, and gives a
-/// descriptor that reads as one `signalfd_siginfo` per signal.
-///
-/// # Errors
-/// What signalfd(2) says.
-pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
+fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: sigemptyset initializes the set it is given.
     check(unsafe { libc::sigemptyset(set.as_mut_ptr()) })?;
@@ -325,8 +319,29 @@ pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
         // SAFETY: the set is initialized.
         check(unsafe { libc::sigaddset(&raw mut set, signal) })?;
     }
+    Ok(set)
+}
+
+/// Blocks `signals` in this thread and the threads it will start.
+///
+/// # Errors
+/// One of them is no signal.
+pub fn block_signals(signals: &[libc::c_int]) -> io::Result<()> {
+    let set = signal_set(signals)?;
     // SAFETY: the set is initialized; no old mask is asked for.
     check(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
+    Ok(())
+}
+
+/// Blocks `signals` in this thread and the threads it will start, and gives a
+/// descriptor that reads as one `signalfd_siginfo` per signal.
+///
+/// # Errors
+/// What signalfd(2) says.
+pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
+    use std::os::fd::FromRawFd;
+    block_signals(signals)?;
+    let set = signal_set(signals)?;
     // SAFETY: the set is initialized; -1 asks for a new descriptor.
     let fd = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) })?;
     // SAFETY: the descriptor is new and nobody else's.
