@@ -6,6 +6,8 @@
 use std::fs::OpenOptions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use front_end::LIMIT;
+
 use crate::break_time::{BreakTime, SHORT};
 use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
@@ -43,7 +45,7 @@ fn take_away(made: Made, left_out: &str) -> Option<Vec<String>> {
     let mut others = Others::default();
     let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        scope.spawn(|| writing.write_until(&stop, first, LATER, &count));
+        scope.spawn(|| writing.write_until(&stop, first, LATER, LIMIT, &count));
         let stopper = Stopper(&stop);
         served.wait("requests", |_| count.load(Ordering::Relaxed) > AFTER);
         // Waits until the kernel takes the lease away.

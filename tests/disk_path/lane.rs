@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{Buffer, Driver, GuestMemory, Op, Segment};
@@ -131,19 +132,25 @@ impl Lane<'_> {
     }
 
     /// Writes a value all over a range, again and again; counts in `count`.
-    /// Requests may fail, as they do while others have all of the disk.
+    /// Requests may fail, as they do while others have all of the disk, and
+    /// one that takes longer than `limit` is the last.
     pub fn write_until(
         &mut self,
         stop: &AtomicBool,
         sectors: Range<usize>,
         value: Value,
+        limit: Duration,
         count: &AtomicU64,
     ) {
         for part in parts(sectors).cycle() {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            self.write(part, value);
+            self.put(0, Op::Write, part, value);
+            self.driver.publish().unwrap();
+            if self.driver.wait(limit).is_err() {
+                break;
+            }
             count.fetch_add(1, Ordering::Relaxed);
         }
     }

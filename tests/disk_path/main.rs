@@ -7,18 +7,25 @@
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
 
+mod barriers;
 mod break_time;
 mod client;
+mod cow_fork;
 mod crash;
 mod deaf_guard;
+mod dedupe;
 mod disturb;
 mod image;
 mod killed;
 mod lane;
+mod log_full;
 mod model;
 mod promises;
+mod ragged_end;
 mod random;
 mod refusals;
 mod rig;
+mod shrinking;
 mod stopped;
 mod stress;
+mod unread;

@@ -83,8 +83,7 @@ impl Served {
         let mut all = vec!["--num-queues", &queues, "--threads", &queues];
         all.extend(["--control-path", control.to_str().unwrap()]);
         all.extend(arguments);
-        let daemon =
-            Daemon::start_to(binary, &socket, image, &all, variables, stderr).unwrap();
+        let daemon = Daemon::start_to(binary, &socket, image, &all, variables, stderr).unwrap();
         Served {
             daemon,
             socket,
@@ -116,6 +115,13 @@ impl Served {
     pub fn resize(&self, bytes: usize) {
         let bytes = bytes as u64;
         self.ask(&Request::Resize { bytes });
+    }
+
+    /// Waits until the disk has this size.
+    pub fn wait_size(&self, bytes: usize) {
+        self.wait("the size", |_| {
+            self.disk()["size_bytes"] == serde_json::json!(bytes)
+        });
     }
 
     /// What it says of itself.

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::client::{Client, owner};
