@@ -54,14 +54,6 @@ impl Others {
         assert!(!self.0.is_empty(), "no file found room");
     }
 
-    /// Removes the files, and gives their room back.
-    pub fn remove(self, host: &Mounted) {
-        for (path, _) in self.0 {
-            std::fs::remove_file(path).unwrap();
-        }
-        sync(host);
-    }
-
     /// A file is to stay as it is now.
     pub fn keep(&mut self, path: PathBuf) {
         let bytes = read_direct(&path);

@@ -7,6 +7,7 @@
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
 
+mod attributes;
 mod barriers;
 mod break_time;
 mod client;
@@ -15,16 +16,20 @@ mod crash;
 mod deaf_guard;
 mod dedupe;
 mod disturb;
+mod frozen;
 mod image;
 mod killed;
 mod lane;
 mod log_full;
 mod model;
+mod panics;
+mod paused;
 mod promises;
 mod ragged_end;
 mod random;
 mod refusals;
 mod rig;
+mod short_break;
 mod shrinking;
 mod stopped;
 mod stress;

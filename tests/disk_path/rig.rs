@@ -156,6 +156,13 @@ impl Served {
         }
     }
 
+    /// Waits until requests go by the disk, which they did not in between.
+    pub fn wait_entries(&self, entries: u64) -> Info {
+        self.wait("the disk path again", |info| {
+            info.on_disk && info.entries >= entries
+        })
+    }
+
     /// Waits until requests go by the disk.
     pub fn wait_disk(&self) -> Info {
         self.wait("the disk path", |info| info.on_disk)
@@ -175,14 +182,19 @@ impl Guest {
         Guest::attach_with(served, feature::ALL)
     }
 
-    /// Attaches with these features at most.
-    pub fn attach_with(served: &Served, features: u64) -> Guest {
+    /// A session without rings, with these features at most.
+    pub fn open(served: &Served, features: u64) -> Session {
         let wanted = Wanted {
             features,
             queues: u16::try_from(QUEUES).unwrap(),
             ..Wanted::default()
         };
-        let mut session = Session::open(&served.socket, Like::Qemu, wanted).unwrap();
+        Session::open(&served.socket, Like::Qemu, wanted).unwrap()
+    }
+
+    /// Attaches with these features at most.
+    pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let mut session = Guest::open(served, features);
         let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
         let setup = Setup {
             size: 128,

@@ -174,6 +174,7 @@ fn changes_across_the_end_that_hold_nothing_leave_a_stale_map() {
 /// Somebody else cuts the image off, and the process is told to look.
 fn an_image_is_cut_off(made: Made) {
     let Some(Shrinking {
+        host: _host,
         image,
         served,
         mut guest,
