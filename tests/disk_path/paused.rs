@@ -1,40 +1,179 @@
-//! The process is stopped for longer than the kernel waits for a lease while
-//! the device under the image takes no more requests. What the kernel holds of
-//! its requests then must not be given to the device when it goes on, as the
-//! blocks have become others'.
-//!
-//! The device is a file on a file system that is frozen, so that its queue,
-//! made short, stays full for as long as the test likes.
+//! The process is stopped for longer than the kernel waits for a lease. What
+//! it was about to give to the kernel must not be given when it goes on, as
+//! the blocks have become others'; and while the device under the image takes
+//! no more requests, the kernel must not hold any for it: those would come
+//! late whatever the process does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use front_end::codes::status;
 use front_end::{LIMIT, Op};
 
 use crate::break_time::{BreakTime, SHORT};
 use crate::common::{EXT4, Made, Mounted, XFS, run};
-use crate::disturb::Others;
+use crate::disturb::{Others, Stopper};
 use crate::image::{FIRST, sync};
-use crate::lane::STEP;
+use crate::lane::{Lane, STEP, all};
 use crate::model::{SECTOR, Value, content};
 use crate::random::Random;
 use crate::rig::{Guest, QUEUES, Served};
 
-/// Processes that are stopped together, each with an image of its own.
-const PROCESSES: usize = 6;
 /// Bytes of an image, and its sectors.
 const BYTES: usize = 8 << 20;
 const SECTORS: usize = BYTES / SECTOR;
-/// Writes of a queue.
+/// What the guests write.
+const LATER: Value = 2;
+
+/// A process that uses the disk path for an image of its own.
+struct Busy {
+    image: PathBuf,
+    served: Served,
+    guest: Guest,
+}
+
+impl Busy {
+    fn start(host: &Mounted, number: usize, left_out: &str) -> Busy {
+        let image = host.path(&format!("image-{number}"));
+        std::fs::write(&image, content(FIRST, 0..SECTORS)).unwrap();
+        sync(host);
+        let served = Served::start_without(&image, &[], left_out);
+        let mut guest = Guest::attach(&served);
+        served.wait_disk();
+        guest.load(&served, 0..SECTORS);
+        Busy {
+            image,
+            served,
+            guest,
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        self.served.daemon.signal(signal).unwrap();
+    }
+}
+
+/// Processes that are stopped together: each is another chance to be stopped
+/// between a look at the map and what follows from it.
+const PROCESSES: usize = 6;
+/// Requests of a queue that are made together.
+const TOGETHER: usize = 16;
+/// Sectors of each.
+const SMALL: usize = 8;
+
+/// Writes one batch after the other until `stop` is set.
+fn write_batches(lane: &mut Lane<'_>, seed: u64, stop: &AtomicBool, count: &AtomicU64) {
+    let mut random = Random(seed);
+    while !stop.load(Ordering::Relaxed) {
+        for slot in 0..TOGETHER {
+            let part = slot * SECTORS / TOGETHER;
+            let first = part + SMALL * random.below(SECTORS / TOGETHER / SMALL);
+            lane.put(slot, Op::Write, first..first + SMALL, LATER);
+        }
+        lane.driver.publish().unwrap();
+        for _ in 0..TOGETHER {
+            // There may be no room for it.
+            lane.driver.wait(LIMIT).unwrap();
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until the kernel lets us in, and takes the image's blocks away.
+fn take_away(image: &Path) {
+    let file = OpenOptions::new().write(true).open(image).unwrap();
+    file.set_len(0).unwrap();
+    file.set_len(BYTES as u64).unwrap();
+}
+
+/// Stops processes at any instant of their work, and has others take their
+/// blocks; which of the others' files are spoilt when they go on.
+fn stop_anywhere(made: Made, left_out: &str) -> Option<Vec<String>> {
+    let host = Mounted::new(made)?;
+    let short = BreakTime::seconds(SHORT)?;
+    let mut busy: Vec<_> = (0..PROCESSES)
+        .map(|number| Busy::start(&host, number, left_out))
+        .collect();
+    let mut others = Others::default();
+    let (stop, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let mut processes = Vec::new();
+        for (seed, busy) in (1..).step_by(QUEUES).zip(&mut busy) {
+            for (seed, mut lane) in (seed..).zip(busy.guest.lanes()) {
+                let (stop, count) = (&stop, &count);
+                scope.spawn(move || write_batches(&mut lane, seed, stop, count));
+            }
+            processes.push((&busy.image, &busy.served));
+        }
+        let stopper = Stopper(&stop);
+        let (_, first) = processes[0];
+        first.wait("writes", |_| count.load(Ordering::Relaxed) > 1000);
+        for (_, served) in &processes {
+            served.daemon.signal(libc::SIGSTOP).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for &(image, _) in &processes {
+                scope.spawn(move || take_away(image));
+            }
+        });
+        others.occupy(&host, "new");
+        for (_, served) in &processes {
+            served.daemon.signal(libc::SIGCONT).unwrap();
+        }
+        let before = count.load(Ordering::Relaxed);
+        let each = (PROCESSES * QUEUES) as u64;
+        first.wait("writes afterwards", |_| {
+            count.load(Ordering::Relaxed) > before + 2 * each
+        });
+        drop(stopper);
+    });
+    drop(short);
+    for busy in &mut busy {
+        for lane in busy.guest.lanes() {
+            // Nothing is under way any more.
+            lane.driver.flush().unwrap();
+        }
+    }
+    Some(others.spoilt())
+}
+
+fn nothing_comes_late(made: Made) {
+    if let Some(spoilt) = stop_anywhere(made, "") {
+        assert_eq!(spoilt, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn after_a_long_stop_at_any_instant_nothing_comes_late_on_ext4() {
+    nothing_comes_late(EXT4);
+}
+
+#[test]
+fn after_a_long_stop_at_any_instant_nothing_comes_late_on_xfs() {
+    nothing_comes_late(XFS);
+}
+
+/// How often the control is run before it counts as having seen nothing.
+const CHANCES: usize = 3;
+
+#[test]
+fn without_a_look_at_the_clock_before_raw_io_a_long_stop_corrupts() {
+    for _ in 0..CHANCES {
+        match stop_anywhere(EXT4, "clock") {
+            Some(spoilt) if spoilt.is_empty() => {}
+            _ => return,
+        }
+    }
+    panic!("nothing was spoilt in {CHANCES} runs");
+}
+
+/// Writes of a queue while the device takes no more requests.
 const WRITES: usize = 32;
 /// Requests that the device takes.
 const DEPTH: usize = 4;
-/// Most microseconds from a process's requests to its stop.
-const LATEST: usize = 3000;
-/// What the guests write.
-const LATER: Value = 2;
 
 /// The file system with the file that is the device.
 const BELOW: Made = Made {
@@ -71,148 +210,79 @@ fn in_flight(host: &Mounted) -> usize {
         .sum()
 }
 
-/// The kernel's threads of a process that wait with raw I/O in their hands.
-fn raw_holders(pid: u32) -> Vec<String> {
-    let mut holders = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let task = task.unwrap().path();
+/// How many of the kernel's threads of a process wait with raw I/O in their
+/// hands.
+fn raw_holders(pid: u32) -> usize {
+    let holds = |task: &PathBuf| {
         let read = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
-        if read("comm").starts_with("iou-wrk-") && read("stack").contains("blkdev_") {
-            holders.push(read("comm").trim().to_owned());
-        }
-    }
-    holders
+        read("comm").starts_with("iou-wrk-") && read("stack").contains("blkdev_")
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .map(|task| task.unwrap().path())
+        .filter(holds)
+        .count()
 }
 
-struct Stopped {
-    image: PathBuf,
-    served: Served,
-    guest: Guest,
-}
-
-impl Stopped {
-    fn start(host: &Mounted, number: usize, left_out: &str) -> Stopped {
-        let path = host.path(&format!("image-{number}"));
-        std::fs::write(&path, content(FIRST, 0..SECTORS)).unwrap();
-        sync(host);
-        let served = Served::start_without(&path, &[], left_out);
-        let mut guest = Guest::attach(&served);
-        served.wait_disk();
-        guest.load(&served, 0..SECTORS);
-        Stopped {
-            image: path,
-            served,
-            guest,
-        }
-    }
-
-    /// Many writes at once, apart from each other.
-    fn submit(&mut self) {
-        for (queue, lane) in self.guest.lanes().iter_mut().enumerate() {
-            for slot in 0..WRITES {
-                let first = (slot * QUEUES + queue) * (SECTORS / WRITES / QUEUES);
-                lane.put(slot, Op::Write, first..first + STEP, LATER);
-            }
-            lane.driver.publish().unwrap();
-        }
-    }
-}
-
-/// Waits until the kernel lets us in, and takes the image's blocks away.
-fn take_away(image: &Path) -> File {
-    let file = OpenOptions::new().write(true).open(image).unwrap();
-    file.set_len(0).unwrap();
-    file.set_len(BYTES as u64).unwrap();
-    file
-}
-
-/// What came of it.
-struct Outcome {
-    /// Threads that held raw I/O while the device took no more.
-    holders: usize,
-    /// Other files that were spoilt.
-    spoilt: Vec<String>,
-}
-
-fn pause(made: Made, left_out: &str) -> Option<Outcome> {
+/// Fills the device's queue, and more; how many threads of the kernel hold raw
+/// I/O then, and how many still do when others have got the image, although
+/// the process was stopped.
+fn fill_queue(made: Made, left_out: &str) -> Option<(usize, usize)> {
     let below = Mounted::new(BELOW)?;
     let host = Mounted::new_in(made, &below.root(), true)?;
-    std::fs::write(block(&host, "queue/nr_requests"), DEPTH.to_string()).unwrap();
-    let mut all: Vec<_> = (0..PROCESSES)
-        .map(|number| Stopped::start(&host, number, left_out))
-        .collect();
-    let frozen = Frozen::new(&below);
-    let (first, later) = all.split_first_mut().unwrap();
-    first.submit();
-    first
-        .served
-        .wait("the device to take no more", |_| in_flight(&host) >= DEPTH);
-    // What it has tried in vain leaves no other trace.
-    std::thread::sleep(Duration::from_millis(300));
-    let holders = raw_holders(first.served.daemon.pid()).len();
-    first.served.daemon.signal(libc::SIGSTOP).unwrap();
-    // The others are stopped before the kernel has seen to all of it.
-    let mut random = Random(0x6c07_8965_2b1f_54a7);
-    for stopped in later {
-        stopped.submit();
-        std::thread::sleep(Duration::from_micros(random.below(LATEST) as u64));
-        stopped.served.daemon.signal(libc::SIGSTOP).unwrap();
-    }
-    drop(frozen);
-
+    let mut busy = Busy::start(&host, 0, left_out);
     let short = BreakTime::seconds(SHORT)?;
-    let foreign: Vec<_> = std::thread::scope(|scope| {
-        let opens: Vec<_> = all
-            .iter()
-            .map(|stopped| &stopped.image)
-            .map(|image| scope.spawn(|| take_away(image)))
-            .collect();
-        opens.into_iter().map(|open| open.join().unwrap()).collect()
-    });
-    drop(short);
-    let mut others = Others::default();
-    others.occupy(&host, "new");
-    for stopped in &mut all {
-        stopped.served.daemon.signal(libc::SIGCONT).unwrap();
+    std::fs::write(block(&host, "queue/nr_requests"), DEPTH.to_string()).unwrap();
+    let frozen = Frozen::new(&below);
+    let target = |queue, slot| {
+        let first = (slot * QUEUES + queue) * STEP;
+        first..first + STEP
+    };
+    for (queue, lane) in busy.guest.lanes().iter_mut().enumerate() {
+        for slot in 0..WRITES {
+            lane.put(slot, Op::Write, target(queue, slot), LATER);
+        }
+        lane.driver.publish().unwrap();
     }
-    for stopped in &mut all {
-        for lane in stopped.guest.lanes() {
-            for _ in 0..WRITES {
-                // There may be no room for it.
-                lane.driver.wait(LIMIT).unwrap();
-            }
-            // Nothing is under way any more.
-            lane.driver.flush().unwrap();
+    busy.served
+        .wait("the device to take no more", |_| in_flight(&host) >= DEPTH);
+    // What was tried in vain besides leaves no other trace.
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = busy.served.daemon.pid();
+    let before = raw_holders(pid);
+    busy.signal(libc::SIGSTOP);
+    let foreign = OpenOptions::new().write(true).open(&busy.image).unwrap();
+    let after = raw_holders(pid);
+    drop((foreign, frozen, short));
+    busy.signal(libc::SIGCONT);
+    for lane in busy.guest.lanes() {
+        for _ in 0..WRITES {
+            assert_eq!(lane.driver.wait(LIMIT).unwrap().status, status::OK);
         }
     }
-    drop(foreign);
-    Some(Outcome {
-        holders,
-        spoilt: others.spoilt(),
-    })
+    let end = WRITES * QUEUES * STEP;
+    assert_eq!(busy.guest.lane(0).see(0..end), all(LATER, end));
+    Some((before, after))
 }
 
-fn nothing_comes_late(made: Made) {
-    if let Some(outcome) = pause(made, "") {
-        assert_eq!(outcome.holders, 0, "threads of the kernel hold raw I/O");
-        assert_eq!(outcome.spoilt, Vec::<String>::new());
-    }
+fn the_kernel_holds_nothing(made: Made) {
+    assert!(matches!(fill_queue(made, ""), None | Some((0, 0))));
 }
 
 #[test]
-fn after_a_long_stop_nothing_comes_late_from_a_full_queue_on_ext4() {
-    nothing_comes_late(EXT4);
+fn the_kernel_holds_no_raw_io_for_a_full_device_on_ext4() {
+    the_kernel_holds_nothing(EXT4);
 }
 
 #[test]
-fn after_a_long_stop_nothing_comes_late_from_a_full_queue_on_xfs() {
-    nothing_comes_late(XFS);
+fn the_kernel_holds_no_raw_io_for_a_full_device_on_xfs() {
+    the_kernel_holds_nothing(XFS);
 }
 
 #[test]
-fn where_the_kernel_holds_raw_writes_a_long_stop_corrupts() {
-    if let Some(outcome) = pause(EXT4, "nowait,clock") {
-        assert!(outcome.holders > 0, "no thread held raw I/O");
-        assert!(!outcome.spoilt.is_empty(), "nothing was spoilt");
+fn where_raw_io_may_wait_the_kernel_holds_it_longer_than_the_lease_lasts() {
+    if let Some((before, after)) = fill_queue(EXT4, "nowait") {
+        eprintln!("{before} threads held raw I/O, {after} when the lease had gone");
+        assert!(before > 0 && after > 0);
     }
 }
