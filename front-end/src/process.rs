@@ -68,6 +68,23 @@ impl Daemon {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Result<Self> {
+        let stderr = Stdio::piped();
+        Self::start_to(binary, socket, image, arguments, variables, stderr)
+    }
+
+    /// As [`start_with`](Self::start_with), with another standard error than
+    /// the one that is read here.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_to(
+        binary: &Path,
+        socket: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Result<Self> {
         // setpriv, so that it never outlives what started it.
         let mut command = Command::new("setpriv");
         command
@@ -79,7 +96,7 @@ impl Daemon {
             .arg(image)
             .args(arguments)
             .envs(variables.iter().copied())
-            .stderr(Stdio::piped());
+            .stderr(stderr);
         let mut child = command
             .spawn()
             .map_err(|e| Error::Host("run the process", e))?;
@@ -164,9 +181,17 @@ impl Daemon {
     /// # Errors
     /// It does not end in time.
     pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.wait_within(limit())
+    }
+
+    /// As [`wait`](Self::wait), with another limit.
+    ///
+    /// # Errors
+    /// It does not end within `limit`.
+    pub fn wait_within(&mut self, limit: Duration) -> Result<ExitStatus> {
         let failed = |e| Error::Host("wait for the process", e);
         let handle = sys::process_handle(self.pid()).map_err(failed)?;
-        if !sys::readable(handle.as_raw_fd(), limit()).map_err(failed)? {
+        if !sys::readable(handle.as_raw_fd(), limit).map_err(failed)? {
             return Err(Error::Late("the end of the process"));
         }
         self.child.wait().map_err(failed)

@@ -293,7 +293,7 @@ impl Raw {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
         self.reader.mark();
-        if is_beyond() {
+        if !self.without.straddle && is_beyond() {
             return Secured::Beyond;
         }
         if !self.path.is_live() || self.path.is_fixed() {

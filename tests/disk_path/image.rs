@@ -76,7 +76,7 @@ pub fn occupy(host: &Mounted, name: &str) -> (File, u64) {
 }
 
 /// A buffer for direct I/O; the kernel takes what `Vec` gives only by chance.
-fn write_direct(file: &File, bytes: &[u8], offset: usize) {
+pub fn write_direct(file: &File, bytes: &[u8], offset: usize) {
     let mut room = vec![0; bytes.len() + 4096];
     let start = room.as_ptr().align_offset(4096);
     room[start..start + bytes.len()].copy_from_slice(bytes);

@@ -45,6 +45,15 @@ fn words(value: Value, sector: usize) -> impl Iterator<Item = u64> {
     .take(SECTOR / 8)
 }
 
+/// What a sector holds, if it is something of its own.
+pub fn value(sector: usize, bytes: &[u8]) -> Option<Value> {
+    let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let named = Value::try_from(first >> 32).unwrap();
+    [0, named]
+        .into_iter()
+        .find(|&value| holds(value, sector, bytes))
+}
+
 fn describe(bytes: &[u8]) -> String {
     if holds(0, 0, bytes) {
         return "zeros".to_owned();

@@ -1,6 +1,7 @@
 //! A process that serves an image, and what it says of itself.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use extentd::control::{self, Answer, Request};
@@ -46,6 +47,32 @@ pub fn binary() -> PathBuf {
 impl Served {
     /// Serves `image`, with these variables set.
     pub fn start(image: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Served {
+        Served::start_to(image, arguments, variables, Stdio::piped())
+    }
+
+    /// As [`start`](Self::start), without the measures that are named.
+    pub fn start_without(image: &Path, arguments: &[&str], left_out: &str) -> Served {
+        Served::start(image, arguments, &[("EXTENTD_TEST_WITHOUT", left_out)])
+    }
+
+    /// As [`start`](Self::start), with another standard error.
+    pub fn start_to(
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Served {
+        Served::run(&binary(), image, arguments, variables, stderr)
+    }
+
+    /// As [`start_to`](Self::start_to), by a program that runs extentd.
+    pub fn run(
+        binary: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Served {
         let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
         let files = tempfile::Builder::new()
             .prefix("extentd-disk.")
@@ -56,7 +83,7 @@ impl Served {
         let mut all = vec!["--num-queues", &queues, "--threads", &queues];
         all.extend(["--control-path", control.to_str().unwrap()]);
         all.extend(arguments);
-        let daemon = Daemon::start_with(&binary(), &socket, image, &all, variables).unwrap();
+        let daemon = Daemon::start_to(binary, &socket, image, &all, variables, stderr).unwrap();
         Served {
             daemon,
             socket,
@@ -65,13 +92,41 @@ impl Served {
         }
     }
 
+    /// What it answers to an operator, if it does within `limit`.
+    pub fn try_ask(&self, request: &Request, limit: Duration) -> Option<Value> {
+        match control::ask(&self.control, request, limit) {
+            Ok(Answer::Result(value)) => Some(value),
+            Ok(Answer::Error(error)) => panic!("{request:?} is refused: {error}"),
+            Err(_) => None,
+        }
+    }
+
+    /// What it answers to an operator.
+    pub fn ask(&self, request: &Request) -> Value {
+        self.try_ask(request, LIMIT).unwrap()
+    }
+
+    /// What it says of its disk.
+    pub fn disk(&self) -> Value {
+        self.ask(&Request::Info {})["disk"].take()
+    }
+
+    /// Changes the size of the disk.
+    pub fn resize(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.ask(&Request::Resize { bytes });
+    }
+
+    /// Waits until the disk has this size.
+    pub fn wait_size(&self, bytes: usize) {
+        self.wait("the size", |_| {
+            self.disk()["size_bytes"] == serde_json::json!(bytes)
+        });
+    }
+
     /// What it says of itself.
     pub fn info(&self) -> Info {
-        let Answer::Result(info) = control::ask(&self.control, &Request::Info {}, LIMIT).unwrap()
-        else {
-            panic!("info is refused");
-        };
-        let disk = &info["disk"];
+        let disk = self.disk();
         let count = |value: &Value| value.as_u64().unwrap();
         let operations = &disk["operations"];
         Info {
@@ -101,6 +156,13 @@ impl Served {
         }
     }
 
+    /// Waits until requests go by the disk, which they did not in between.
+    pub fn wait_entries(&self, entries: u64) -> Info {
+        self.wait("the disk path again", |info| {
+            info.on_disk && info.entries >= entries
+        })
+    }
+
     /// Waits until requests go by the disk.
     pub fn wait_disk(&self) -> Info {
         self.wait("the disk path", |info| info.on_disk)
@@ -120,14 +182,19 @@ impl Guest {
         Guest::attach_with(served, feature::ALL)
     }
 
-    /// Attaches with these features at most.
-    pub fn attach_with(served: &Served, features: u64) -> Guest {
+    /// A session without rings, with these features at most.
+    pub fn open(served: &Served, features: u64) -> Session {
         let wanted = Wanted {
             features,
             queues: u16::try_from(QUEUES).unwrap(),
             ..Wanted::default()
         };
-        let mut session = Session::open(&served.socket, Like::Qemu, wanted).unwrap();
+        Session::open(&served.socket, Like::Qemu, wanted).unwrap()
+    }
+
+    /// Attaches with these features at most.
+    pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let mut session = Guest::open(served, features);
         let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
         let setup = Setup {
             size: 128,
