@@ -144,6 +144,9 @@ pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
     if let Err(PrepareError::InUse { .. }) = &result {
         return prepared_by_others(grade, config);
     }
+    for warning in result.iter().flat_map(prepare::Prepared::warnings) {
+        log::warn!("{}: {warning}", config.image.display());
+    }
     match result {
         Ok(prepared) if prepared.changed > 0 => {
             log::info!(

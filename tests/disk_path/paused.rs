@@ -202,6 +202,28 @@ fn block(host: &Mounted, name: &str) -> String {
     format!("/sys/block/{device}/{name}")
 }
 
+/// A device that takes few requests at a time, until this is dropped: who has
+/// it next would find it so.
+struct Shallow {
+    file: String,
+    before: String,
+}
+
+impl Shallow {
+    fn new(host: &Mounted) -> Shallow {
+        let file = block(host, "queue/nr_requests");
+        let before = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, DEPTH.to_string()).unwrap();
+        Shallow { file, before }
+    }
+}
+
+impl Drop for Shallow {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.file, &self.before);
+    }
+}
+
 /// Reads and writes that a device has not done yet.
 fn in_flight(host: &Mounted) -> usize {
     let text = std::fs::read_to_string(block(host, "inflight")).unwrap();
@@ -232,7 +254,7 @@ fn fill_queue(made: Made, left_out: &str) -> Option<(usize, usize)> {
     let host = Mounted::new_in(made, &below.root(), true)?;
     let mut busy = Busy::start(&host, 0, left_out);
     let short = BreakTime::seconds(SHORT)?;
-    std::fs::write(block(&host, "queue/nr_requests"), DEPTH.to_string()).unwrap();
+    let _shallow = Shallow::new(&host);
     let frozen = Frozen::new(&below);
     let target = |queue, slot| {
         let first = (slot * QUEUES + queue) * STEP;
