@@ -65,6 +65,13 @@ impl Others {
         self.0.retain(|(other, _)| other != path);
     }
 
+    /// Removes all of them.
+    pub fn remove(self) {
+        for (path, _) in self.0 {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
     /// The files that are not as they should be.
     pub fn spoilt(&self) -> Vec<String> {
         let spoilt = |(path, wanted): &&(PathBuf, u64)| digest(&read_direct(path)) != *wanted;
