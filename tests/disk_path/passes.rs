@@ -16,7 +16,7 @@ use crate::disturb::Others;
 use crate::image::{FIRST, Image, sync};
 use crate::lane::{STEP, all};
 use crate::model::{SECTOR, Value};
-use crate::raw_calls::truncate;
+use crate::raw_calls::{own_mounts, truncate};
 use crate::refusals::is_refused;
 use crate::rig::{Guest, Info, Served};
 use crate::ways::{Site, own};
@@ -177,35 +177,25 @@ fn an_overlay_that_is_mounted_ends_the_disk_path_until_it_has_gone() {
 /// host has no such way.
 type Cut = fn(&InUse) -> Option<()>;
 
-/// Through an overlay that nobody else sees, which goes with its namespace.
+/// Through an overlay that nobody else sees, as in a container: it goes with
+/// the thread whose mounts are its own.
 fn by_hidden_overlay(in_use: &InUse) -> Option<()> {
     let folders = &in_use.folders;
-    let mut script = Command::new("unshare");
-    script
-        .args(["--mount", "sh", "-c"])
-        .arg(r#"file=$0; "$@" || exit 3; truncate -c -s "$LEFT" "$file""#)
-        .arg(folders.merged())
-        .env("LEFT", LEFT.to_string());
-    let mount = folders.mount();
-    script.arg(mount.get_program()).args(mount.get_args());
-    script_ran(&mut script)
-}
-
-fn script_ran(script: &mut Command) -> Option<()> {
-    let status = script.status().unwrap();
-    if status.code() == Some(3) {
-        eprintln!("SKIP: no overlays here");
-        return None;
-    }
-    assert!(status.success(), "{script:?}: {status}");
-    Some(())
+    let hidden = || {
+        own_mounts().unwrap();
+        cut_by_overlay(folders)
+    };
+    std::thread::scope(|scope| scope.spawn(hidden).join().unwrap())
 }
 
 /// Through an overlay that is mounted just before.
 fn by_new_overlay(in_use: &InUse) -> Option<()> {
-    let overlay = Overlay::new(&in_use.folders)?;
-    truncate(&in_use.folders.merged(), LEFT as u64).unwrap();
-    drop(overlay);
+    cut_by_overlay(&in_use.folders)
+}
+
+fn cut_by_overlay(folders: &Folders) -> Option<()> {
+    let _overlay = Overlay::new(folders)?;
+    truncate(&folders.merged(), LEFT as u64).unwrap();
     Some(())
 }
 

@@ -1,5 +1,5 @@
-//! System calls that reach a file by its path or its handle, and for which
-//! there is no safe function elsewhere.
+//! System calls for which there is no safe function elsewhere: most reach a
+//! file by its path or its handle.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use io_uring::{IoUring, opcode, types};
+use rustix::mount::{MountPropagationFlags, mount_change};
 
 fn name(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
@@ -32,6 +33,15 @@ pub fn truncate(path: &Path, bytes: u64) -> io::Result<()> {
     let bytes = i64::try_from(bytes).unwrap();
     // SAFETY: the path is a C string, which the call only reads.
     result(unsafe { libc::truncate(name(path).as_ptr(), bytes) }).map(drop)
+}
+
+/// Gives the calling thread mounts of its own, which nobody else sees.
+pub fn own_mounts() -> io::Result<()> {
+    // SAFETY: the call takes an integer; the thread shares neither memory nor
+    // descriptors less than before.
+    result(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    Ok(mount_change("/", private)?)
 }
 
 /// swapon(2) of what is not a swap area.
