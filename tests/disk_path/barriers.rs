@@ -63,12 +63,13 @@ pub enum Cache {
 
 /// A guest whose image is partly written and on the disk path.
 pub struct Flushing {
-    pub host: Mounted,
-    pub served: Served,
     guest: Guest,
+    pub served: Served,
     cache: Cache,
     /// Where the next first write goes.
     fresh: usize,
+    /// Taken down last.
+    pub host: Mounted,
 }
 
 impl Flushing {

@@ -25,13 +25,14 @@ const BREAK: u64 = 30;
 const SOON: Duration = Duration::from_secs(10);
 
 struct InUse {
-    host: Mounted,
-    image: Image,
-    served: Served,
     guest: Guest,
+    served: Served,
+    image: Image,
     others: Others,
     /// What the guest has written last.
     value: Value,
+    /// Taken down last.
+    host: Mounted,
 }
 
 /// Somebody has a write lease on a file, and nobody asks for it.

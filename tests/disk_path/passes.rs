@@ -115,10 +115,11 @@ fn the_disk_path_is_refused_in_a_folder_that_an_overlay_writes_to_on_xfs() {
 
 /// An image in a folder that an overlay may write to, on the disk path.
 struct InUse {
-    folders: Folders,
-    path: PathBuf,
-    served: Served,
     guest: Guest,
+    served: Served,
+    path: PathBuf,
+    folders: Folders,
+    /// Taken down last.
     host: Mounted,
 }
 

@@ -199,7 +199,7 @@ fn look(site: &Site<'_>) -> Option<()> {
 fn times(site: &Site<'_>) -> Option<()> {
     let now = Timespec {
         tv_sec: 0,
-        tv_nsec: UTIME_NOW.into(),
+        tv_nsec: UTIME_NOW,
     };
     let times = Timestamps {
         last_access: now,
