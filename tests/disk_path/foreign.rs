@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::break_time::BreakTime;
+use crate::break_time::SHORT;
 use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, read_direct};
@@ -20,9 +20,9 @@ const BYTES: usize = 4 << 20;
 const SECTORS: usize = BYTES / SECTOR;
 /// Sectors that the guest writes after each way; the others stay as they are.
 const WRITTEN: usize = 512;
-/// The break time, in seconds, and how soon extentd gives the image away.
-const BREAK: u64 = 30;
-const SOON: Duration = Duration::from_secs(10);
+/// How soon extentd gives the image away. The kernel would later, after the
+/// break time, which is never shorter than the path is content with.
+const SOON: Duration = Duration::from_secs(SHORT - 1);
 
 struct InUse {
     guest: Guest,
@@ -106,8 +106,6 @@ impl InUse {
 }
 
 fn the_guest_goes_on_after_all_of_them(made: Made) {
-    // Others' tests change it, which would end the disk path.
-    let _long = BreakTime::seconds(BREAK);
     let Some(mut in_use) = InUse::start(made) else {
         return;
     };
@@ -153,7 +151,6 @@ fn the_guest_goes_on_whatever_way_others_reach_the_image_on_xfs() {
 
 /// The image loses its last name, and stays the guest's.
 fn an_image_needs_no_name(made: Made) {
-    let _long = BreakTime::seconds(BREAK);
     let Some(mut in_use) = InUse::start(made) else {
         return;
     };

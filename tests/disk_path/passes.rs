@@ -3,14 +3,13 @@
 //! where extentd can see it. Where it cannot, an image that somebody has cut
 //! is noticed by its length.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 
-use crate::break_time::BreakTime;
 use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, sync};
@@ -32,8 +31,11 @@ const MEANWHILE: Value = 2;
 const LATER: Value = 3;
 /// How soon the path is left, which takes a second on an idle host.
 const SOON: Duration = Duration::from_secs(4);
-/// The break time, in seconds: tests of others change it.
-const BREAK: u64 = 30;
+/// Full soon.
+const SMALL: Made = Made {
+    megabytes: 64,
+    ..EXT4
+};
 
 /// The folders of an overlay in a file system.
 struct Folders {
@@ -47,10 +49,6 @@ impl Folders {
             std::fs::create_dir(root.join(folder)).unwrap();
         }
         Folders { root }
-    }
-
-    fn upper(&self) -> PathBuf {
-        self.root.join("upper")
     }
 
     /// The image as the overlay shows it.
@@ -99,7 +97,7 @@ fn an_overlay_is_refused(made: Made) {
     };
     let folders = Folders::new(&host);
     if let Some(_overlay) = Overlay::new(&folders) {
-        is_refused(&folders.upper().join("image"), "overlay");
+        is_refused(&host.path("upper/image"), "overlay");
     }
 }
 
@@ -125,10 +123,15 @@ struct InUse {
 
 impl InUse {
     fn start(made: Made) -> Option<InUse> {
+        InUse::start_in(made, "upper")
+    }
+
+    /// With the image in a folder of an overlay.
+    fn start_in(made: Made, folder: &str) -> Option<InUse> {
         let host = Mounted::new(made)?;
         let folders = Folders::new(&host);
         let image = Image::written(&host, BYTES);
-        let path = folders.upper().join("image");
+        let path = host.path(folder).join("image");
         std::fs::rename(&image.path, &path).unwrap();
         let served = Served::start(&path, &[], &[("EXTENTD_TEST_LEASE_DELAY", "50")]);
         let mut guest = Guest::attach(&served);
@@ -156,7 +159,6 @@ impl InUse {
 
 #[test]
 fn an_overlay_that_is_mounted_ends_the_disk_path_until_it_has_gone() {
-    let _long = BreakTime::seconds(BREAK);
     let Some(mut in_use) = InUse::start(EXT4) else {
         return;
     };
@@ -172,6 +174,44 @@ fn an_overlay_that_is_mounted_ends_the_disk_path_until_it_has_gone() {
     drop(overlay);
     in_use.served.wait_entries(left.entries + 1);
     assert_eq!(in_use.guest.lane(0).see(0..STEP), all(MEANWHILE, STEP));
+}
+
+/// Whoever opens the image through an overlay has to wait for it.
+fn opening_asks_for_the_lease(folder: &str) {
+    let Some(mut in_use) = InUse::start_in(EXT4, folder) else {
+        return;
+    };
+    let entries = in_use.served.info().entries;
+    let merged = in_use.folders.merged();
+    let opens: [fn(&Path); 2] = [
+        |path| drop(File::open(path).unwrap()),
+        |path| drop(OpenOptions::new().append(true).open(path).unwrap()),
+    ];
+    for (opened, open) in (1..).zip(opens) {
+        let hidden = || {
+            own_mounts().unwrap();
+            let _overlay = Overlay::new(&in_use.folders)?;
+            open(&merged);
+            Some(())
+        };
+        let done = std::thread::scope(|scope| scope.spawn(hidden).join().unwrap());
+        if done.is_none() {
+            return;
+        }
+        in_use.served.wait_entries(entries + opened);
+        in_use.guest.load(&in_use.served, 0..SECTORS);
+        assert_eq!(in_use.guest.lane(0).see(0..SECTORS), all(FIRST, SECTORS));
+    }
+}
+
+#[test]
+fn an_image_is_left_to_whoever_opens_it_in_the_upper_layer_of_an_overlay() {
+    opening_asks_for_the_lease("upper");
+}
+
+#[test]
+fn an_image_is_left_to_whoever_opens_it_in_the_lower_layer_of_an_overlay() {
+    opening_asks_for_the_lease("lower");
 }
 
 /// Cuts an image past the lease; `None`, with the reason printed, where the
@@ -241,7 +281,6 @@ fn write_all(guest: &mut Guest, sectors: std::ops::Range<usize>, value: Value) -
 }
 
 fn a_cut_is_noticed(made: Made, cut: Cut, mend: Mend) {
-    let _long = BreakTime::seconds(BREAK);
     let Some(mut in_use) = InUse::start(made) else {
         return;
     };
@@ -276,7 +315,7 @@ fn a_cut_is_noticed(made: Made, cut: Cut, mend: Mend) {
 
 #[test]
 fn an_image_that_a_hidden_overlay_has_cut_is_noticed_on_ext4() {
-    a_cut_is_noticed(EXT4, by_hidden_overlay, by_signal);
+    a_cut_is_noticed(SMALL, by_hidden_overlay, by_signal);
 }
 
 #[test]
@@ -286,17 +325,16 @@ fn an_image_that_a_hidden_overlay_has_cut_is_noticed_on_xfs() {
 
 #[test]
 fn an_image_that_a_new_overlay_has_cut_is_noticed() {
-    a_cut_is_noticed(EXT4, by_new_overlay, by_resizing);
+    a_cut_is_noticed(SMALL, by_new_overlay, by_resizing);
 }
 
 #[test]
 fn an_image_that_was_cut_through_extentds_own_description_is_noticed() {
-    a_cut_is_noticed(EXT4, by_own_description, by_resizing);
+    a_cut_is_noticed(SMALL, by_own_description, by_resizing);
 }
 
 #[test]
 fn reads_beyond_a_cut_fail_and_others_are_as_before() {
-    let _long = BreakTime::seconds(BREAK);
     let Some(mut in_use) = InUse::start(EXT4) else {
         return;
     };
