@@ -189,7 +189,7 @@ impl<D: Device> Handler<D> {
         let good = u16::try_from(size)
             .ok()
             .filter(|s| s.is_power_of_two() && *s <= largest);
-        let size = good.ok_or(Refusal::RingSize(size))?;
+        let size = good.ok_or(Refusal::RingSize(size, largest))?;
         if ring.running.is_some() && ring.size != Some(size) {
             return Err(Refusal::RingRuns);
         }
