@@ -18,8 +18,8 @@ use crate::disk::Disk;
 use crate::hardening::{self, Shortfall};
 use crate::prepare::{self, PrepareError};
 use crate::progress::{Display, percent};
-use crate::survey::Survey;
 use crate::size;
+use crate::survey::Survey;
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);

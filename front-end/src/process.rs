@@ -68,6 +68,23 @@ impl Daemon {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Result<Self> {
+        let stderr = Stdio::piped();
+        Self::start_to(binary, socket, image, arguments, variables, stderr)
+    }
+
+    /// As [`start_with`](Self::start_with), with another standard error than
+    /// the one that is read here.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_to(
+        binary: &Path,
+        socket: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Result<Self> {
         // setpriv, so that it never outlives what started it.
         let mut command = Command::new("setpriv");
         command
@@ -79,7 +96,7 @@ impl Daemon {
             .arg(image)
             .args(arguments)
             .envs(variables.iter().copied())
-            .stderr(Stdio::piped());
+            .stderr(stderr);
         let mut child = command
             .spawn()
             .map_err(|e| Error::Host("run the process", e))?;

@@ -1,12 +1,16 @@
 //! Random requests on one queue, each answer compared with a model.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use front_end::codes::status;
-use front_end::{Buffer, Done, Driver, GuestMemory, LIMIT, Op, Segment};
+use front_end::{Buffer, Done, Driver, Error, GuestMemory, LIMIT, Op, Segment};
 
-use crate::model::{Model, SECTOR, Value, content};
+use crate::image::FIRST;
+use crate::length::{Length, Seen};
+use crate::model::{Found, Model, SECTOR, Value, content};
 use crate::random::Random;
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
@@ -18,6 +22,40 @@ const DEPTH: usize = 8;
 /// Guest memory of a request, in bytes.
 const ROOM: u64 = 256 << 10;
 
+/// What a client asks for.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// What its random numbers begin with.
+    pub seed: u64,
+    /// Of so many requests, the writes, reads, discards and zeroings; the
+    /// others are flushes.
+    pub all: usize,
+    pub writes: usize,
+    pub reads: usize,
+    pub discards: usize,
+    pub zeroings: usize,
+    /// One of so many begins or ends within a block of the file system.
+    pub ragged: usize,
+    /// The first sectors, so many, hold the same for ever: they are written
+    /// again and again.
+    pub still: usize,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            seed: 0x9e37_79b9,
+            all: 20,
+            writes: 8,
+            reads: 7,
+            discards: 2,
+            zeroings: 2,
+            ragged: 3,
+            still: 0,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Request {
     op: Op,
@@ -28,6 +66,8 @@ struct Request {
     at: u64,
     /// The file system was full when it began.
     pardoned: bool,
+    /// All of its sectors were there when it began.
+    there: bool,
 }
 
 /// Which queue a sector belongs to.
@@ -42,13 +82,19 @@ pub struct Client<'a> {
     queue: usize,
     pub model: Model,
     random: Random,
+    habits: Habits,
     value: Value,
-    sectors: usize,
+    length: Arc<Length>,
+    /// The disk is being cut off here, or was while requests were on their way
+    /// to what is beyond.
+    cut: Option<usize>,
     requests: Vec<Option<Request>>,
     /// Requests may fail now: the file system is full.
     full: &'a AtomicBool,
     /// What came out wrong.
     pub wrong: Vec<String>,
+    /// Sectors that came out wrong.
+    pub found: Found,
     /// Requests that ended well, and those that failed while they might.
     pub ended: usize,
     pub pardoned: usize,
@@ -67,15 +113,31 @@ impl<'a> Client<'a> {
             memory: memory.clone(),
             queue,
             model,
-            random: Random(0x9e37_79b9 + 77 * queue as u64),
+            random: Random(Habits::default().seed + 77 * queue as u64),
+            habits: Habits::default(),
             value: 1000,
-            sectors,
+            length: Arc::new(Length::new(sectors)),
+            cut: None,
             requests: vec![None; DEPTH],
             full,
             wrong: Vec::new(),
+            found: Found::default(),
             ended: 0,
             pardoned: 0,
         }
+    }
+
+    /// With other habits, on a disk whose length others change.
+    pub fn with(mut self, habits: Habits, length: &Arc<Length>) -> Self {
+        self.random = Random(habits.seed + 77 * self.queue as u64);
+        self.habits = habits;
+        self.length = Arc::clone(length);
+        self
+    }
+
+    /// The ring, for a process that is to serve it.
+    pub fn driver(&self) -> &Driver {
+        &self.driver
     }
 
     /// Another process serves the disk now, and another ring leads to it.
@@ -99,6 +161,13 @@ impl<'a> Client<'a> {
         self.drain();
     }
 
+    /// Keeps the ring full, and takes what ends within `patience`; whether
+    /// anything has.
+    pub fn step(&mut self, patience: Duration) -> bool {
+        self.submit();
+        self.take(patience)
+    }
+
     /// So many requests; as many as possible stay in flight.
     pub fn requests(&mut self, count: usize) {
         for _ in 0..count {
@@ -119,6 +188,7 @@ impl<'a> Client<'a> {
             unmap,
             at: self.room(0),
             pardoned: false,
+            there: true,
         };
         self.send(0, request);
         self.driver.publish().unwrap();
@@ -159,39 +229,83 @@ impl<'a> Client<'a> {
 
     /// A request whose sectors are not in flight.
     fn choose(&mut self, slot: usize) -> Option<Request> {
-        let parts = self.sectors / PART / QUEUES;
+        let length = self.follow();
+        let parts = length.most.div_ceil(PART * QUEUES);
         let part = (self.random.below(parts) * QUEUES + self.queue) * PART;
+        let end = (part + PART).min(length.most);
         let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(PART));
-        if self.random.below(3) > 0 {
+        if self.random.below(self.habits.ragged) > 0 {
             start = start.next_multiple_of(8);
             len = len
                 .next_multiple_of(8)
-                .min((part + PART).saturating_sub(start) / 8 * 8);
+                .min(end.saturating_sub(start) / 8 * 8);
         }
-        let sectors = start..(start + len).min(part + PART);
+        let mut sectors = start..(start + len).min(end);
+        let still = start < self.habits.still;
+        if still {
+            sectors.end = sectors.end.min(self.habits.still);
+        }
         let flying = |other: &Request| {
             other.sectors.start < sectors.end && sectors.start < other.sectors.end
         };
         if sectors.is_empty() || self.requests.iter().flatten().any(flying) {
             return None;
         }
-        let op = match self.random.below(20) {
-            0..8 => Op::Write,
-            8..15 => Op::Read,
-            15..17 => Op::Discard,
-            17..19 => Op::WriteZeroes,
-            _ => Op::Flush,
+        let op = match self.op() {
+            Op::Discard | Op::WriteZeroes if still => Op::Write,
+            op => op,
         };
         self.value += 1;
         let shift = if self.random.below(8) == 0 { 64 } else { 512 };
         Some(Request {
             op,
+            there: op == Op::Flush || sectors.end <= length.least,
             sectors: if op == Op::Flush { 0..0 } else { sectors },
-            value: if op == Op::Write { self.value } else { 0 },
+            value: match op {
+                Op::Write if still => FIRST,
+                Op::Write => self.value,
+                _ => 0,
+            },
             unmap: self.random.below(2) == 0,
             at: self.room(slot) + (shift * self.random.below(32)) as u64,
             pardoned: self.full.load(Ordering::Relaxed),
         })
+    }
+
+    fn op(&mut self) -> Op {
+        let mut number = self.random.below(self.habits.all);
+        for (op, share) in [
+            (Op::Write, self.habits.writes),
+            (Op::Read, self.habits.reads),
+            (Op::Discard, self.habits.discards),
+            (Op::WriteZeroes, self.habits.zeroings),
+        ] {
+            if number < share {
+                return op;
+            }
+            number -= share;
+        }
+        Op::Flush
+    }
+
+    /// Learns how long the disk is. What was cut off is zeros when it comes
+    /// back, once nothing is on its way there.
+    fn follow(&mut self) -> Seen {
+        let seen = self.length.seen(self.queue);
+        if seen.cut {
+            let beyond = seen.least..self.model.sectors();
+            if self.cut.is_none() {
+                self.cut = Some(seen.least);
+                self.model.maybe(beyond.clone(), 0);
+            }
+            let flying = |request: &Request| request.sectors.end > seen.least;
+            if seen.least == seen.most && !self.requests.iter().flatten().any(flying) {
+                self.model.end(beyond, 0);
+                self.cut = None;
+                self.length.settle(self.queue);
+            }
+        }
+        seen
     }
 
     /// Guest memory for the data of a slot's requests.
@@ -250,25 +364,57 @@ impl<'a> Client<'a> {
 
     /// Waits for one request, and looks at what it did.
     fn finish(&mut self) {
-        if self.requests.iter().all(Option::is_none) {
-            return;
+        if self.requests.iter().any(Option::is_some) {
+            assert!(self.take(LIMIT), "a request does not end");
         }
-        let Done { tag, status, .. } = self.driver.wait(LIMIT).unwrap();
+    }
+
+    /// As [`finish`](Self::finish), if one ends within `patience`.
+    fn take(&mut self, patience: Duration) -> bool {
+        match self.driver.wait(patience) {
+            Ok(done) => self.judge(done),
+            Err(Error::Late(_)) => return false,
+            Err(Error::NotInFlight(head)) => self.wrong.push(format!("{head} ended twice")),
+            Err(error) => panic!("{error}"),
+        }
+        true
+    }
+
+    fn judge(&mut self, Done { tag, status, .. }: Done) {
         let request = self.requests[usize::try_from(tag).unwrap()].take().unwrap();
         let sectors = request.sectors.clone();
         self.ended += 1;
-        if status != status::OK {
-            if changes(request.op) {
-                self.model.maybe(sectors, request.value);
+        let least = self.follow().least;
+        match (request.op, status) {
+            (_, status::OK) => self.succeed(&request),
+            (op, status::IOERR) if !request.there || sectors.end > least => {
+                // What is not there is not changed.
+                if changes(op) {
+                    let there = sectors.start..sectors.end.min(least);
+                    self.model.maybe(there, request.value);
+                }
             }
-            let full = request.pardoned || self.full.load(Ordering::Relaxed);
-            if changes(request.op) && full && status == status::IOERR {
-                self.pardoned += 1;
-            } else {
-                self.wrong.push(format!("status {status} of {request:?}"));
+            (op, status) => {
+                if changes(op) {
+                    self.model.maybe(sectors.clone(), request.value);
+                }
+                let full = request.pardoned || self.full.load(Ordering::Relaxed);
+                if changes(op) && full && status == status::IOERR {
+                    self.pardoned += 1;
+                } else {
+                    self.wrong.push(format!("status {status} of {request:?}"));
+                }
             }
-            return;
         }
+        if let Some(cut) = self.cut
+            && cut < sectors.end
+        {
+            self.model.maybe(cut.max(sectors.start)..sectors.end, 0);
+        }
+    }
+
+    fn succeed(&mut self, request: &Request) {
+        let sectors = request.sectors.clone();
         match request.op {
             Op::Write | Op::WriteZeroes => self.model.end(sectors, request.value),
             Op::Discard => self.model.maybe(sectors, 0),
@@ -277,8 +423,12 @@ impl<'a> Client<'a> {
                     .memory
                     .read(request.at, sectors.len() * SECTOR)
                     .unwrap();
-                if let Err(wrong) = self.model.read(sectors, &bytes) {
-                    self.wrong.push(wrong);
+                let mut first = true;
+                for fault in self.model.faults(sectors, &bytes) {
+                    self.found.count(fault.kind);
+                    if std::mem::take(&mut first) {
+                        self.wrong.push(fault.text);
+                    }
                 }
             }
             _ => {}

@@ -30,11 +30,28 @@ impl Others {
         let written = std::fs::write(&path, &bytes).and_then(|()| File::open(&path)?.sync_all());
         if let Err(error) = written {
             assert_eq!(error.kind(), ErrorKind::StorageFull);
-            std::fs::remove_file(&path).unwrap();
+            // XFS may lack the room for its inode.
+            let _ = std::fs::remove_file(&path);
             return None;
         }
         self.0.push((path, digest(&bytes)));
         Some(())
+    }
+
+    /// Files that take all the room there is, also where it is in small
+    /// pieces, up to a bound.
+    pub fn occupy(&mut self, host: &Mounted, prefix: &str) {
+        const SIZES: [(usize, usize); 3] = [(4 << 20, 200), (64 << 10, 400), (4 << 10, 1000)];
+        sync(host);
+        for (bytes, most) in SIZES {
+            for count in 0..most {
+                let path = host.path(&format!("{prefix}-{bytes}-{count}"));
+                if self.write(path, bytes).is_none() {
+                    break;
+                }
+            }
+        }
+        assert!(!self.0.is_empty(), "no file found room");
     }
 
     /// A file is to stay as it is now.
@@ -48,11 +65,24 @@ impl Others {
         self.0.retain(|(other, _)| other != path);
     }
 
+    /// Removes a file; what is wrong with it, if anything is.
+    pub fn remove(&mut self, path: &Path) -> Option<String> {
+        let spoilt = self.spoilt_of(path);
+        self.forget(path);
+        std::fs::remove_file(path).unwrap();
+        spoilt
+    }
+
+    fn spoilt_of(&self, path: &Path) -> Option<String> {
+        let (_, wanted) = self.0.iter().find(|(other, _)| other == path)?;
+        let changed = digest(&read_direct(path)) != *wanted;
+        changed.then(|| format!("{} has changed", path.display()))
+    }
+
     /// The files that are not as they should be.
     pub fn spoilt(&self) -> Vec<String> {
-        let spoilt = |(path, wanted): &&(PathBuf, u64)| digest(&read_direct(path)) != *wanted;
-        let name = |(path, _): &(PathBuf, u64)| format!("{} has changed", path.display());
-        self.0.iter().filter(spoilt).map(name).collect()
+        let spoilt = |(path, _): &(PathBuf, u64)| self.spoilt_of(path);
+        self.0.iter().filter_map(spoilt).collect()
     }
 }
 
@@ -153,4 +183,13 @@ pub fn check(ext4: bool, device: &str) -> Result<String, String> {
     };
     let how: &[&str] = if ext4 { &["-f", "-n"] } else { &["-n"] };
     run(tool.args(how).arg(device))
+}
+
+/// Ends what runs besides when it is dropped, also because of a panic.
+pub struct Stopper<'a>(pub &'a AtomicBool);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

@@ -7,15 +7,18 @@
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
 
+mod break_time;
 mod client;
 mod crash;
 mod disturb;
 mod image;
 mod killed;
+mod length;
 mod model;
 mod promises;
 mod random;
 mod refusals;
 mod rig;
 mod stopped;
+mod storm;
 mod stress;

@@ -1,6 +1,7 @@
 //! A process that serves an image, and what it says of itself.
 
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use extentd::control::{self, Answer, Request};
@@ -36,42 +37,9 @@ pub struct Info {
     pub requests: u64,
 }
 
-/// The binary under test.
-pub fn binary() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
-}
-
-impl Served {
-    /// Serves `image`, with these variables set.
-    pub fn start(image: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Served {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-disk.")
-            .tempdir_in(parent)
-            .unwrap();
-        let (socket, control) = (files.path().join("socket"), files.path().join("control"));
-        let queues = QUEUES.to_string();
-        let mut all = vec!["--num-queues", &queues, "--threads", &queues];
-        all.extend(["--control-path", control.to_str().unwrap()]);
-        all.extend(arguments);
-        let daemon = Daemon::start_with(&binary(), &socket, image, &all, variables).unwrap();
-        Served {
-            daemon,
-            socket,
-            control,
-            _files: files,
-        }
-    }
-
-    /// What it says of itself.
-    pub fn info(&self) -> Info {
-        let Answer::Result(info) = control::ask(&self.control, &Request::Info {}, LIMIT).unwrap()
-        else {
-            panic!("info is refused");
-        };
-        let disk = &info["disk"];
+impl Info {
+    /// What it says of its disk, read.
+    pub fn of(disk: &Value) -> Info {
         let count = |value: &Value| value.as_u64().unwrap();
         let operations = &disk["operations"];
         Info {
@@ -83,6 +51,121 @@ impl Served {
             zero_fills: count(&operations["zero_fills"]),
             requests: count(&operations["requests"]),
         }
+    }
+}
+
+/// What every process here is told besides `arguments`.
+fn with_common(control: &Path, arguments: &[&str]) -> Vec<String> {
+    let queues = QUEUES.to_string();
+    let mut all = vec!["--num-queues", &queues, "--threads", &queues];
+    all.extend(["--control-path", control.to_str().unwrap()]);
+    all.extend(arguments);
+    all.into_iter().map(str::to_owned).collect()
+}
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    std::env::var_os("EXTENTD")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
+        .into()
+}
+
+impl Served {
+    /// Serves `image`, with these variables set.
+    pub fn start(image: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Served {
+        Served::start_to(image, arguments, variables, Stdio::piped())
+    }
+
+    /// As [`start`](Self::start), without the measures that are named.
+    pub fn start_without(image: &Path, arguments: &[&str], left_out: &str) -> Served {
+        Served::start(image, arguments, &[("EXTENTD_TEST_WITHOUT", left_out)])
+    }
+
+    /// As [`start`](Self::start), with another standard error.
+    pub fn start_to(
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Served {
+        Served::run(&binary(), image, arguments, variables, stderr)
+    }
+
+    /// As [`start_to`](Self::start_to), by a program that runs extentd.
+    pub fn run(
+        binary: &Path,
+        image: &Path,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        stderr: Stdio,
+    ) -> Served {
+        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+        let files = tempfile::Builder::new()
+            .prefix("extentd-disk.")
+            .tempdir_in(parent)
+            .unwrap();
+        let (socket, control) = (files.path().join("socket"), files.path().join("control"));
+        let all = with_common(&control, arguments);
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        let daemon = Daemon::start_to(binary, &socket, image, &all, variables, stderr).unwrap();
+        Served {
+            daemon,
+            socket,
+            control,
+            _files: files,
+        }
+    }
+
+    /// Has another process do the same in the same place, once this one has
+    /// ended.
+    pub fn restart(&mut self, image: &Path, arguments: &[&str], variables: &[(&str, &str)]) {
+        self.daemon.wait().unwrap();
+        let all = with_common(&self.control, arguments);
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        let daemon = Daemon::start_with(&binary(), &self.socket, image, &all, variables);
+        self.daemon = daemon.unwrap();
+    }
+
+    /// Where it listens to operators.
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
+    /// What it answers to an operator, if it does within `limit`.
+    pub fn try_ask(&self, request: &Request, limit: Duration) -> Option<Value> {
+        match control::ask(&self.control, request, limit) {
+            Ok(Answer::Result(value)) => Some(value),
+            Ok(Answer::Error(error)) => panic!("{request:?} is refused: {error}"),
+            Err(_) => None,
+        }
+    }
+
+    /// What it answers to an operator.
+    pub fn ask(&self, request: &Request) -> Value {
+        self.try_ask(request, LIMIT).unwrap()
+    }
+
+    /// What it says of its disk.
+    pub fn disk(&self) -> Value {
+        self.ask(&Request::Info {})["disk"].take()
+    }
+
+    /// Changes the size of the disk.
+    pub fn resize(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.ask(&Request::Resize { bytes });
+    }
+
+    /// Waits until the disk has this size.
+    pub fn wait_size(&self, bytes: usize) {
+        self.wait("the size", |_| {
+            self.disk()["size_bytes"] == serde_json::json!(bytes)
+        });
+    }
+
+    /// What it says of itself.
+    pub fn info(&self) -> Info {
+        Info::of(&self.disk())
     }
 
     /// Waits until what it says is as wanted; there is no event for it.

@@ -4,12 +4,12 @@
 
 use std::fs::File;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::client::{Client, owner};
 use crate::common::{EXT4, Made, Mounted, XFS, run};
-use crate::disturb::{self, Others};
+use crate::disturb::{self, Others, Stopper};
 use crate::image::{BYTES, Image, SECTORS, read_direct};
 use crate::model::{Model, SECTOR, holds};
 use crate::rig::{Guest, Served};
@@ -212,15 +212,6 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
         }
     }
     Some(outcome)
-}
-
-/// Ends the clients, also when a disturbance has panicked.
-struct Stopper<'a>(&'a AtomicBool);
-
-impl Drop for Stopper<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
 }
 
 fn nothing_goes_wrong(made: Made) {
