@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -291,6 +291,27 @@ impl Disk {
     /// The image is a block device.
     pub fn is_block_device(&self) -> bool {
         self.block_device
+    }
+
+    /// A block device is open exclusively: the kernel refuses others who ask
+    /// for that, and it was us who asked.
+    ///
+    /// # Errors
+    /// It cannot be tried.
+    pub fn is_exclusive(&self) -> io::Result<bool> {
+        if !self.options.lock {
+            return Ok(false);
+        }
+        let name = format!("/proc/self/fd/{}", self.image.as_raw_fd());
+        let tried = File::options()
+            .read(true)
+            .custom_flags(libc::O_EXCL | libc::O_NONBLOCK)
+            .open(name);
+        match tried {
+            Ok(_) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {

@@ -8,22 +8,42 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::{ControlFlow, Range};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mapping::device::{BackingDevice, Proof, Refusal};
-use mapping::lease::{Lease, LeaseError, Mode};
-use mapping::{Config, ExtentSource, Fence, Fiemap, Filler, Hold, Map, Stats};
+use mapping::device::{self, BackingDevice, Refusal};
+use mapping::lease::{self, Lease, LeaseError, Mode};
+use mapping::{Config, ExtentSource, Fiemap, Filler, Map, Stats, sharing};
 
+use crate::barriers::{Barriers, MountEvents};
 use crate::config::Swap;
+use crate::engine::limits::Limits;
 use crate::engine::manner::Manner;
 use crate::hardening;
-use crate::planner::RawAlign;
-use crate::survey::{self, Survey};
+use crate::planner::{RawAlign, Room};
+use crate::survey::Survey;
 use crate::sys;
+
+mod agreement;
+mod entry;
+mod length;
+
+pub use self::agreement::Agreement;
+pub use self::length::Held;
+
+/// The shortest break time with which the path is used: a worker notices
+/// within a second that somebody asks for the image, whatever the guard does,
+/// and what it has in flight has the rest to end.
+pub const SHORTEST_BREAK: Duration = Duration::from_secs(5);
+/// `EXT4_SUPER_MAGIC`, which ext2 and ext3 have too.
+const EXT4: i64 = 0xEF53;
+/// How long the guard may take for a turn before it counts as late.
+const LATE: Duration = Duration::from_secs(5);
+
+/// Why the path is not in use.
+pub(crate) const NO_GUEST: &str = "no guest uses the disk";
 
 /// Why the disk path cannot be taken now.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +63,18 @@ pub enum Obstacle {
     /// The host refuses a descriptor or a thread.
     #[error("{0}")]
     Host(#[from] io::Error),
+    /// The kernel would let others in before raw I/O has ended.
+    #[error(
+        "/proc/sys/fs/lease-break-time is {0} s: others would get the image before requests in flight have ended; make it {min} or more",
+        min = SHORTEST_BREAK.as_secs()
+    )]
+    BreakTime(u64),
+    /// Somebody has cut the image.
+    #[error("the image is shorter than the disk: make it as long as it was, or send SIGHUP")]
+    Short,
+    /// The map and the file system disagree.
+    #[error("byte {0} of the image is not where the map says")]
+    Differs(u64),
     /// What is not written, or not the image's own, cannot be swapped on.
     #[error("part of the image is not swap-grade ({0})")]
     Unfit(Survey),
@@ -64,6 +96,16 @@ pub struct Situation {
     pub entries: u64,
 }
 
+/// How the guard is doing, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct GuardState {
+    /// When it last looked at the lease; it does at least every second while
+    /// the path is in use, and need not otherwise.
+    pub turned_ms_ago: u64,
+    /// The path is in use and it has not looked for 5 s. Workers look too.
+    pub late: bool,
+}
+
 /// The disk path of one image.
 #[derive(Debug)]
 pub struct DiskPath {
@@ -75,9 +117,15 @@ pub struct DiskPath {
     /// File writes hold their ranges.
     live: AtomicBool,
     entries: AtomicU64,
+    /// How often a lease was taken.
+    leases: AtomicU64,
+    /// When the guard last turned, in nanoseconds since the host was booted.
+    turned: AtomicU64,
     situation: Mutex<(bool, String)>,
+    barriers: Barriers,
     /// How raw I/O is done.
     manner: Manner,
+    limits: Limits,
     /// The file system lets files share extents.
     shares: bool,
     /// Swap-grade mode: the whole map is pinned while the path is in use.
@@ -90,16 +138,6 @@ pub struct DiskPath {
     #[cfg(debug_assertions)]
     unguarded: bool,
 }
-
-/// How long a range that is being changed is waited for.
-const HOLDING: Duration = Duration::from_millis(200);
-
-/// How often the page cache is emptied before it counts as somebody's, and
-/// data are compared before they count as different.
-const EMPTYING: usize = 20;
-
-/// `XFS_SUPER_MAGIC`
-const XFS: i64 = 0x5846_5342;
 
 impl DiskPath {
     /// Finds the device under the image and prepares an empty map; the path is
@@ -121,6 +159,7 @@ impl DiskPath {
         let device = BackingDevice::find(image)?;
         let manner = Manner::of(device.file(), device.logical_block(), may_poll)?
             .map_err(|punts| Obstacle::Punts(punts.0.as_micros()))?;
+        let limits = Limits::of(device.file())?;
         let size = image.metadata()?.len();
         let source = Fiemap::new(Arc::clone(image))
             .align(device.logical_block())
@@ -137,13 +176,23 @@ impl DiskPath {
         let map = Map::new(size, config)?;
         map.disable();
         let filler = Filler::spawn(&map, Arc::new(source))?;
-        let mode = if read_only {
+        // Where files can share blocks, whoever may read the image can have its
+        // blocks replaced (FIDEDUPERANGE).
+        let shares = sharing::can_share(image)?;
+        let mode = if read_only && (!shares || hardening::left_out("writelease")) {
             Mode::ReadOnly
         } else {
             Mode::Exclusive
         };
         let lease = Lease::new(Arc::clone(image), mode)?;
-        Ok(DiskPath {
+        if let Some(delay) = hardening::lease_delay() {
+            lease.retry_after(delay);
+        }
+        let reason = match device::admit(image) {
+            Ok(()) => NO_GUEST.to_owned(),
+            Err(refusal) => refusal.to_string(),
+        };
+        let path = DiskPath {
             image: Arc::clone(image),
             device,
             map,
@@ -151,14 +200,20 @@ impl DiskPath {
             lease,
             live: AtomicBool::new(false),
             entries: AtomicU64::new(0),
-            situation: Mutex::new((false, "no guest uses the disk".to_owned())),
+            leases: AtomicU64::new(0),
+            turned: AtomicU64::new(sys::boot_time_ns()),
+            situation: Mutex::new((false, reason)),
+            barriers: Barriers::default(),
             manner,
-            shares: sys::filesystem_type(image)? == XFS,
+            limits,
+            shares,
             swap,
             fixed: AtomicBool::new(false),
             #[cfg(debug_assertions)]
             unguarded: std::env::var_os("EXTENTD_TEST_UNGUARDED").is_some(),
-        })
+        };
+        path.look_at_barriers();
+        Ok(path)
     }
 
     /// The map.
@@ -186,6 +241,21 @@ impl DiskPath {
         }
     }
 
+    /// What the device takes in one piece.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// In swap-grade mode no request goes through the file system, over
+    /// however many extents it reaches.
+    pub fn room(&self) -> Room {
+        if self.is_fixed() {
+            Room::Part
+        } else {
+            Room::Whole
+        }
+    }
+
     /// A file write may have to put shared data elsewhere.
     pub fn shares_extents(&self) -> bool {
         self.shares
@@ -208,14 +278,23 @@ impl DiskPath {
         self.fixed.load(Ordering::SeqCst)
     }
 
-    /// How often the path was entered: tells a worker that lost its trust in
-    /// the lease that there is a new one.
+    /// How often the path was entered.
     pub fn entries(&self) -> u64 {
         self.entries.load(Ordering::SeqCst)
     }
 
+    /// How often a lease was taken: tells a worker that has found one lost
+    /// that there is another. It is counted before the map is enabled.
+    pub fn leases(&self) -> u64 {
+        self.leases.load(Ordering::SeqCst)
+    }
+
     /// The kernel says that the lease is ours and nobody asks for it.
     pub fn lease_is_held(&self) -> bool {
+        #[cfg(debug_assertions)]
+        if self.unguarded {
+            return true;
+        }
         self.lease.is_held()
     }
 
@@ -263,219 +342,69 @@ impl DiskPath {
     }
 
     fn set_situation(&self, on_disk: bool, reason: &str) {
+        let new = (on_disk, reason.to_owned());
         let mut state = self
             .situation
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if *state == (on_disk, reason.to_owned()) {
+        if *state == new {
             return;
         }
+        *state = new;
+        drop(state);
         let way = if on_disk { "disk" } else { "file" };
         log::info!("requests go by the {way}: {reason}");
-        *state = (on_disk, reason.to_owned());
     }
 
-    /// Takes the lease, proves that the device holds what the file says, and
-    /// lets the map be loaded. Called by the guard only.
+    /// The guard turns. Called by the guard only.
+    pub fn turn(&self) {
+        self.turned.store(sys::boot_time_ns(), Ordering::Relaxed);
+    }
+
+    /// How the guard is doing.
+    pub fn guard_state(&self) -> GuardState {
+        let turned = Duration::from_nanos(self.turned.load(Ordering::Relaxed));
+        let since = Duration::from_nanos(sys::boot_time_ns()).saturating_sub(turned);
+        GuardState {
+            turned_ms_ago: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            late: self.is_live() && since > LATE,
+        }
+    }
+
+    /// Whether what was true when the path was entered still is, but for the
+    /// lease: break time, mount options, attributes. May wait for /proc.
     ///
     /// # Errors
-    /// Why it was not entered; everything is as before then.
-    pub fn enter(&self) -> Result<(), Obstacle> {
-        let result = self.try_enter();
-        match &result {
-            Ok(()) => {
-                self.entries.fetch_add(1, Ordering::SeqCst);
-                self.set_situation(true, "the image is exclusively ours");
-            }
-            Err(obstacle) => {
-                self.live.store(false, Ordering::SeqCst);
-                self.lease.release();
-                self.set_situation(false, &obstacle.to_string());
-            }
-        }
-        result
-    }
-
-    fn try_enter(&self) -> Result<(), Obstacle> {
-        mapping::device::admit(&self.image)?;
-        #[cfg(debug_assertions)]
-        if self.unguarded {
-            self.map.enable();
-            self.live.store(true, Ordering::SeqCst);
-            return Ok(());
-        }
-        self.lease.take()?;
-        if self.swap.is_some() {
-            // Nobody but us changes extents from here on, and we only write.
-            let fixed = self.fix_extents();
-            self.fixed.store(fixed.is_ok(), Ordering::SeqCst);
-            if self.swap == Some(Swap::Demanded) {
-                fixed?;
-            }
-        }
-        self.live.store(true, Ordering::SeqCst);
-        // File writes that were begun without holding their ranges.
-        if !self.wait(&self.map.barrier()) {
-            return Err(Obstacle::Asked);
-        }
-        self.prove()?;
-        if !self.lease.is_held() {
-            return Err(Obstacle::Asked);
-        }
-        self.map.enable();
-        match self.swap {
-            Some(grade) => self.pin(grade),
-            None => Ok(()),
-        }
-    }
-
-    /// Every extent is written and the image's own. What others came to share
-    /// while we were away, as a backup that copied by reference, is unshared.
-    fn fix_extents(&self) -> Result<(), Obstacle> {
-        let source = self.filler.source();
-        let mut survey = Survey::of(source)?;
-        if survey.shared > 0 {
-            survey::unshare(source)?;
-            survey = Survey::of(source)?;
-        }
-        if survey.unfit() > 0 {
-            return Err(Obstacle::Unfit(survey));
+    /// What is not.
+    pub fn check_conditions(&self) -> Result<(), Obstacle> {
+        device::admit(&self.image)?;
+        if let Some(time) = lease::break_time()?.filter(|time| *time < SHORTEST_BREAK) {
+            return Err(Obstacle::BreakTime(time.as_secs()));
         }
         Ok(())
     }
 
-    /// Keeps a small range as it is, once no request is changing it; `None` if
-    /// that takes long.
-    fn hold(&self, range: Range<u64>) -> Option<Hold> {
-        let until = Instant::now() + HOLDING;
-        loop {
-            match self.map.hold(range.clone()) {
-                Ok(hold) => return Some(hold),
-                Err(mapping::Error::Overlap(_)) if Instant::now() < until => {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-                Err(_) => return None,
-            }
-        }
+    /// Whether a sync of the file reaches the disk, which only ext4 can be
+    /// told not to see to.
+    pub fn barriers(&self) -> &Barriers {
+        &self.barriers
     }
 
-    /// Loads the whole map and keeps it. Workers use what there is of it
-    /// meanwhile.
-    fn pin(&self, grade: Swap) -> Result<(), Obstacle> {
-        if hardening::left_out("pin") {
-            return Ok(());
-        }
-        let result = self.filler.pin(0..self.map.size(), &mut |_| {
-            if self.lease.is_held() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        });
-        match result {
-            Ok(()) => Ok(()),
-            Err(mapping::Error::Stopped) => {
-                self.stop_raw();
-                Err(Obstacle::Asked)
-            }
-            Err(error) if grade == Swap::Demanded => {
-                self.stop_raw();
-                Err(error.into())
-            }
-            Err(error) => {
-                log::warn!("not swap-grade: the map is not pinned: {error}");
-                Ok(())
-            }
-        }
-    }
-
-    /// Proves that the device holds what the file says. Pages that a reader
-    /// who has just left brought into the page cache may take a moment to go.
-    fn prove(&self) -> Result<(), Obstacle> {
-        let mut attempts = 0;
-        loop {
-            let proof = if self.is_fixed() {
-                self.compare()
-            } else {
-                self.device
-                    .prove_while(&self.image, |range| self.hold(range))
-            };
-            match proof {
-                Ok(_) => return Ok(()),
-                Err(Refusal::Cached(_)) if attempts < EMPTYING && self.lease.is_held() => {
-                    attempts += 1;
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                Err(refusal) => return Err(refusal.into()),
-            }
-        }
-    }
-
-    /// Compares data by the file with data by the device, while writes may go
-    /// on without holding their ranges. One that comes between the two looks
-    /// makes them differ, so it looks again.
+    /// Tells a worker when it is not known any more whether a sync of the file
+    /// reaches the disk; `None` where it always does.
     ///
     /// # Errors
-    /// They differ each time, or cannot be read.
-    pub fn compare(&self) -> Result<Proof, Refusal> {
-        for _ in 1..EMPTYING {
-            match self.device.prove(&self.image) {
-                Err(Refusal::Mismatch { .. }) => std::thread::sleep(Duration::from_millis(5)),
-                result => return result,
-            }
-        }
-        self.device.prove(&self.image)
+    /// There is no /proc.
+    pub fn barrier_events(&self) -> io::Result<Option<MountEvents>> {
+        let varies = sys::filesystem_type(&self.image)? == EXT4 && !hardening::left_out("recheck");
+        varies.then(MountEvents::new).transpose()
     }
 
-    /// The image is about to shrink to `bytes`, or has grown to them. Returns
-    /// when no raw I/O is in flight that was planned before.
-    ///
-    /// # Errors
-    /// The map cannot have that size.
-    pub fn resize(&self, bytes: u64) -> io::Result<()> {
-        let fence = self.map.resize(bytes).map_err(io::Error::other)?;
-        while !fence.wait(Duration::from_secs(1)) {
-            log::debug!("a resize waits for raw I/O to end");
-        }
-        Ok(())
-    }
-
-    /// Waits for a fence as long as the lease is held.
-    fn wait(&self, fence: &Fence) -> bool {
-        while !fence.wait(Duration::from_millis(200)) {
-            if !self.lease.is_held() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Stops raw I/O, waits until all of it has ended, and gives the lease
-    /// back. Called by the guard only.
-    pub fn leave(&self, reason: &str) {
-        let start = Instant::now();
-        self.stop_raw();
-        self.live.store(false, Ordering::SeqCst);
-        self.lease.release();
-        log::debug!("left the disk path within {:?}", start.elapsed());
-        self.set_situation(false, reason);
-    }
-
-    /// Stops raw I/O and waits until all of it has ended.
-    fn stop_raw(&self) {
-        let fence = self.map.disable();
-        let mut told = false;
-        while !fence.wait(Duration::from_secs(1)) {
-            if !std::mem::replace(&mut told, true) {
-                log::warn!("somebody waits for the image, which waits for raw I/O to end");
-            }
-        }
-        // Whoever opens the image next reads what the guest has written, not
-        // what the page cache remembers.
-        match self.filler.source().settle(0..self.map.size().max(1)) {
-            Ok(true) => {}
-            Ok(false) => log::warn!("pages of the image stay in the page cache"),
-            Err(error) => log::warn!("the image's page cache cannot be dropped: {error}"),
-        }
+    /// Looks whether a sync of the file reaches the disk. May wait for /proc.
+    pub fn look_at_barriers(&self) {
+        let look = self.barriers.look();
+        let reach = device::syncs_reach_disk(&self.image).unwrap_or(false);
+        self.barriers
+            .seen(look, reach || hardening::left_out("recheck"));
     }
 }

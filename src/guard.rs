@@ -2,6 +2,10 @@
 //! guest is there, the operator allows it and the image is ours alone; leaves
 //! it when one of these ends, and tries again later when somebody else wanted
 //! the image.
+//!
+//! While the path is in use it waits for nobody but the kernel: what it logs
+//! goes through a queue, and what has to be looked up elsewhere is the
+//! [lookout](crate::lookout)'s to do.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,13 +19,19 @@ use mapping::device::Refusal;
 use mapping::lease::LeaseError;
 
 use crate::close_watch::CloseWatch;
-use crate::disk_path::{DiskPath, Obstacle};
-use crate::hardening::SMALL_STACK;
+use crate::disk_path::{DiskPath, NO_GUEST, Obstacle};
+use crate::hardening::{self, SMALL_STACK};
+use crate::lookout::{Lookout, Seen};
 use crate::sys;
 
-/// How long an image that is refused for its own sake is left alone: mount
-/// options and attributes rarely change.
+/// How long an image that is refused for its own sake is left alone.
 const REFUSED: Duration = Duration::from_secs(30);
+/// The same for what can be mended at any time: mount options, attributes, the
+/// break time. That a file system was remounted is told.
+const MENDED: Duration = Duration::from_secs(5);
+/// How often the lease is looked at while the path is in use, whatever was
+/// told.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How soon an image that somebody has closed is asked for again, and for how
 /// long: closing takes a moment, and it may be open more than once.
@@ -29,7 +39,6 @@ const CLOSED: Duration = Duration::from_millis(10);
 const CLOSING: Duration = Duration::from_millis(200);
 
 /// Why the path is not in use.
-const NO_GUEST: &str = "no guest uses the disk";
 const FORBIDDEN: &str = "an operator has chosen the file (extentctl io-path file)";
 
 /// What the thread is told.
@@ -40,6 +49,8 @@ enum Order {
     Allowed(bool),
     /// An operator allows it, and wants to know what is in its way.
     Try,
+    /// The lookout has seen something.
+    Seen(Seen),
 }
 
 /// Whoever waits until an order has taken effect.
@@ -52,6 +63,7 @@ pub struct Guard {
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    _lookout: Lookout,
 }
 
 impl Guard {
@@ -68,8 +80,16 @@ impl Guard {
                 log::debug!("it cannot be noticed that others close the image: {error}")
             })
             .ok();
+        let (tell, wake) = (orders.clone(), Arc::clone(&event));
+        let lookout = Lookout::spawn(Arc::clone(&path), move |seen| {
+            if tell.send((Order::Seen(seen), None)).is_ok() {
+                sys::event_set(&*wake);
+            }
+        })?;
         let watch = Watch {
             path,
+            used: false,
+            entered: lookout.event(),
             event: Arc::clone(&event),
             stop: Arc::clone(&stop),
             orders: received,
@@ -88,6 +108,7 @@ impl Guard {
             event,
             stop,
             thread: Some(thread),
+            _lookout: lookout,
         })
     }
 
@@ -152,6 +173,10 @@ impl Drop for Guard {
 
 struct Watch {
     path: Arc<DiskPath>,
+    /// The path was entered and has not been left.
+    used: bool,
+    /// Tells the lookout that it was.
+    entered: Arc<OwnedFd>,
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
     orders: Receiver<(Order, Option<Done>)>,
@@ -170,12 +195,13 @@ struct Watch {
 impl Watch {
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
-            self.obey();
+            self.path.turn();
             // Asked in any state, so that an old event does not keep us awake.
-            if self.path.lease_is_broken() && self.in_use() {
-                self.path.leave("somebody else has asked for the image");
+            if self.path.lease_is_broken() && self.used {
+                self.leave("somebody else has asked for the image");
                 self.next = self.path.retry_at();
             }
+            self.obey();
             self.notice_closing();
             if self.next.is_some_and(|at| at <= Instant::now()) {
                 // The path says why, and what comes next is set.
@@ -183,9 +209,14 @@ impl Watch {
             }
             self.sleep();
         }
-        if self.in_use() {
-            self.path.leave("the process ends");
+        if self.used {
+            self.leave("the process ends");
         }
+    }
+
+    fn leave(&mut self, reason: &str) {
+        self.path.leave(reason);
+        self.used = false;
     }
 
     /// Does not leave an image alone for long once it has been closed.
@@ -217,10 +248,6 @@ impl Watch {
         }
     }
 
-    fn in_use(&self) -> bool {
-        self.path.map().enabled()
-    }
-
     fn obey(&mut self) {
         while let Ok((order, done)) = self.orders.try_recv() {
             let result = match order {
@@ -238,6 +265,10 @@ impl Watch {
                     self.allowed = true;
                     self.try_now()
                 }
+                Order::Seen(seen) => {
+                    self.take_note(seen);
+                    Ok(())
+                }
             };
             if let Some(done) = done {
                 // Who does not wait any more does not want to know.
@@ -246,11 +277,28 @@ impl Watch {
         }
     }
 
+    /// Something has changed that the path depends on.
+    fn take_note(&mut self, seen: Seen) {
+        match seen {
+            Seen::Obstacle(obstacle) if self.used => {
+                self.leave(&obstacle.to_string());
+                self.next = Some(Instant::now() + MENDED);
+            }
+            // It was left meanwhile, and will be looked at before it is entered.
+            Seen::Obstacle(_) => {}
+            Seen::Change => {
+                if let Some(next) = &mut self.next {
+                    *next = Instant::now();
+                }
+            }
+        }
+    }
+
     /// Leaves the path, or sees to it that it is tried.
     fn follow(&mut self) {
         let reason = match (self.allowed, self.wanted) {
             (true, true) => {
-                if !self.in_use() && self.next.is_none() {
+                if !self.used && self.next.is_none() {
                     self.next = Some(Instant::now());
                 }
                 return;
@@ -262,29 +310,37 @@ impl Watch {
         if let Some(closes) = &mut self.closes {
             closes.end();
         }
-        if self.in_use() {
-            self.path.leave(reason);
+        if self.used {
+            self.leave(reason);
         } else {
             self.path.stay_away(reason);
         }
     }
 
     fn try_now(&mut self) -> Result<(), Obstacle> {
-        if self.in_use() {
+        if self.used {
             return Ok(());
         }
         if self.wanted {
             return self.enter();
         }
         self.path.enter()?;
-        self.path.leave(NO_GUEST);
+        self.leave(NO_GUEST);
         Ok(())
     }
 
     fn enter(&mut self) -> Result<(), Obstacle> {
         let result = self.path.enter();
+        self.used = result.is_ok();
+        if self.used {
+            sys::event_set(&*self.entered);
+            hardening::go_deaf();
+        }
         self.next = match &result {
             Ok(()) => None,
+            Err(Obstacle::Refused(Refusal::MountOption(_)) | Obstacle::BreakTime(_)) => {
+                Some(Instant::now() + MENDED)
+            }
             Err(Obstacle::Lease(_) | Obstacle::Asked | Obstacle::Refused(Refusal::Cached(_))) => {
                 self.path.retry_at()
             }
@@ -295,13 +351,13 @@ impl Watch {
     }
 
     fn sleep(&self) {
-        let timeout = match self.next {
-            None => -1,
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now()).as_micros();
-                i32::try_from(left.div_ceil(1000)).unwrap_or(i32::MAX)
-            }
-        };
+        let next = self
+            .next
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let look = self.used.then_some(LOOK);
+        let timeout = next.into_iter().chain(look).min().map_or(-1, |time| {
+            i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        });
         let closes = self.closes.as_ref();
         let fds = [
             self.event.as_raw_fd(),

@@ -42,6 +42,51 @@ pub fn left_out(_measure: &str) -> bool {
     false
 }
 
+/// For tests that break the lease all the time: `EXTENTD_TEST_LEASE_DELAY`
+/// says after how many milliseconds it is asked for again.
+#[cfg(debug_assertions)]
+pub fn lease_delay() -> Option<std::time::Duration> {
+    let text = std::env::var("EXTENTD_TEST_LEASE_DELAY").ok()?;
+    text.parse().ok().map(std::time::Duration::from_millis)
+}
+
+/// The delay grows, as it should.
+#[cfg(not(debug_assertions))]
+pub fn lease_delay() -> Option<std::time::Duration> {
+    None
+}
+
+/// For tests of what workers do by themselves: with the fault "deaf" the
+/// calling thread never goes on.
+pub fn go_deaf() {
+    while left_out("deaf") {
+        std::thread::park();
+    }
+}
+
+/// For tests of what a panic does: `EXTENTD_TEST_PANIC` says at which request
+/// of the process, counted from 1. To be called for each.
+#[cfg(debug_assertions)]
+#[allow(clippy::panic)]
+pub fn count_request() {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static WANTED: LazyLock<Option<u64>> =
+        LazyLock::new(|| std::env::var("EXTENTD_TEST_PANIC").ok()?.parse().ok());
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
+    if let Some(wanted) = *WANTED
+        && REQUESTS.fetch_add(1, Ordering::Relaxed) + 1 == wanted
+    {
+        panic!("EXTENTD_TEST_PANIC wants a panic at request {wanted}");
+    }
+}
+
+/// Nobody panics on purpose.
+#[cfg(not(debug_assertions))]
+#[inline]
+pub fn count_request() {}
+
 /// Bytes of the stacks of threads that do little: all of a stack is locked.
 pub const SMALL_STACK: usize = 256 << 10;
 

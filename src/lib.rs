@@ -5,6 +5,7 @@
 pub mod advice;
 pub mod allocations;
 pub mod args;
+pub mod barriers;
 pub mod block_io;
 pub mod bounce;
 pub mod byte_range;
@@ -21,6 +22,7 @@ pub mod image_lock;
 pub mod image_map;
 pub mod log_queue;
 pub mod logging;
+pub mod lookout;
 pub mod metrics;
 pub mod metrics_listener;
 pub mod operator;

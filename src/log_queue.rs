@@ -162,7 +162,10 @@ impl Queue {
     /// Waits until all lines are written, but no longer than `limit`.
     pub fn drain(&self, limit: Duration) {
         let until = Instant::now() + limit;
-        let mut state = self.lock();
+        // A thread that panics while it logs has the queue.
+        let Some(mut state) = self.lock_soon() else {
+            return;
+        };
         while state.count > 0 || state.writing {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

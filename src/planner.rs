@@ -15,9 +15,18 @@ use std::ops::Range;
 
 use mapping::{Kind, Lookup};
 
-/// Most pieces of a plan. A request over more extents goes by the file, which
-/// puts all of them in flight at once.
+/// Most pieces of a plan.
 pub const MAX_PIECES: usize = 8;
+
+/// What becomes of a request over more extents than a plan has pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// It goes by the file, which puts all of them in flight at once.
+    Whole,
+    /// Its first pieces are planned, and the rest when those are done: slower,
+    /// but without the file system.
+    Part,
+}
 
 /// How a piece goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +97,11 @@ impl Plan {
             .find(|piece| offset < piece.end)
     }
 
+    /// Some piece goes where the map says, or nowhere because it says so.
+    pub fn uses_map(&self) -> bool {
+        self.pieces().iter().any(|piece| piece.way != Way::File)
+    }
+
     /// Some piece goes to the device.
     pub fn uses_disk(&self) -> bool {
         self.pieces()
@@ -121,13 +135,18 @@ impl Plan {
 }
 
 /// How to read the bytes `range` of the image.
-pub fn read(range: Range<u64>, align: RawAlign, lookup: impl FnMut(u64) -> Lookup) -> Plan {
+pub fn read(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    lookup: impl FnMut(u64) -> Lookup,
+) -> Plan {
     let way = |kind, disk| match kind {
         Kind::Written | Kind::Shared => Way::Disk(disk),
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         Kind::Opaque(_) => Way::File,
     };
-    plan(&range, align.read, way, lookup).unwrap_or_else(|| Plan::by_file(range.clone()))
+    plan(&range, align.read, room, way, lookup).unwrap_or_else(|| Plan::by_file(range.clone()))
 }
 
 /// How to write the bytes `range` of the image straight to the device; `None`
@@ -135,13 +154,14 @@ pub fn read(range: Range<u64>, align: RawAlign, lookup: impl FnMut(u64) -> Looku
 pub fn write(
     range: Range<u64>,
     align: RawAlign,
+    room: Room,
     lookup: impl FnMut(u64) -> Lookup,
 ) -> Option<Plan> {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
         _ => Way::File,
     };
-    plan(&range, align.write, way, lookup).filter(all_but_file)
+    plan(&range, align.write, room, way, lookup).filter(all_but_file)
 }
 
 /// How to make the bytes `range` of the image read as zeros and keep their
@@ -150,6 +170,7 @@ pub fn write(
 pub fn zeroes(
     range: Range<u64>,
     align: RawAlign,
+    room: Room,
     lookup: impl FnMut(u64) -> Lookup,
 ) -> Option<Plan> {
     let way = |kind, disk| match kind {
@@ -157,7 +178,7 @@ pub fn zeroes(
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         _ => Way::File,
     };
-    plan(&range, align.write, way, lookup).filter(all_but_file)
+    plan(&range, align.write, room, way, lookup).filter(all_but_file)
 }
 
 fn all_but_file(plan: &Plan) -> bool {
@@ -178,10 +199,11 @@ pub fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) -> bool
     true
 }
 
-/// `None` if there are too many pieces.
+/// `None` if there are too many pieces for all of the range.
 fn plan(
     range: &Range<u64>,
     align: u64,
+    room: Room,
     way: impl Fn(Kind, u64) -> Way,
     mut lookup: impl FnMut(u64) -> Lookup,
 ) -> Option<Plan> {
@@ -203,7 +225,7 @@ fn plan(
             _ => (Way::File, range.end),
         };
         if !plan.add(at, chosen, end) {
-            return None;
+            return (room == Room::Part).then_some(plan);
         }
         at = end;
     }

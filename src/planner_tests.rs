@@ -106,7 +106,7 @@ proptest! {
         let find = |at| lookup(&model, at);
         let under = &model[start..end];
 
-        let plan = read(range.clone(), align, find);
+        let plan = read(range.clone(), align, Room::Whole, find);
         for (unit, way) in under.iter().zip(ways(&plan, &range)) {
             match way {
                 Way::File => {}
@@ -128,7 +128,7 @@ proptest! {
             prop_assert!(ways(&plan, &range).iter().all(|way| *way == Way::Zeros) || plan.pieces().len() == 1);
         }
 
-        let plan = write(range.clone(), align, find);
+        let plan = write(range.clone(), align, Room::Whole, find);
         if let Some(plan) = &plan {
             for (unit, way) in under.iter().zip(ways(plan, &range)) {
                 prop_assert_eq!(Some(way), unit.map(|(_, place)| Way::Disk(place)));
@@ -145,7 +145,7 @@ proptest! {
             prop_assert_eq!(plan.map(|plan| plan.pieces().len()), Some(1), "windows do not cut a plan");
         }
 
-        if let Some(plan) = zeroes(range.clone(), align, find) {
+        if let Some(plan) = zeroes(range.clone(), align, Room::Whole, find) {
             for (unit, way) in under.iter().zip(ways(&plan, &range)) {
                 match way {
                     Way::File => prop_assert!(false, "zeros by the file are not planned in part"),
@@ -169,14 +169,25 @@ fn a_request_over_too_many_extents_goes_by_the_file() {
     };
     let find = |at| lookup(&model, at);
     let most = MAX_PIECES as u64 * UNIT;
-    assert_eq!(read(0..most, align, find).pieces().len(), MAX_PIECES);
-    assert_eq!(
-        write(0..most, align, find).unwrap().pieces().len(),
-        MAX_PIECES
-    );
-    let plan = read(0..most + UNIT, align, find);
-    assert_eq!(plan.pieces(), Plan::by_file(0..most + UNIT).pieces());
-    assert!(write(0..most + UNIT, align, find).is_none());
+    let more = 0..most + UNIT;
+    for room in [Room::Whole, Room::Part] {
+        assert_eq!(read(0..most, align, room, find).pieces().len(), MAX_PIECES);
+        let plan = write(0..most, align, room, find).unwrap();
+        assert_eq!(plan.pieces().len(), MAX_PIECES);
+    }
+    let plan = read(more.clone(), align, Room::Whole, find);
+    assert_eq!(plan.pieces(), Plan::by_file(more.clone()).pieces());
+    assert!(write(more.clone(), align, Room::Whole, find).is_none());
+    // Or its beginning is planned, and nothing behind it.
+    for plan in [
+        read(more.clone(), align, Room::Part, find),
+        write(more.clone(), align, Room::Part, find).unwrap(),
+        zeroes(more, align, Room::Part, find).unwrap(),
+    ] {
+        assert_eq!(plan.pieces().len(), MAX_PIECES);
+        assert_eq!(ways(&plan, &(0..most)).len(), MAX_PIECES);
+        assert_eq!(plan.piece_at(most), None);
+    }
 }
 
 #[test]
@@ -193,7 +204,7 @@ fn an_extent_elsewhere_than_asked_for_is_not_believed() {
             kind: Kind::Written,
         })
     };
-    assert!(write(0..512, align, wrong).is_none());
-    assert!(!read(0..512, align, wrong).uses_disk());
+    assert!(write(0..512, align, Room::Whole, wrong).is_none());
+    assert!(!read(0..512, align, Room::Part, wrong).uses_map());
     assert!(!is_hole(0..512, wrong));
 }

@@ -18,7 +18,7 @@ use mapping::device::admit;
 use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fiemap, Kind};
 
-use crate::survey::{PIECE, Survey, each_extent, pieces};
+use crate::survey::{self, PIECE, Survey, each_extent, pieces};
 use crate::{disk, sys};
 
 mod error;
@@ -159,6 +159,7 @@ impl Preparation<'_> {
         let source = Fiemap::new(Arc::clone(&self.image));
         let before = Survey::of(&source).map_err(self.host("read its extents"))?;
         self.check_space(before.holes + before.shared)?;
+        // What is set aside already has its blocks, and is given back at once.
         let total = before.unwritten + before.holes + before.shared;
         let mut work = Work {
             of: self,
@@ -172,6 +173,8 @@ impl Preparation<'_> {
             work.allocate(size)?;
             work.write(size)?;
         }
+        survey::unshare(&source, &mut || lease.is_held())
+            .map_err(self.host("unshare its blocks"))?;
         self.image
             .sync_data()
             .map_err(self.host("make it durable"))?;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::os::fd::AsRawFd;
 
-use mapping::{ExtentSource, Fiemap, Kind};
+use mapping::{ExtentSource, Fiemap, Kind, sharing};
 
-use crate::sys;
+use crate::hardening;
 
+/// How far behind the end of a file blocks are looked for.
+const BEHIND: u64 = 1 << 40;
 /// Most bytes that are written or unshared at a time.
 pub(crate) const PIECE: u64 = 4 << 20;
 
@@ -24,6 +25,9 @@ pub struct Survey {
     pub shared: u64,
     /// In any other state.
     pub opaque: u64,
+    /// Set aside in the copy-on-write fork (XFS): a write puts them elsewhere,
+    /// whatever their extents say.
+    pub set_aside: u64,
 }
 
 impl Survey {
@@ -34,8 +38,14 @@ impl Survey {
     pub fn of(source: &Fiemap) -> io::Result<Survey> {
         let size = source.file().metadata()?.len();
         let mut survey = Survey::default();
+        let mut extents = 0;
+        let mut allocated = 0;
         each_extent(source, 0..size, &mut |kind, range| {
             let bytes = range.end - range.start;
+            if kind != Kind::Hole {
+                extents += 1;
+                allocated += bytes;
+            }
             *match kind {
                 Kind::Written => &mut survey.written,
                 Kind::Unwritten => &mut survey.unwritten,
@@ -44,12 +54,23 @@ impl Survey {
                 Kind::Opaque(_) => &mut survey.opaque,
             } += bytes;
         })?;
+        // Behind the end there may be blocks too.
+        each_extent(
+            source,
+            size..size.saturating_add(BEHIND),
+            &mut |kind, range| {
+                if kind != Kind::Hole {
+                    allocated += range.end - range.start;
+                }
+            },
+        )?;
+        survey.set_aside = sharing::set_aside(source.file(), extents, allocated)?;
         Ok(survey)
     }
 
     /// Bytes that keep the image from being swap-grade.
     pub fn unfit(&self) -> u64 {
-        self.unwritten + self.holes + self.shared + self.opaque
+        self.unwritten + self.holes + self.shared + self.opaque + self.set_aside
     }
 }
 
@@ -59,7 +80,11 @@ impl std::fmt::Display for Survey {
             f,
             "{} bytes written, {} not written yet, {} not allocated, {} shared, {} other",
             self.written, self.unwritten, self.holes, self.shared, self.opaque
-        )
+        )?;
+        if self.set_aside > 0 {
+            write!(f, ", {} set aside for copies on write", self.set_aside)?;
+        }
+        Ok(())
     }
 }
 
@@ -91,12 +116,16 @@ pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         .map(move |i| start + i * PIECE..(start + (i + 1) * PIECE).min(end))
 }
 
-/// Takes copies of what a file shares with others, under a lease that the
-/// caller holds; safe beside the caller's own writes.
+/// Takes copies of what a file shares with others, and gives back what was set
+/// aside for copies on write, under a lease that the caller holds; safe beside
+/// the caller's own writes. Goes on while `may` allows it.
 ///
 /// # Errors
 /// What the file system says, as when it is full.
-pub fn unshare(source: &Fiemap) -> io::Result<()> {
+pub fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    if hardening::left_out("cow") || !sharing::can_share(source.file())? {
+        return Ok(());
+    }
     let size = source.file().metadata()?.len();
     let mut shared = Vec::new();
     each_extent(source, 0..size, &mut |kind, range| {
@@ -105,13 +134,11 @@ pub fn unshare(source: &Fiemap) -> io::Result<()> {
         }
     })?;
     for piece in shared {
-        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        sys::fallocate(
-            source.file().as_raw_fd(),
-            libc::FALLOC_FL_UNSHARE_RANGE,
-            number(piece.start),
-            number(piece.end - piece.start),
-        )?;
+        if !may() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        sharing::unshare(source.file(), &piece)?;
     }
-    Ok(())
+    // Also where nothing is shared: something may be set aside all the same.
+    sharing::unshare(source.file(), &(0..size))
 }

@@ -15,6 +15,7 @@ use vhost_backend::Device;
 use crate::allocations::{self, Counts};
 use crate::config::{Config, Swap};
 use crate::disk::Disk;
+use crate::disk_path::Agreement;
 use crate::hardening::{self, Shortfall};
 use crate::prepare::{self, PrepareError};
 use crate::progress::{Display, percent};
@@ -196,6 +197,7 @@ impl SwapMode {
     pub fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
         vec![
             ("extents_written", extents_written(disk)),
+            ("cow_fork_empty", cow_fork_empty(disk)),
             ("map_pinned", map_pinned(disk)),
             ("lease_held", lease_held(disk)),
             (
@@ -232,6 +234,7 @@ impl SwapMode {
         let before = Counters::now();
         let mut properties = self.properties(disk);
         properties.push(("paths_agree", paths_agree(disk)));
+        properties.push(("map_true", map_true(disk)));
         std::thread::sleep(WATCH);
         properties.push(("counters_flat", counters_flat(before)));
         let holds = properties.iter().all(|(_, property)| property.held);
@@ -278,6 +281,55 @@ fn extents_written(disk: &Disk) -> Property {
     }
 }
 
+/// On XFS no write goes elsewhere because of what was shared before.
+fn cow_fork_empty(disk: &Disk) -> Property {
+    if disk.is_block_device() {
+        return Property::new(true, "a block device has no extents");
+    }
+    let unshared = disk.disk_path().is_ok_and(|path| path.is_fixed());
+    match Survey::of(&Fiemap::new(disk.image().clone())) {
+        Ok(survey) => Property::new(
+            unshared && survey.shared + survey.set_aside == 0,
+            format!(
+                "{} bytes shared, {} set aside for copies on write, {}",
+                survey.shared,
+                survey.set_aside,
+                if unshared {
+                    "unshared when the lease was taken"
+                } else {
+                    "not unshared under a lease"
+                }
+            ),
+        ),
+        Err(error) => Property::unknown(&error),
+    }
+}
+
+/// All of the map is what the file system says now.
+fn map_true(disk: &Disk) -> Property {
+    let path = match disk.disk_path() {
+        Ok(path) if path.situation().on_disk => path,
+        Ok(path) => return Property::new(false, path.situation().reason),
+        Err(reason) => return Property::new(disk.is_block_device(), reason),
+    };
+    match path.agreement() {
+        Ok(Agreement {
+            differs: Some(at), ..
+        }) => Property::new(
+            false,
+            format!("byte {at} of the image is not where the map says"),
+        ),
+        Ok(found) => Property::new(
+            true,
+            format!(
+                "{} bytes compared with FIEMAP, {} not loaded or changing",
+                found.known, found.unknown
+            ),
+        ),
+        Err(error) => Property::unknown(&error),
+    }
+}
+
 fn map_pinned(disk: &Disk) -> Property {
     if disk.is_block_device() {
         return Property::new(true, "a block device needs no map");
@@ -300,7 +352,14 @@ fn map_pinned(disk: &Disk) -> Property {
 
 fn lease_held(disk: &Disk) -> Property {
     if disk.is_block_device() {
-        return Property::new(true, "a block device is opened exclusively");
+        return match disk.is_exclusive() {
+            Ok(true) => Property::new(true, "the block device is open exclusively"),
+            Ok(false) => Property::new(
+                false,
+                "others may use the block device: it is not open exclusively (--lock off)",
+            ),
+            Err(error) => Property::unknown(&error),
+        };
     }
     match disk.disk_path() {
         Ok(path) => Property::new(

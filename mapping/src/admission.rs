@@ -32,9 +32,17 @@ const XFLAG_DAX: u32 = 0x8000;
 /// file system is mounted. Says nothing of who else has the file open (the [lease](crate::lease) does) nor
 /// whether the device can be opened ([`BackingDevice::find`](crate::device::BackingDevice::find) does).
 ///
+/// All of it can change while the file is in use: it is worth looking again.
+///
 /// # Errors
 /// The first reason found.
 pub fn admit(file: &File) -> Result<(), Refusal> {
+    admit_file(file)?;
+    admit_mount(file)
+}
+
+/// Checks what the file is and its attributes: the part of [`admit`] that says whether it has a device at all.
+pub(crate) fn admit_file(file: &File) -> Result<(), Refusal> {
     let stat = file.metadata().map_err(failed("fstat"))?;
     if !stat.is_file() {
         return Err(Refusal::NotRegular);
@@ -51,6 +59,42 @@ pub fn admit(file: &File) -> Result<(), Refusal> {
     check_attributes(attributes.bits)?;
     check_flags(sys::inode_flags(file).map_err(failed("FS_IOC_GETFLAGS"))?)?;
     check_extended(sys::extended_flags(file).map_err(failed("FS_IOC_FSGETXATTR"))?)?;
+    if magic == XFS_MAGIC && moves_always() {
+        return Err(Refusal::AlwaysCow);
+    }
+    Ok(())
+}
+
+/// XFS puts every write elsewhere, which debug kernels can be told to do.
+fn moves_always() -> bool {
+    std::fs::read_to_string("/sys/fs/xfs/debug/always_cow").is_ok_and(|text| text.trim() == "1")
+}
+
+fn admit_mount(file: &File) -> Result<(), Refusal> {
+    for_options(file, check_options)
+}
+
+/// Whether a sync of a file of this file system reaches the medium: an ext4 that is mounted with `nobarrier`
+/// writes what it has, and leaves it in the disk's cache.
+///
+/// # Errors
+/// The mount cannot be found.
+pub fn syncs_reach_disk(file: &File) -> Result<bool, Refusal> {
+    match for_options(file, |options| find_option(options, &[&NO_FLUSH])) {
+        Ok(()) => Ok(true),
+        Err(Refusal::MountOption(_)) => Ok(false),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// Lets `check` look at the options of the mount that the file was opened in, and at those that are defaults.
+fn for_options(
+    file: &File,
+    check: impl Fn(&mut dyn Iterator<Item = &str>) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let stat = file.metadata().map_err(failed("fstat"))?;
+    let (major, minor) = (major(stat.dev()), minor(stat.dev()));
+    let attributes = sys::attributes(file).map_err(failed("statx"))?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")
         .map_err(failed("reading /proc/self/mountinfo"))?;
     let device = format!("{major}:{minor}");
@@ -59,11 +103,11 @@ pub fn admit(file: &File) -> Result<(), Refusal> {
     if mount.kind != "ext4" && mount.kind != "xfs" {
         return Err(Refusal::FileSystem(mount.kind.to_owned()));
     }
-    check_options(mount.options.split(','))?;
+    check(&mut mount.options.split(','))?;
     if mount.kind == "ext4" {
         // Defaults set in the superblock are not among the options of mountinfo, but are listed here.
         if let Some(options) = all_ext4_options(&device) {
-            check_options(options.lines())?;
+            check(&mut options.lines())?;
         }
     }
     Ok(())
@@ -116,18 +160,22 @@ fn check_extended(flags: u32) -> Result<(), Refusal> {
     )
 }
 
-fn check_options<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<(), Refusal> {
-    const UNSAFE: [&str; 5] = [
-        "data=journal",
-        "nobarrier",
-        "barrier=0",
-        "dax",
-        "dax=always",
-    ];
-    let found = options
-        .into_iter()
-        .map(str::trim)
-        .find(|option| UNSAFE.contains(option));
+/// Mount options that make the disk path unsafe, beside those in [`NO_FLUSH`].
+const UNSAFE: [&str; 3] = ["data=journal", "dax", "dax=always"];
+
+/// Mount options with which a sync of a file leaves its data in the disk's cache.
+const NO_FLUSH: [&str; 2] = ["nobarrier", "barrier=0"];
+
+fn check_options(options: &mut dyn Iterator<Item = &str>) -> Result<(), Refusal> {
+    find_option(options, &[&UNSAFE, &NO_FLUSH])
+}
+
+fn find_option(
+    options: &mut dyn Iterator<Item = &str>,
+    unwanted: &[&[&str]],
+) -> Result<(), Refusal> {
+    let mut options = options.map(str::trim);
+    let found = options.find(|option| unwanted.iter().any(|some| some.contains(option)));
     found.map_or(Ok(()), |option| {
         Err(Refusal::MountOption(option.to_owned()))
     })
@@ -214,15 +262,18 @@ mod tests {
 
     #[test]
     fn unsafe_mount_options_are_refused_in_both_spellings() {
-        assert!(check_options("rw,relatime,data=ordered".split(',')).is_ok());
-        assert!(check_options("rw,dax=never".split(',')).is_ok());
+        assert!(check_options(&mut "rw,relatime,data=ordered".split(',')).is_ok());
+        assert!(check_options(&mut "rw,dax=never".split(',')).is_ok());
         for bad in ["rw,data=journal", "nobarrier", "rw,barrier=0", "dax=always"] {
             assert!(
-                matches!(check_options(bad.split(',')), Err(Refusal::MountOption(_))),
+                matches!(
+                    check_options(&mut bad.split(',')),
+                    Err(Refusal::MountOption(_))
+                ),
                 "{bad}"
             );
         }
-        assert!(check_options("rw\nbarrier\ndata=journal\n".lines()).is_err());
+        assert!(check_options(&mut "rw\nbarrier\ndata=journal\n".lines()).is_err());
     }
 
     #[test]

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::admission::admit_file;
 use crate::sys;
 
-pub use crate::admission::admit;
+pub use crate::admission::{admit, syncs_reach_disk};
 pub use crate::proof::Proof;
 
 /// Why a file's disk may not be used directly. One sentence each, made to be shown to users.
@@ -77,6 +78,9 @@ pub enum Refusal {
     /// The file is marked append-only.
     #[error("the file is marked append-only")]
     AppendOnly,
+    /// XFS puts every write elsewhere.
+    #[error("XFS puts every write elsewhere (/sys/fs/xfs/debug/always_cow)")]
+    AlwaysCow,
     /// A mount option that makes the disk path unsafe.
     #[error("the file system is mounted with {0}")]
     MountOption(String),
@@ -135,8 +139,8 @@ pub struct BackingDevice {
 }
 
 impl BackingDevice {
-    /// Checks that the file's disk may be used ([`admit`]), finds its block device and opens it, for writing
-    /// only if `file` is. An image that is a block device itself is its own backing device.
+    /// Finds the file's block device and opens it, for writing only if `file` is. What the file is and its
+    /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image that is a block device itself is its own backing device.
     ///
     /// The device must not be used without a [lease](crate::lease) on the file, nor longer than `file` is
     /// open: an open file keeps the file system mounted.
@@ -149,7 +153,7 @@ impl BackingDevice {
             let device = file.try_clone().map_err(failed("dup"))?;
             return BackingDevice::opened(device, None, stat.rdev(), true);
         }
-        admit(file)?;
+        admit_file(file)?;
         let number = stat.dev();
         let flags = sys::open_flags(file).map_err(failed("F_GETFL"))?;
         let write = flags & libc::O_ACCMODE != libc::O_RDONLY;

@@ -30,6 +30,24 @@ use thiserror::Error;
 use crate::sync::{Arc, Mutex, lock};
 use crate::sys;
 
+/// How long the kernel makes others wait for a lease to be given back (`/proc/sys/fs/lease-break-time`), as it is
+/// set now; `None`: for as long as it takes.
+///
+/// # Errors
+/// There is no /proc, or it says something else than a number.
+pub fn break_time() -> io::Result<Option<Duration>> {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time")?;
+    let seconds: i64 = text
+        .trim()
+        .parse()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    // Nothing below 1 is a time for the kernel.
+    Ok(u64::try_from(seconds)
+        .ok()
+        .filter(|&seconds| seconds > 0)
+        .map(Duration::from_secs))
+}
+
 /// What a lease proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -88,6 +106,8 @@ pub struct Lease {
 #[derive(Debug)]
 struct Backoff {
     delay: Duration,
+    /// The same delay always, if there is one.
+    fixed: Option<Duration>,
     taken: Option<Instant>,
     retry: Option<Instant>,
 }
@@ -106,7 +126,7 @@ impl Backoff {
             .take()
             .is_some_and(|at| now.duration_since(at) >= LONGEST_DELAY);
         self.delay = if lasted { FIRST_DELAY } else { self.delay };
-        self.retry = Some(now + self.delay);
+        self.retry = Some(now + self.fixed.unwrap_or(self.delay));
         self.delay = (self.delay * 2).min(LONGEST_DELAY);
     }
 }
@@ -128,6 +148,7 @@ impl Lease {
         let thread = started.recv().map_err(io::Error::other)??;
         let backoff = Backoff {
             delay: FIRST_DELAY,
+            fixed: None,
             taken: None,
             retry: None,
         };
@@ -142,6 +163,12 @@ impl Lease {
             receiver: Some(receiver),
             backoff,
         })
+    }
+
+    /// From now on a lease that was lost or refused is worth asking for again after `delay`, however often
+    /// that happens. For tests in which the lease is broken all the time.
+    pub fn retry_after(&self, delay: Duration) {
+        lock(&self.backoff).fixed = Some(delay);
     }
 
     /// Takes the lease, again after a break too. Whatever lease was held or being broken is given back first,
@@ -267,6 +294,7 @@ mod tests {
     fn the_delay_grows_to_its_limit_and_starts_anew_after_a_lease_that_lasted() {
         let mut backoff = Backoff {
             delay: FIRST_DELAY,
+            fixed: None,
             taken: None,
             retry: None,
         };

@@ -8,7 +8,7 @@
 //!   files, [`Identity`] for block devices.
 //! - [`Map::hold`] takes a range away while it changes; a [`Fence`] tells when nobody uses what was known.
 //! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
-//!   somebody else wants the file.
+//!   somebody else wants the file; [`sharing`] what is left of blocks that were shared.
 //!
 //! All offsets and sizes are bytes.
 
@@ -31,6 +31,7 @@ mod quiesce;
 mod reader;
 mod residency;
 mod shared;
+pub mod sharing;
 mod slab;
 mod source;
 mod stream;

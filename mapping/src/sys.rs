@@ -258,6 +258,32 @@ pub(crate) fn extended_flags(file: &File) -> io::Result<u32> {
     Ok(attributes[0])
 }
 
+/// `FALLOC_FL_UNSHARE_RANGE`.
+pub(crate) fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let start = i64::try_from(range.start).map_err(io::Error::other)?;
+    let len = i64::try_from(range.end.saturating_sub(range.start)).map_err(io::Error::other)?;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_UNSHARE_RANGE, start, len) })
+        .map(drop)
+}
+
+/// Whether an XFS file system lets files share blocks (`XFS_IOC_FSGEOMETRY`, Linux 5.0).
+pub(crate) fn has_reflink(file: &File) -> io::Result<bool> {
+    const XFS_IOC_FSGEOMETRY: libc::c_ulong = 0x8100_587E;
+    const FLAGS: usize = 23;
+    const REFLINK: u32 = 1 << 20;
+    let mut geometry = [0u32; 64];
+    // SAFETY: the kernel writes the 256 bytes of `struct xfs_fsop_geom`.
+    check(unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            XFS_IOC_FSGEOMETRY as _,
+            geometry.as_mut_ptr(),
+        )
+    })?;
+    Ok(geometry[FLAGS] & REFLINK != 0)
+}
+
 /// The flags the file was opened with.
 pub(crate) fn open_flags(file: &File) -> io::Result<libc::c_int> {
     // SAFETY: no memory is involved.

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use vhost_backend::Op;
 
+use super::Shared;
 use super::raw::{Claim, Raw, Secured};
 use super::task::{Task, Way};
 use crate::planner::Plan;
@@ -25,29 +26,35 @@ pub(super) enum Choice {
     Busy,
     /// There is nothing to do.
     Nothing,
+    /// The image has become too short for it.
+    Beyond,
 }
 
 /// Chooses a way for what is left of a task.
-pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
+pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice {
     let (start, end) = (task.start() + task.done, task.start() + task.len);
     let range = start..end;
+    let by_file = task.by_file;
     match task.op {
         Op::Flush => {}
-        Op::Read { .. } if task.direct && !range.is_empty() => {
+        _ if range.is_empty() => {}
+        Op::Read { .. } if task.direct && !by_file => {
             let (plan, claim) = raw.read(range);
             return follow(task, &plan, claim);
         }
         // Reading by the file is always right.
         Op::Read { .. } => {}
         Op::Write { .. } => {
-            let planned = if task.direct {
+            let planned = if task.direct && !by_file {
                 raw.write(range.clone())
             } else {
                 None
             };
             let Some((plan, claim)) = planned else {
-                let drains = raw.may_move(range.clone());
-                return secure(raw, task, range, drains);
+                // A part of a block is read and written back with it: raw
+                // I/O of the rest must not come between.
+                let drains = shared.cuts_blocks(&range) || raw.may_move(range.clone());
+                return secure(raw, task, shared, range, drains);
             };
             return follow(task, &plan, Some(claim));
         }
@@ -57,17 +64,17 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task) -> Choice {
                 if raw.is_hole(middle.clone()) {
                     return Choice::Nothing;
                 }
-                return secure(raw, task, middle, true);
+                return secure(raw, task, shared, middle, true);
             }
         }
         Op::WriteZeroes { unmap, .. } => {
-            let planned = if unmap {
+            let planned = if unmap || by_file {
                 None
             } else {
                 raw.zeroes(range.clone())
             };
             let Some((plan, claim)) = planned else {
-                return secure(raw, task, range, true);
+                return secure(raw, task, shared, range, true);
             };
             return follow(task, &plan, Some(claim));
         }
@@ -83,14 +90,21 @@ fn follow(task: &mut Task, plan: &Plan, claim: Option<Claim>) -> Choice {
     Choice::Go
 }
 
-fn secure(raw: &mut Raw, task: &mut Task, range: Range<u64>, drains: bool) -> Choice {
-    match raw.secure(range) {
+fn secure(
+    raw: &mut Raw,
+    task: &mut Task,
+    shared: &Shared,
+    range: Range<u64>,
+    drains: bool,
+) -> Choice {
+    match raw.secure(range, || shared.is_beyond(task)) {
         Secured::Held(hold) => {
             task.fence = drains.then(|| hold.fence());
             task.hold = Some(hold);
         }
         Secured::Claimed(claim) => task.claim = Some(claim),
         Secured::Busy => return Choice::Busy,
+        Secured::Beyond => return Choice::Beyond,
     }
     task.changes_file = true;
     task.way = Way::File;

@@ -57,6 +57,7 @@ impl<E: Engine> BlockIo<E> {
                 self.fill(tag);
             }
         }
+        self.counts.bounced += 1;
         let task = &self.tasks[tag as usize];
         let vector = Vector {
             iov: &raw const task.entry,

@@ -33,7 +33,9 @@ pub use self::stats::{Sums, Tally};
 use self::task::{Step, Task, Way};
 use crate::allocations::InRequests;
 use crate::bounce::Pool;
-use crate::engine::{Engine, Target, Work};
+use crate::engine::limits::Limits;
+use crate::engine::{self, Engine, Target, Work};
+use crate::hardening;
 use crate::pin::Pins;
 
 /// Most entries of one vector (`UIO_MAXIOV`).
@@ -68,6 +70,12 @@ pub struct BlockIo<E> {
     /// One buffer that is only ever read.
     zeros: Pool,
     allocations: usize,
+    /// Raw operations that have not ended.
+    raw_flying: usize,
+    /// How many of them the device is known to take: its queue was full.
+    raw_limit: usize,
+    /// What the device takes in one piece.
+    limits: Limits,
     /// A stalled task waits for another worker.
     waits_elsewhere: bool,
 }
@@ -97,6 +105,7 @@ impl<E: Engine> BlockIo<E> {
         engine.watch(0, raw.as_ref().map(Raw::event));
         engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
         Ok(Self {
+            limits: raw.as_ref().map_or(Limits::NONE, Raw::limits),
             engine,
             shared,
             raw,
@@ -109,6 +118,8 @@ impl<E: Engine> BlockIo<E> {
             pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
             zeros: Pool::new(1, BUFFER_BYTES)?,
             allocations: 0,
+            raw_flying: 0,
+            raw_limit: usize::MAX,
             waits_elsewhere: false,
         })
     }
@@ -174,8 +185,11 @@ impl<E: Engine> BlockIo<E> {
             Op::Flush => self.sync(tag),
             Op::Read { .. } if task.done == task.len => Next::End(Status::Ok),
             Op::Write { stable, .. } if task.done == task.len => {
-                // By the file each operation was stable for itself.
-                let lacks_sync = stable && task.way == Way::Planned && task.step != Step::Synced;
+                // By the file each operation was stable for itself, if that
+                // reaches the disk.
+                let lacks_sync = stable
+                    && task.step != Step::Synced
+                    && (task.was_raw || !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk));
                 if lacks_sync {
                     self.sync(tag)
                 } else {
@@ -201,18 +215,25 @@ impl<E: Engine> BlockIo<E> {
     /// Chooses the task's way where there is a choice; what to do instead of
     /// going on, if it cannot go on.
     fn prepare(&mut self, tag: u32) -> Option<Next> {
-        let raw = self.raw.as_mut()?;
+        let Some(raw) = &mut self.raw else {
+            let task = &mut self.tasks[tag as usize];
+            return self
+                .shared
+                .is_beyond(task)
+                .then_some(Next::End(Status::IoErr));
+        };
         let task = &mut self.tasks[tag as usize];
-        if task.way == Way::Planned && !raw.trusts() && task.step != Step::Synced {
+        if task.way == Way::Planned && task.step != Step::Synced && !raw.trusts() {
             if let Some(claim) = task.claim.take() {
                 raw.release(claim);
             }
             task.way = Way::Open;
         }
         if task.way == Way::Open {
-            match choose(raw, task) {
+            match choose(raw, task, &self.shared) {
                 Choice::Go => {}
                 Choice::Nothing => return Some(Next::End(Status::Ok)),
+                Choice::Beyond => return Some(Next::End(Status::IoErr)),
                 Choice::Busy => {
                     self.waits_elsewhere = true;
                     return Some(Next::Stall);
@@ -231,11 +252,17 @@ impl<E: Engine> BlockIo<E> {
     /// Takes the result of a task's operation and moves the task on.
     fn result(&mut self, tag: u32, result: i32) {
         let task = &mut self.tasks[tag as usize];
+        let is_raw = matches!(task.step, Step::Raw | Step::Zeros);
+        if is_raw {
+            self.raw_flying -= 1;
+        }
         if let Step::Allocate(_) = task.step {
             self.allocations -= 1;
         }
         if result < 0 {
             match -result {
+                _ if is_raw && result == engine::WITHDRAWN => return self.withdrawn(tag),
+                libc::EAGAIN if is_raw => return self.refused(tag),
                 // Not begun: the same again.
                 libc::EINTR | libc::EAGAIN => return self.advance(tag),
                 libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV if self.unsupported(tag) => {
@@ -251,17 +278,22 @@ impl<E: Engine> BlockIo<E> {
         }
         let moved = u64::from(result.unsigned_abs());
         let ok = match task.step {
-            Step::Direct => task.direct_moved(moved),
+            Step::Direct | Step::Raw => task.direct_moved(moved),
             Step::BufferRead | Step::BufferFill | Step::BufferWrite => task.buffer_moved(moved),
             Step::Zeros => {
                 task.done += moved;
                 moved > 0
             }
             Step::Sync(target, covers) => {
+                task.step = Step::Synced;
                 if target == Target::Image {
                     self.shared.end_sync(covers);
+                    if !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk) {
+                        // The device is synced as well.
+                        task.file_synced = true;
+                        task.step = Step::New;
+                    }
                 }
-                task.step = Step::Synced;
                 true
             }
             Step::Allocate(_) => {
@@ -292,13 +324,15 @@ impl<E: Engine> IoChannel for BlockIo<E> {
 
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         let _counted = InRequests::begin();
+        hardening::count_request();
         self.tasks[tag.0 as usize].begin(op, data, &self.shared);
         self.advance(tag.0);
     }
 
     fn flush_submissions(&mut self) {
         let _counted = InRequests::begin();
-        self.engine.submit();
+        let Self { engine, raw, .. } = self;
+        engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
     }
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
@@ -317,10 +351,16 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         }
         self.results = results;
         self.waits_elsewhere = false;
+        self.raw_limit = self.raw_limit.saturating_add(1);
         for _ in 0..self.stalled.len() {
             if let Some(tag) = self.stalled.pop_front() {
                 self.advance(tag);
             }
+        }
+        if self.ended.is_empty() && self.engine.has_queued() {
+            // Whoever looks for what has ended may look in vain for a while.
+            let Self { engine, raw, .. } = self;
+            engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
         }
         self.counts.ended += self.ended.len() as u64;
         self.counts.polled = self.engine.polled();
@@ -351,6 +391,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         if let Some(raw) = &mut self.raw {
             raw.idle();
         }
-        self.engine.wait(timeout);
+        let Self { engine, raw, .. } = self;
+        engine.wait(timeout, &mut || raw.as_mut().is_none_or(Raw::may_submit));
     }
 }

@@ -13,13 +13,17 @@ use std::sync::Arc;
 
 use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
 
+use crate::barriers::MountEvents;
 use crate::disk_path::DiskPath;
+use crate::engine::limits::Limits;
+use crate::hardening;
 use crate::planner::{self, Plan};
 use crate::sys;
 
-/// A thread that has not looked at the clock this long (nanoseconds) may have
-/// been stopped for longer than a lease lasts.
-const PAUSE: u64 = 1_000_000_000;
+/// How long a look at the lease is good for, in nanoseconds: raw I/O ends this
+/// much after somebody has asked for the image, even if the guard is deaf, and
+/// a worker that was stopped for longer looks before it goes on.
+const LOOK: u64 = 1_000_000_000;
 
 /// A request's part in a generation; to be given back by
 /// [`release`](Raw::release).
@@ -45,6 +49,17 @@ pub enum Secured {
     Claimed(Claim),
     /// Another request has part of the range.
     Busy,
+    /// The image ends before the range does.
+    Beyond,
+}
+
+/// Measures that are left out.
+#[derive(Debug, Clone, Copy)]
+struct Without {
+    look: bool,
+    clock: bool,
+    straddle: bool,
+    cow: bool,
 }
 
 /// The disk path as one worker has it.
@@ -56,11 +71,18 @@ pub struct Raw {
     current: Generation,
     /// The current generation's claims are odd ones.
     odd: bool,
-    /// After how many entries of the path the lease was found lost.
+    /// Which lease was found lost, as [`DiskPath::leases`] counts them.
     distrusted: Option<u64>,
-    last_turn: u64,
+    /// When this turn began, in nanoseconds since the host was booted.
+    now: u64,
+    /// When the lease was last seen held; 0: not since it was found lost.
+    looked: u64,
+    /// For the negative controls of tests.
+    without: Without,
     /// Set when a fence has passed that a request waits for.
     event: Arc<OwnedFd>,
+    /// Where a sync of the file may not reach the disk.
+    mounts: Option<MountEvents>,
 }
 
 impl Raw {
@@ -76,8 +98,16 @@ impl Raw {
             current: none(),
             odd: false,
             distrusted: None,
-            last_turn: sys::boot_time_ns(),
+            now: sys::boot_time_ns(),
+            looked: 0,
+            without: Without {
+                look: hardening::left_out("look"),
+                clock: hardening::left_out("clock"),
+                straddle: hardening::left_out("straddle"),
+                cow: hardening::left_out("cow"),
+            },
             event: Arc::new(sys::event()?),
+            mounts: path.barrier_events()?,
             reader,
             path,
         })
@@ -88,15 +118,26 @@ impl Raw {
         self.event.as_raw_fd()
     }
 
+    /// A sync of the file that has just ended has reached the disk. If that is
+    /// not known, the device has to be synced as well.
+    pub fn syncs_reach_disk(&self) -> bool {
+        let Some(mounts) = &self.mounts else {
+            return true;
+        };
+        if mounts.take() {
+            self.path.barriers().change();
+        }
+        self.path.barriers().reach()
+    }
+
+    /// What the device takes in one piece.
+    pub fn limits(&self) -> Limits {
+        self.path.limits()
+    }
+
     /// To be called once in each turn, before anything is planned.
     pub fn turn(&mut self) {
-        let now = sys::boot_time_ns();
-        if now.saturating_sub(std::mem::replace(&mut self.last_turn, now)) > PAUSE
-            && self.path.map().enabled()
-            && !self.path.lease_is_held()
-        {
-            self.distrusted = Some(self.path.entries());
-        }
+        self.now = sys::boot_time_ns();
         self.pass();
     }
 
@@ -131,83 +172,113 @@ impl Raw {
         }
     }
 
-    /// The lease has not been found lost since the path was last entered.
-    pub fn trusts(&self) -> bool {
-        self.distrusted
-            .is_none_or(|entries| entries != self.path.entries())
+    /// What the map says may be acted upon in this turn: the lease was seen
+    /// held within the last second.
+    pub fn trusts(&mut self) -> bool {
+        self.trusts_at(self.now)
+    }
+
+    /// Raw I/O may be given to the kernel at this very moment.
+    pub fn may_submit(&mut self) -> bool {
+        self.without.clock || self.trusts_at(sys::boot_time_ns())
+    }
+
+    fn trusts_at(&mut self, now: u64) -> bool {
+        if self.distrusted.is_some() && self.distrusted == Some(self.path.leases()) {
+            return false;
+        }
+        now.saturating_sub(self.looked) < LOOK || self.look(now)
+    }
+
+    /// Asks the kernel for the lease.
+    #[cold]
+    fn look(&mut self, now: u64) -> bool {
+        if self.without.look {
+            return true;
+        }
+        // In this order: a lease that is taken after it was counted is another.
+        let lease = self.path.leases();
+        let held = self.path.lease_is_held();
+        self.looked = if held { now } else { 0 };
+        self.distrusted = (!held).then_some(lease);
+        held
     }
 
     /// How to read `range`, and the claim to be held until it was.
     pub fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
-        if !self.trusts() {
+        let reader = &mut self.reader;
+        let room = self.path.room();
+        let plan = planner::read(range.clone(), self.path.align(), room, |at| {
+            reader.lookup(at)
+        });
+        if plan.uses_map() && !self.trusts() {
             return (Plan::by_file(range), None);
         }
-        let reader = &mut self.reader;
-        let plan = planner::read(range, self.path.align(), |at| reader.lookup(at));
         let claim = plan.uses_disk().then(|| self.claim());
         (plan, claim)
     }
 
     /// How to write `range` raw, if that is possible.
     pub fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
-        if !self.trusts() {
-            return None;
-        }
         let reader = &mut self.reader;
-        let plan = planner::write(range, self.path.align(), |at| reader.lookup(at))?;
-        Some((plan, self.claim()))
+        let room = self.path.room();
+        let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
+        self.trusts().then(|| (plan, self.claim()))
     }
 
     /// How to make `range` read as zeros without the file system, if that is
     /// possible.
     pub fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
-        if !self.trusts() {
-            return None;
-        }
         let reader = &mut self.reader;
-        let plan = planner::zeroes(range, self.path.align(), |at| reader.lookup(at))?;
-        Some((plan, self.claim()))
+        let room = self.path.room();
+        let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
+        self.trusts().then(|| (plan, self.claim()))
     }
 
     /// There is nothing to free in `range`.
     pub fn is_hole(&mut self, range: Range<u64>) -> bool {
-        if !self.trusts() {
-            return false;
-        }
         let reader = &mut self.reader;
-        planner::is_hole(range, |at| reader.lookup(at))
+        planner::is_hole(range, |at| reader.lookup(at)) && self.trusts()
     }
 
     /// A file write to `range` may put data elsewhere than where they are now,
-    /// as it does for extents that other files share.
+    /// although raw I/O may be in flight there. What other files share is
+    /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
+    /// of sharing that FIEMAP does not show. Where nothing was written there
+    /// is no raw I/O.
     pub fn may_move(&mut self, range: Range<u64>) -> bool {
         let mut at = range.start;
         while self.path.shares_extents() && at < range.end {
             match self.reader.lookup(at) {
-                Lookup::Found(extent)
-                    if matches!(extent.kind, Kind::Written | Kind::Unwritten | Kind::Hole)
-                        && extent.end() > at =>
-                {
-                    at = extent.end();
-                }
+                Lookup::Found(extent) if extent.end() > at => match extent.kind {
+                    Kind::Unwritten | Kind::Hole => at = extent.end(),
+                    Kind::Written if self.without.cow => at = extent.end(),
+                    _ => return true,
+                },
                 _ => return true,
             }
         }
         false
     }
 
-    /// Takes `range` away from the map, for a change by the file.
-    pub fn secure(&mut self, range: Range<u64>) -> Secured {
-        // Online, so that whoever turns the path live waits for our claim.
+    /// Takes `range` away from the map, for a change by the file, unless that
+    /// `is_beyond` the end of the disk.
+    pub fn secure(&mut self, range: Range<u64>, is_beyond: impl FnOnce() -> bool) -> Secured {
+        // Online, so that whoever turns the path live or shortens the image
+        // waits for our claim.
         self.reader.mark();
+        if is_beyond() {
+            return Secured::Beyond;
+        }
         if !self.path.is_live() || self.path.is_fixed() {
             return Secured::Claimed(self.claim());
         }
         match self.path.map().hold(range) {
             Ok(hold) => Secured::Held(hold),
             Err(mapping::Error::Overlap(_)) => Secured::Busy,
-            // Beyond the end since a resize: the map knows nothing of it.
-            Err(_) => Secured::Claimed(self.claim()),
+            Err(_) if self.without.straddle => Secured::Claimed(self.claim()),
+            // The map is shorter since the disk was asked.
+            Err(_) => Secured::Beyond,
         }
     }
 

@@ -1,11 +1,13 @@
 //! What all workers of a disk know together. Only what is rare is behind a
 //! lock: parts of a block that must be read before they can be written.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use vhost_backend::Op;
 
+use super::task::Task;
 use crate::sys::DirectAlign;
 
 /// Ranges that can be claimed at a time: each takes a buffer of a worker.
@@ -20,6 +22,8 @@ pub struct Shared {
     pub unit: u32,
     punch: AtomicBool,
     zero_range: AtomicBool,
+    /// Bytes that the guest may change.
+    capacity: AtomicU64,
     lost_writes: AtomicBool,
     errors: AtomicU64,
     /// Counts changes by the file that may have changed the file system's
@@ -44,6 +48,7 @@ impl Shared {
             unit,
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
+            capacity: AtomicU64::new(0),
             lost_writes: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             // Whoever had the image before may not have synced it.
@@ -68,6 +73,12 @@ impl Shared {
     fn blocks(&self, start: u64, end: u64) -> (u64, u64) {
         let block = u64::from(self.align.offset);
         (start / block, end.div_ceil(block))
+    }
+
+    /// The bytes of `range` are no whole blocks.
+    pub(super) fn cuts_blocks(&self, range: &Range<u64>) -> bool {
+        let block = u64::from(self.align.offset);
+        !(range.start.is_multiple_of(block) && range.end.is_multiple_of(block))
     }
 
     /// Claims the blocks of the bytes `start..end`; false if another task has
@@ -111,6 +122,18 @@ impl Shared {
         if flag.swap(false, Ordering::Relaxed) {
             log::info!("the image's file system cannot {what}");
         }
+    }
+
+    /// From now on nothing is begun that changes what lies at `bytes` or
+    /// behind. What was begun before may still be under way.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.capacity.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The disk has become too short for a change since it was asked for.
+    pub(super) fn is_beyond(&self, task: &Task) -> bool {
+        task.changes_until()
+            .is_some_and(|end| end > self.capacity.load(Ordering::SeqCst))
     }
 
     /// A sync failed: what was written before may be gone, and the kernel

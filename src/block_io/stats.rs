@@ -12,6 +12,8 @@ pub struct Tally {
     file: AtomicU64,
     zeros: AtomicU64,
     polled: AtomicU64,
+    bounced: AtomicU64,
+    refused: AtomicU64,
     ended: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
@@ -29,6 +31,12 @@ pub struct Sums {
     /// Reads and writes whose end was looked for, so that the device did not
     /// have to interrupt.
     pub polled_operations: u64,
+    /// Reads and writes of the file through a buffer of ours: guest memory,
+    /// offset or length do not suit direct I/O.
+    pub bounced_operations: u64,
+    /// Reads and writes that the device did not take at once, as its queue was
+    /// full; they were tried again, or went by the file.
+    pub refused_operations: u64,
     /// Requests that have ended.
     pub requests: u64,
     /// Bytes of reads that ended well.
@@ -44,6 +52,8 @@ impl Tally {
         sums.file_operations += self.file.load(Ordering::Relaxed);
         sums.zero_fills += self.zeros.load(Ordering::Relaxed);
         sums.polled_operations += self.polled.load(Ordering::Relaxed);
+        sums.bounced_operations += self.bounced.load(Ordering::Relaxed);
+        sums.refused_operations += self.refused.load(Ordering::Relaxed);
         sums.requests += self.ended.load(Ordering::Relaxed);
         sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
         sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
@@ -57,6 +67,8 @@ pub struct Counts {
     pub(super) file: u64,
     pub(super) zeros: u64,
     pub(super) polled: u64,
+    pub(super) bounced: u64,
+    pub(super) refused: u64,
     pub(super) ended: u64,
     pub(super) read_bytes: u64,
     pub(super) written_bytes: u64,
@@ -73,6 +85,8 @@ impl Counts {
         self.shown.file.store(self.file, Ordering::Relaxed);
         self.shown.zeros.store(self.zeros, Ordering::Relaxed);
         self.shown.polled.store(self.polled, Ordering::Relaxed);
+        self.shown.bounced.store(self.bounced, Ordering::Relaxed);
+        self.shown.refused.store(self.refused, Ordering::Relaxed);
         self.shown.ended.store(self.ended, Ordering::Relaxed);
         self.shown
             .read_bytes

@@ -9,6 +9,9 @@ use super::{ALLOCATIONS, BlockIo, Next};
 use crate::engine::{Engine, Target, Work};
 use crate::planner;
 
+/// How often a raw operation is tried before the file gets it.
+const MOST_REFUSALS: u8 = 16;
+
 impl<E: Engine> BlockIo<E> {
     /// The next operation between guest memory and the disk or the file.
     pub(super) fn direct(&mut self, tag: u32) -> Next {
@@ -24,6 +27,11 @@ impl<E: Engine> BlockIo<E> {
                 Way::Open | Way::File => None,
             };
             let Some(piece) = piece else {
+                if task.way == Way::Planned {
+                    // The plan is done, and more is left than it had room for.
+                    self.let_go(tag);
+                    return self.next(tag);
+                }
                 break (Target::Image, task.direct_vector(at, u64::MAX));
             };
             match piece.way {
@@ -35,18 +43,29 @@ impl<E: Engine> BlockIo<E> {
                     self.counts.zeros += 1;
                 }
                 planner::Way::Disk(disk) => {
+                    if self.raw_flying >= self.raw_limit {
+                        return Next::Stall;
+                    }
                     let disk = disk + (at - piece.start);
-                    break (Target::Device, task.direct_vector(disk, piece.end - at));
+                    let vector = task.raw_vector(disk, piece.end - at, self.limits);
+                    break (Target::Device, vector);
                 }
                 planner::Way::File => {
                     break (Target::Image, task.direct_vector(at, piece.end - at));
                 }
             }
         };
-        task.step = Step::Direct;
         match target {
-            Target::Device => self.counts.disk += 1,
-            Target::Image => self.counts.file += 1,
+            Target::Device => {
+                task.step = Step::Raw;
+                task.was_raw = true;
+                self.raw_flying += 1;
+                self.counts.disk += 1;
+            }
+            Target::Image => {
+                task.step = Step::Direct;
+                self.counts.file += 1;
+            }
         }
         Next::Work(match task.op {
             Op::Write { stable, .. } => Work::Write {
@@ -63,24 +82,65 @@ impl<E: Engine> BlockIo<E> {
         let task = &mut self.tasks[tag as usize];
         let at = task.start() + task.done;
         let Some(piece) = task.plan.piece_at(at) else {
-            return Next::End(Status::IoErr);
+            // The plan is done, and more is left than it had room for.
+            self.let_go(tag);
+            return self.next(tag);
         };
         let planner::Way::Disk(disk) = piece.way else {
             task.done += piece.end - at;
             return self.next(tag);
         };
+        if self.raw_flying >= self.raw_limit {
+            return Next::Stall;
+        }
         task.step = Step::Zeros;
+        self.raw_flying += 1;
         self.counts.disk += 1;
         let vector = task.zeros_vector(
             self.zeros.first(),
             disk + (at - piece.start),
             piece.end - at,
+            self.limits,
         );
         Next::Work(Work::Write {
             target: Target::Device,
             vector,
             stable: false,
         })
+    }
+
+    /// Takes a task off its plan: it finds the way for what is left anew.
+    pub(super) fn let_go(&mut self, tag: u32) {
+        let task = &mut self.tasks[tag as usize];
+        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
+            raw.release(claim);
+        }
+        task.way = Way::Open;
+        task.step = Step::New;
+    }
+
+    /// The kernel was not given a task's raw operation, as the lease was not
+    /// seen held.
+    pub(super) fn withdrawn(&mut self, tag: u32) {
+        self.let_go(tag);
+        self.advance(tag);
+    }
+
+    /// The device did not take a task's raw operation at once: its queue is
+    /// full, or the operation is one that has to be split. It waits for others
+    /// of this worker to end, and goes by the file if that does not help.
+    pub(super) fn refused(&mut self, tag: u32) {
+        self.counts.refused += 1;
+        self.raw_limit = self.raw_flying.max(1);
+        let task = &mut self.tasks[tag as usize];
+        task.refusals = task.refusals.saturating_add(1);
+        if self.raw_flying > 0 && task.refusals < MOST_REFUSALS {
+            self.stalled.push_back(tag);
+            return;
+        }
+        task.by_file = true;
+        self.let_go(tag);
+        self.advance(tag);
     }
 
     /// A sync that covers what has ended before. One of the device will do
@@ -90,12 +150,13 @@ impl<E: Engine> BlockIo<E> {
             return Next::End(Status::IoErr);
         }
         let (covers, device_will_do) = self.shared.begin_sync();
-        let target = if device_will_do && self.raw.is_some() {
+        let task = &mut self.tasks[tag as usize];
+        let target = if task.file_synced || device_will_do && self.raw.is_some() {
             Target::Device
         } else {
             Target::Image
         };
-        self.tasks[tag as usize].step = Step::Sync(target, covers);
+        task.step = Step::Sync(target, covers);
         Next::Work(Work::Sync(target))
     }
 

@@ -8,6 +8,7 @@ use vhost_backend::Op;
 use super::raw::Claim;
 use super::{Shared, VECTOR_ENTRIES};
 use crate::bounce::Buffer;
+use crate::engine::limits::Limits;
 use crate::engine::{Target, Vector};
 use crate::planner::Plan;
 
@@ -15,13 +16,17 @@ use crate::planner::Plan;
 const PIECES: usize = 130;
 /// Most entries of a vector of zeros.
 const ZEROS: usize = 64;
+/// Bytes of a page of memory.
+const PAGE: usize = 4096;
 
 /// What a task's operation in the kernel, or its last one, is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     New,
-    /// Guest memory and the image or its device, with nothing between.
+    /// Guest memory and the image, with nothing between.
     Direct,
+    /// Guest memory and the device under the image.
+    Raw,
     /// Zeros to the device.
     Zeros,
     /// Reads into the buffer, for the guest.
@@ -91,6 +96,14 @@ pub(super) struct Task {
     pub fence_asked: bool,
     /// The file system's records may change, so the next FLUSH is its to do.
     pub changes_file: bool,
+    /// The file was synced for it, which may not have reached the disk.
+    pub file_synced: bool,
+    /// Some of it was written to the device.
+    pub was_raw: bool,
+    /// How often the device did not take it at once.
+    pub refusals: u8,
+    /// The device does not take it: the file will.
+    pub by_file: bool,
 }
 
 impl Default for Task {
@@ -124,6 +137,10 @@ impl Default for Task {
             fence: None,
             fence_asked: false,
             changes_file: false,
+            file_synced: false,
+            was_raw: false,
+            refusals: 0,
+            by_file: false,
         }
     }
 }
@@ -143,6 +160,10 @@ impl Task {
         self.way = Way::Open;
         self.fence_asked = false;
         self.changes_file = false;
+        self.file_synced = false;
+        self.was_raw = false;
+        self.refusals = 0;
+        self.by_file = false;
         self.middle_start = 0;
         self.middle_end = 0;
         match op {
@@ -189,6 +210,16 @@ impl Task {
         }
     }
 
+    /// Where it ends, if it changes the image.
+    pub fn changes_until(&self) -> Option<u64> {
+        match self.op {
+            Op::Write { offset, .. }
+            | Op::Discard { offset, .. }
+            | Op::WriteZeroes { offset, .. } => Some(offset.saturating_add(self.len)),
+            Op::Read { .. } | Op::Flush => None,
+        }
+    }
+
     /// There is no whole unit in the range of a discard or write-zeroes.
     pub fn middle_is_empty(&self) -> bool {
         self.middle_start >= self.middle_end
@@ -212,6 +243,38 @@ impl Task {
             }
             left -= piece.iov_len;
         }
+        self.vector(count, offset)
+    }
+
+    /// As [`direct_vector`](Self::direct_vector), in pieces that the device
+    /// takes without splitting them; at least one page if that much is left.
+    pub fn raw_vector(&mut self, offset: u64, bytes: u64, limits: Limits) -> Vector {
+        let mut room = usize::try_from(bytes.min(limits.bytes)).unwrap_or(usize::MAX);
+        let least = room.min(PAGE);
+        let mut pages = limits.segments;
+        let mut taken = 0;
+        self.mend();
+        for piece in self.pieces.get(self.first_piece..).unwrap_or_default() {
+            let skip = piece.iov_base.addr() % PAGE;
+            let spans = (skip + piece.iov_len.min(room)).div_ceil(PAGE);
+            if spans <= pages {
+                taken += piece.iov_len.min(room);
+                pages -= spans;
+                room -= piece.iov_len.min(room);
+            } else {
+                // Whole pages' worth, so that what is left stays aligned.
+                let fits = (pages * PAGE).saturating_sub(skip) / PAGE * PAGE;
+                taken += fits.min(room);
+                room = 0;
+            }
+            if room == 0 || pages == 0 {
+                break;
+            }
+        }
+        self.direct_vector(offset, taken.max(least) as u64)
+    }
+
+    fn vector(&self, count: u32, offset: u64) -> Vector {
         let rest = self.pieces.get(self.first_piece..).unwrap_or_default();
         Vector {
             iov: rest.as_ptr(),
@@ -265,9 +328,18 @@ impl Task {
         self.direct_moved(bytes);
     }
 
-    /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`.
-    pub fn zeros_vector(&mut self, zeros: libc::iovec, offset: u64, bytes: u64) -> Vector {
-        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
+    /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`,
+    /// and no more than the device takes without splitting it.
+    pub fn zeros_vector(
+        &mut self,
+        zeros: libc::iovec,
+        offset: u64,
+        bytes: u64,
+        limits: Limits,
+    ) -> Vector {
+        let most = limits.segments.saturating_mul(PAGE) as u64;
+        let most = bytes.min(limits.bytes).min(most);
+        let mut left = usize::try_from(most).unwrap_or(usize::MAX);
         self.pieces.clear();
         while left > 0 && self.pieces.len() < ZEROS {
             let mut entry = zeros;
@@ -275,11 +347,8 @@ impl Task {
             left -= entry.iov_len;
             self.pieces.push(entry);
         }
-        Vector {
-            iov: self.pieces.as_ptr(),
-            count: u32::try_from(self.pieces.len()).unwrap_or(1),
-            offset,
-        }
+        self.first_piece = 0;
+        self.vector(u32::try_from(self.pieces.len()).unwrap_or(1), offset)
     }
 
     /// Bytes of the buffer's operation that are still to move.

@@ -67,8 +67,12 @@ impl Engine for Grudging {
         unsafe { self.engine.push(token, work) };
     }
 
-    fn submit(&mut self) {
-        self.engine.submit();
+    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+        self.engine.submit(may);
+    }
+
+    fn has_queued(&self) -> bool {
+        self.engine.has_queued()
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
@@ -94,9 +98,9 @@ impl Engine for Grudging {
         self.engine.watch(index, fd);
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
         if self.interrupted.is_empty() {
-            self.engine.wait(timeout);
+            self.engine.wait(timeout, may);
         }
     }
 }

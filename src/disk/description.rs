@@ -8,7 +8,7 @@ use vhost_backend::device::SECTOR;
 
 use super::Disk;
 use crate::block_io::Sums;
-use crate::disk_path::Situation;
+use crate::disk_path::{GuardState, Situation};
 use crate::engine::Features;
 use crate::engine::manner::Manner;
 use crate::pin::PinState;
@@ -40,6 +40,11 @@ pub struct DiskDescription {
     pub path_reason: String,
     /// How often the disk path was entered.
     pub path_entries: u64,
+    /// How long the kernel makes others wait for the image, in seconds; 0 is
+    /// for as long as it takes, and `None` that it does not tell.
+    pub lease_break_time_s: Option<u64>,
+    /// How the thread is doing that looks at the lease.
+    pub guard: Option<GuardState>,
     /// What was done so far.
     pub operations: Sums,
     /// The block device under the image, if raw I/O to it is possible.
@@ -91,6 +96,10 @@ impl Disk {
             path: if situation.on_disk { "disk" } else { "file" },
             path_reason: situation.reason,
             path_entries: situation.entries,
+            lease_break_time_s: mapping::lease::break_time()
+                .ok()
+                .map(|time| time.map_or(0, |time| time.as_secs())),
+            guard: path.map(|path| path.guard_state()),
             operations: self.sums(),
             device: path.and_then(|path| path.device().path().map(Path::to_owned)),
             device_io: match path.map_or(self.manner, |path| path.manner()) {

@@ -3,11 +3,16 @@
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use vhost_backend::device::SECTOR;
 
 use super::{Disk, DiskError};
 use crate::sys;
+
+/// How often, and how much later, an image is looked at that was cut.
+const LATE_WRITES: usize = 10;
+const LATE_WRITE: Duration = Duration::from_millis(10);
 
 impl Disk {
     pub(super) fn image_bytes(&self) -> io::Result<u64> {
@@ -28,6 +33,7 @@ impl Disk {
                 bytes - whole
             );
         }
+        self.shared.set_capacity(whole);
         self.sectors.store(whole / SECTOR, Ordering::Release);
     }
 
@@ -59,20 +65,52 @@ impl Disk {
         if self.options.swap.is_some() {
             return Err(DiskError::SwapGrade);
         }
-        let before = self.sectors.load(Ordering::Acquire) * SECTOR;
-        if bytes < before {
-            // Requests are refused before the blocks go away, and raw I/O that
-            // was planned before is waited for.
+        let before = self.capacity_bytes();
+        let length = self.image_bytes().map_err(failed)?;
+        self.change_length(bytes.min(length), bytes, || {
+            self.image.set_len(bytes)?;
+            self.cut_again(bytes)
+        })
+        .map_err(|source| {
+            self.set_size(before.min(self.image_bytes().unwrap_or(before)));
+            failed(source)
+        })
+    }
+
+    /// Makes the disk `bytes` long by `change`, which changes the image from
+    /// byte `from` on. Where it gets shorter, requests are refused before.
+    fn change_length(
+        &self,
+        from: u64,
+        bytes: u64,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if bytes < self.capacity_bytes() {
             self.set_size(bytes);
-            if let Ok(path) = &self.raw {
-                path.resize(bytes).map_err(failed)?;
-            }
         }
-        self.image.set_len(bytes).map_err(failed)?;
+        let held = match &self.raw {
+            Ok(path) => Some(path.hold_end(from)?),
+            Err(_) => None,
+        };
+        change()?;
         if let Ok(path) = &self.raw {
-            path.resize(bytes).map_err(failed)?;
+            path.set_length(bytes)?;
         }
+        drop(held);
         self.set_size(bytes);
+        Ok(())
+    }
+
+    /// Without a map nobody knows what was in flight: a write that was begun
+    /// before the image was cut makes it longer again.
+    fn cut_again(&self, bytes: u64) -> io::Result<()> {
+        for _ in 0..LATE_WRITES {
+            if self.raw.is_ok() || self.image_bytes()? <= bytes {
+                break;
+            }
+            self.image.set_len(bytes)?;
+            std::thread::sleep(LATE_WRITE);
+        }
         Ok(())
     }
 
@@ -96,17 +134,8 @@ impl Disk {
         if self.options.swap.is_some() {
             return Err(DiskError::SwapGrade);
         }
-        let grows = bytes > self.capacity_bytes();
-        if !grows {
-            self.set_size(bytes);
-        }
-        if let Ok(path) = &self.raw {
-            path.resize(bytes - bytes % u64::from(block))
-                .map_err(failed)?;
-        }
-        if grows {
-            self.set_size(bytes);
-        }
-        Ok(())
+        let whole = bytes - bytes % u64::from(block);
+        self.change_length(whole.min(self.capacity_bytes()), whole, || Ok(()))
+            .map_err(failed)
     }
 }

@@ -16,6 +16,11 @@ pub(super) struct Buffers {
     pub slots: Vec<Slot>,
     /// The kernel takes vectors of registered buffers (since 6.15).
     pub vectored: bool,
+    /// `RWF_NOWAIT` for the device: what cannot be started at once fails with
+    /// EAGAIN. Else the kernel would keep it for threads of its own, which
+    /// would start it whenever there is room: after the process was stopped
+    /// for longer than the lease lasts, into blocks of others.
+    pub raw_flags: i32,
 }
 
 impl Buffers {
@@ -27,7 +32,10 @@ impl Buffers {
                 target,
                 vector,
                 stable,
-            } => self.write(target, &vector, if stable { libc::RWF_DSYNC } else { 0 }),
+            } => {
+                let stable = if stable { libc::RWF_DSYNC } else { 0 };
+                self.write(target, &vector, stable | self.flags(target))
+            }
             Work::Sync(target) => opcode::Fsync::new(file(target))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),
@@ -40,21 +48,35 @@ impl Buffers {
         }
     }
 
+    fn flags(&self, target: Target) -> i32 {
+        match target {
+            Target::Image => 0,
+            Target::Device => self.raw_flags,
+        }
+    }
+
     /// A single buffer is cheaper without a vector, and a registered one is
     /// cheaper still.
     fn read(&self, target: Target, vector: &Vector) -> squeue::Entry {
+        let flags = self.flags(target);
         let (file, offset) = (file(target), vector.offset);
         let (single, registered) = (single(vector), self.registered(vector));
         match (single, registered) {
             (Some((base, len)), Some(index)) => opcode::ReadFixed::new(file, base, len, index)
                 .offset(offset)
+                .rw_flags(flags)
                 .build(),
-            (Some((base, len)), None) => opcode::Read::new(file, base, len).offset(offset).build(),
+            (Some((base, len)), None) => opcode::Read::new(file, base, len)
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
             (None, Some(index)) => opcode::ReadvFixed::new(file, vector.iov, vector.count, index)
                 .offset(offset)
+                .rw_flags(flags)
                 .build(),
             (None, None) => opcode::Readv::new(file, vector.iov, vector.count)
                 .offset(offset)
+                .rw_flags(flags)
                 .build(),
         }
     }

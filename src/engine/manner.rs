@@ -3,10 +3,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use super::limits;
 use crate::sys;
 
 /// How reads and writes are given to the kernel and their ends are learned.
@@ -55,12 +54,5 @@ pub struct Punts(pub Duration);
 
 /// The device has queues that never interrupt.
 fn polls(device: &File) -> io::Result<bool> {
-    let number = device.metadata()?.rdev();
-    let (major, minor) = (libc::major(number), libc::minor(number));
-    // A partition has no queue of its own: its disk is the folder above.
-    let folder = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    Ok(["queue/io_poll", "../queue/io_poll"]
-        .iter()
-        .find_map(|name| std::fs::read_to_string(folder.join(name)).ok())
-        .is_some_and(|text| text.trim() == "1"))
+    Ok(limits::attribute(device, "io_poll")?.is_some_and(|text| text == "1"))
 }

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 mod entries;
+pub mod limits;
 pub mod manner;
 mod polled;
 mod ring;
@@ -42,6 +43,10 @@ pub struct Files {
     /// How that is read and written.
     pub device_manner: Manner,
 }
+
+/// The result of an operation on the device that was not given to the kernel,
+/// because that was not allowed any more.
+pub const WITHDRAWN: i32 = -libc::ESTALE;
 
 impl Files {
     fn descriptor(&self, target: Target) -> RawFd {
@@ -112,6 +117,20 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// It reads or writes the device under the image's file system.
+    fn is_raw(&self) -> bool {
+        matches!(
+            self,
+            Work::Read(Target::Device, _)
+                | Work::Write {
+                    target: Target::Device,
+                    ..
+                }
+        )
+    }
+}
+
 /// A registered buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
@@ -156,8 +175,13 @@ pub trait Engine {
     unsafe fn push(&mut self, token: u32, work: Work);
 
     /// Gives all that is queued to the kernel, with at most one system call,
-    /// and lets it post what has ended.
-    fn submit(&mut self);
+    /// and lets it post what has ended. Reads and writes of the device are
+    /// given only if `may` allows it, which is asked right before; else they
+    /// end with [`WITHDRAWN`].
+    fn submit(&mut self, may: &mut impl FnMut() -> bool);
+
+    /// Something is queued that the kernel does not have.
+    fn has_queued(&self) -> bool;
 
     /// Gives each result once: bytes moved (0 for other operations), or a
     /// negative errno.
@@ -189,9 +213,9 @@ pub trait Engine {
     /// next call for this `index`.
     fn watch(&mut self, index: usize, fd: Option<RawFd>);
 
-    /// Sleeps until something has ended, a watched eventfd is signalled, or
-    /// `timeout` has passed; may return early.
-    fn wait(&mut self, timeout: Option<Duration>);
+    /// Submits, and sleeps until something has ended, a watched eventfd is
+    /// signalled, or `timeout` has passed; may return early.
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool);
 }
 
 /// The engine that the host allows.
@@ -213,10 +237,17 @@ impl Engine for Any {
         }
     }
 
-    fn submit(&mut self) {
+    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
         match self {
-            Self::Uring(engine) => engine.submit(),
-            Self::Sync(engine) => engine.submit(),
+            Self::Uring(engine) => engine.submit(may),
+            Self::Sync(engine) => engine.submit(may),
+        }
+    }
+
+    fn has_queued(&self) -> bool {
+        match self {
+            Self::Uring(engine) => engine.has_queued(),
+            Self::Sync(engine) => engine.has_queued(),
         }
     }
 
@@ -262,10 +293,10 @@ impl Engine for Any {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
         match self {
-            Self::Uring(engine) => engine.wait(timeout),
-            Self::Sync(engine) => engine.wait(timeout),
+            Self::Uring(engine) => engine.wait(timeout, may),
+            Self::Sync(engine) => engine.wait(timeout, may),
         }
     }
 }

@@ -94,7 +94,7 @@ impl Polled {
     }
 
     /// Gives each result once; what the device would not be polled for is
-    /// given back in `again`.
+    /// given to `again`.
     pub fn completions(
         &mut self,
         done: &mut impl FnMut(u32, i32),

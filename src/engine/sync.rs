@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::{Engine, Files, Slot, Work};
+use super::{Engine, Files, Slot, WITHDRAWN, Work};
 use crate::sys;
 
 /// Operations wait in order and are done one after the other.
@@ -89,15 +89,23 @@ impl Engine for Sync {
         self.queued.push((token, work));
     }
 
-    fn submit(&mut self) {
+    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
         for index in 0..self.queued.len() {
             let (token, work) = self.queued[index];
-            // SAFETY: whoever pushed it keeps the vector valid until its result
-            // was given, which is after this call.
-            let result = unsafe { result_of(&self.files, work) };
+            let result = if work.is_raw() && !may() {
+                WITHDRAWN
+            } else {
+                // SAFETY: whoever pushed it keeps the vector valid until its
+                // result was given, which is after this call.
+                unsafe { result_of(&self.files, work) }
+            };
             self.ended.push((token, result));
         }
         self.queued.clear();
+    }
+
+    fn has_queued(&self) -> bool {
+        !self.queued.is_empty()
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
@@ -123,8 +131,8 @@ impl Engine for Sync {
         self.watched[index] = fd.unwrap_or(-1);
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) {
-        self.submit();
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+        self.submit(may);
         if !self.ended.is_empty() {
             return;
         }

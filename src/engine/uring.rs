@@ -13,7 +13,8 @@ use super::entries::Buffers;
 use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
-use super::{Engine, Files, Slot, Work, sync};
+use super::{Engine, Files, Slot, WITHDRAWN, Work, sync};
+use crate::hardening;
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.
@@ -28,7 +29,9 @@ const POLLIN: u32 = 1;
 pub struct Uring {
     ring: IoUring,
     files: Files,
-    /// Operations that were carried out at once.
+    /// Reads and writes of the device that the kernel does not have yet.
+    staged: Vec<(u32, Work)>,
+    /// Operations that were carried out at once, or not at all.
     ended: Vec<(u32, i32)>,
     /// Operations that the kernel has and has not ended.
     running: usize,
@@ -77,6 +80,7 @@ impl Uring {
         Ok(Self {
             ring,
             files,
+            staged: Vec::with_capacity(depth),
             ended: Vec::with_capacity(depth),
             running: 0,
             watched: Vec::new(),
@@ -85,6 +89,11 @@ impl Uring {
             buffers: Buffers {
                 slots: Vec::new(),
                 vectored: features.vectored_buffers,
+                raw_flags: if hardening::left_out("nowait") {
+                    0
+                } else {
+                    libc::RWF_NOWAIT
+                },
             },
             polled,
             features,
@@ -110,6 +119,52 @@ impl Uring {
         ring::enter(&mut self.ring, want, timeout);
     }
 
+    /// Carries an operation out, or puts it in the ring that suits it.
+    ///
+    /// # Safety
+    /// As for [`Engine::push`].
+    unsafe fn give(&mut self, token: u32, work: Work) {
+        match (self.files.manner(&work), &mut self.polled) {
+            (Manner::Inline, _) => {
+                // SAFETY: the caller's promise.
+                let result = unsafe { sync::result_of(&self.files, work) };
+                self.ended.push((token, result));
+            }
+            (Manner::Polled, Some(polled)) => {
+                // SAFETY: the caller's promise.
+                if !unsafe { polled.push(token, work, &self.buffers) } {
+                    self.queue(token, work);
+                }
+            }
+            _ => self.queue(token, work),
+        }
+    }
+
+    /// Gives what is staged, if `may` allows it. What goes through a ring is
+    /// with the kernel some microseconds later; what is carried out here
+    /// takes its own time, so each of those is asked for.
+    fn give_staged(&mut self, may: &mut impl FnMut() -> bool) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let one_by_one = self.files.device_manner == Manner::Inline;
+        let mut allowed = may();
+        for index in 0..self.staged.len() {
+            let (token, work) = self.staged[index];
+            if one_by_one && index > 0 {
+                allowed = may();
+            }
+            if allowed {
+                // SAFETY: whoever pushed it keeps the vector valid until its
+                // result was given, which is after this call.
+                unsafe { self.give(token, work) };
+            } else {
+                self.ended.push((token, WITHDRAWN));
+            }
+        }
+        self.staged.clear();
+    }
+
     /// Gives an operation to the ring whose ends the kernel tells.
     fn queue(&mut self, token: u32, work: Work) {
         let entry = self.buffers.entry(work).user_data(u64::from(token));
@@ -120,29 +175,26 @@ impl Uring {
 
 impl Engine for Uring {
     unsafe fn push(&mut self, token: u32, work: Work) {
-        match (self.files.manner(&work), &mut self.polled) {
-            (Manner::Inline, _) => {
-                // SAFETY: the caller keeps the promise of `push`.
-                let result = unsafe { sync::result_of(&self.files, work) };
-                self.ended.push((token, result));
-            }
-            (Manner::Polled, Some(polled)) => {
-                // SAFETY: the caller keeps the promise of `push`.
-                if !unsafe { polled.push(token, work, &self.buffers) } {
-                    self.queue(token, work);
-                }
-            }
-            _ => self.queue(token, work),
+        if work.is_raw() {
+            self.staged.push((token, work));
+        } else {
+            // SAFETY: the caller keeps the promise of `push`.
+            unsafe { self.give(token, work) };
         }
     }
 
-    fn submit(&mut self) {
+    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+        self.give_staged(may);
         if self.running > 0 {
             self.enter(0, None);
         }
         if let Some(polled) = &mut self.polled {
             polled.look();
         }
+    }
+
+    fn has_queued(&self) -> bool {
+        !self.staged.is_empty()
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
@@ -232,7 +284,8 @@ impl Engine for Uring {
         self.unwatched |= fd.is_some();
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+        self.give_staged(may);
         if std::mem::take(&mut self.unwatched) {
             self.poll_watched();
         }
@@ -255,7 +308,7 @@ impl Uring {
         if !polled.has_ended() {
             polled.look();
         }
-        polled.completions(done, |token, work| self.queue(token, work));
+        polled.completions(done, |token, work| self.staged.push((token, work)));
         self.polled = Some(polled);
     }
 
