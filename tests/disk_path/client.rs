@@ -381,10 +381,11 @@ impl<'a> Client<'a> {
     }
 
     fn judge(&mut self, Done { tag, status, .. }: Done) {
+        // Before: what is judged now may have been cut off.
+        let least = self.follow().least;
         let request = self.requests[usize::try_from(tag).unwrap()].take().unwrap();
         let sectors = request.sectors.clone();
         self.ended += 1;
-        let least = self.follow().least;
         match (request.op, status) {
             (_, status::OK) => self.succeed(&request),
             (op, status::IOERR) if !request.there || sectors.end > least => {

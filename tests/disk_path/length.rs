@@ -68,28 +68,26 @@ impl Length {
         }
     }
 
-    /// The sectors that are there, while nothing is on its way.
+    /// The sectors that are there. While a change is on its way, those that
+    /// will stay.
     pub fn sectors(&self) -> usize {
         self.state.lock().unwrap().least
     }
 
-    /// Has `change` make the disk as long as this; returns when every queue
-    /// knows it.
-    pub fn change(&self, sectors: usize, change: impl FnOnce()) {
-        let shrinks = {
+    /// Has `change` make the disk as long as this, and say how long it is
+    /// then: this, or what it was. Returns when every queue knows it.
+    pub fn change(&self, sectors: usize, change: impl FnOnce(usize) -> usize) {
+        let before = {
             let mut state = self.state.lock().unwrap();
             let before = state.least;
             state.least = before.min(sectors);
             state.most = before.max(sectors);
             state.cuts += usize::from(sectors < before);
-            sectors < before
+            before
         };
-        change();
+        let after = change(before);
         let mut state = self.state.lock().unwrap();
-        (state.least, state.most) = (sectors, sectors);
-        if !shrinks {
-            return;
-        }
+        (state.least, state.most) = (after, after);
         while state.settled.iter().any(|&settled| settled < state.cuts) {
             let (next, late) = self.changed.wait_timeout(state, LIMIT).unwrap();
             assert!(!late.timed_out(), "the queues do not follow a cut");

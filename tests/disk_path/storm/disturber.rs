@@ -119,7 +119,7 @@ pub struct Times {
 }
 
 /// Disturbances that are remembered.
-const REMEMBERED: usize = 40;
+const REMEMBERED: usize = 4000;
 
 /// Everything that the threads of a storm share.
 pub struct Storm {

@@ -11,8 +11,9 @@ use front_end::LIMIT;
 
 use crate::rig::Info;
 
-/// Raw requests between two disturbances, at least.
-const RAW: u64 = 100;
+/// Raw requests between two disturbances beyond those that make good for what
+/// went by the file, times five.
+const RAW: u64 = 250;
 
 /// What the processes have done, all together.
 #[derive(Debug, Clone, Copy, Default)]
@@ -142,7 +143,7 @@ impl Pace {
                 let mut state = self.state.lock().unwrap();
                 let raw = now.raw.saturating_sub(state.mark.raw);
                 let by_file = now.by_file.saturating_sub(state.mark.by_file);
-                if raw >= 2 * by_file + RAW {
+                if 5 * raw >= 6 * by_file + RAW {
                     state.mark = now;
                     return true;
                 }

@@ -2,8 +2,10 @@
 //! and told to change the disk's length.
 
 use std::fs::File;
+use std::io;
 use std::time::{Duration, Instant};
 
+use extentd::control::{self, Answer, Request};
 use front_end::{LIMIT, Like, Session, wait_readable};
 
 use super::disturber::{Did, Storm};
@@ -26,6 +28,8 @@ pub struct Process<'a, 'b> {
     guests: &'a Guests<'b>,
     arguments: Vec<&'static str>,
     variables: Vec<(&'static str, &'static str)>,
+    /// The sectors of which its length must be a multiple.
+    grain: usize,
     /// Who has had the image mapped since before the process began.
     mapped: Option<Mapped>,
 }
@@ -81,6 +85,7 @@ impl<'a, 'b> Process<'a, 'b> {
             guests,
             arguments,
             variables,
+            grain: 1,
             mapped: Some(mapped),
         }
     }
@@ -128,14 +133,37 @@ impl<'a, 'b> Process<'a, 'b> {
         }
     }
 
-    /// Another length, with an end anywhere.
+    /// Another length, with an end anywhere that is possible.
     fn resize(&mut self, random: &mut Random) -> Did {
-        let grain = [1, 8, 128][random.below(3)];
+        let grain = [1, 8, 128][random.below(3)].max(self.grain);
         let sectors = (LEAST + random.below(MOST - LEAST)) / SECTOR / grain * grain;
-        self.storm
-            .length
-            .change(sectors, || self.served.resize(sectors * SECTOR));
-        Ok(())
+        self.resize_to(sectors)
+    }
+
+    fn resize_to(&mut self, sectors: usize) -> Did {
+        let mut did = Ok(());
+        self.storm.length.change(sectors, |before| {
+            let bytes = (sectors * SECTOR) as u64;
+            let request = Request::Resize { bytes };
+            match control::ask(self.served.control(), &request, LIMIT).unwrap() {
+                Answer::Result(_) => sectors,
+                Answer::Error(error) => {
+                    did = Err(io::Error::other(error));
+                    self.grain = 8;
+                    before
+                }
+            }
+        });
+        did
+    }
+
+    /// A process that finds an image which shares blocks offers whole blocks
+    /// only (XFS then takes no smaller direct I/O), so that the end is one.
+    fn even(&mut self) -> Did {
+        match self.storm.length.sectors() {
+            ragged if ragged % 8 > 0 => self.resize_to(ragged / 8 * 8),
+            _ => Ok(()),
+        }
     }
 
     fn stop(&self) -> Stopped<'_> {
@@ -172,6 +200,7 @@ impl<'a, 'b> Process<'a, 'b> {
 
     /// Kills it with requests in flight; another goes on.
     fn kill(&mut self, random: &mut Random) -> Did {
+        self.even()?;
         let _named = self.storm.names.read().unwrap();
         let _ended = self.storm.pace.bury(|| self.served.info());
         self.served.daemon.signal(libc::SIGKILL).unwrap();
@@ -186,6 +215,7 @@ impl<'a, 'b> Process<'a, 'b> {
 
     /// Has it become another, as an upgrade does.
     fn hand_over(&mut self, random: &mut Random) -> Did {
+        self.even()?;
         let _named = self.storm.names.read().unwrap();
         let _ended = self.storm.pace.bury(|| self.served.info());
         self.served.daemon.signal(libc::SIGUSR2).unwrap();
