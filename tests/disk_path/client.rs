@@ -17,6 +17,8 @@ use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
 /// number, so that neither blocks nor windows of the map begin where they do.
 const PART: usize = 193;
+/// Sectors of a request that is not long.
+const SHORT: usize = 16;
 /// Requests in flight.
 const DEPTH: usize = 8;
 /// Guest memory of a request, in bytes.
@@ -36,6 +38,8 @@ pub struct Habits {
     pub zeroings: usize,
     /// One of so many begins or ends within a block of the file system.
     pub ragged: usize,
+    /// One of so many may be long.
+    pub long: usize,
     /// The first sectors, so many, hold the same for ever: they are written
     /// again and again.
     pub still: usize,
@@ -51,6 +55,7 @@ impl Default for Habits {
             discards: 2,
             zeroings: 2,
             ragged: 3,
+            long: 1,
             still: 0,
         }
     }
@@ -233,7 +238,11 @@ impl<'a> Client<'a> {
         let parts = length.most.div_ceil(PART * QUEUES);
         let part = (self.random.below(parts) * QUEUES + self.queue) * PART;
         let end = (part + PART).min(length.most);
-        let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(PART));
+        let most = match self.random.below(self.habits.long) {
+            0 => PART,
+            _ => SHORT,
+        };
+        let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(most));
         if self.random.below(self.habits.ragged) > 0 {
             start = start.next_multiple_of(8);
             len = len

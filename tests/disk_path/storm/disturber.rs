@@ -97,7 +97,7 @@ const ALL: &[Disturber] = {
         disturber("chattr", Both, Paced, 2, names::change_flags),
         disturber("extent size", Xfs, Paced, 3, names::set_extent_size),
         disturber("attributes", Both, Quiet, 3, names::set_flags),
-        disturber("rename", Both, Quiet, 3, names::rename),
+        disturber("rename", Both, Quiet, 1, names::rename),
         disturber("touch", Both, Quiet, 3, names::touch),
         disturber("trim", Both, Quiet, 1, hosts::trim),
     ]
@@ -112,14 +112,16 @@ pub struct Copies {
 }
 
 /// How often something was done, and tried.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Times {
-    pub done: usize,
-    pub tried: usize,
+#[derive(Debug, Clone, Default)]
+struct Times {
+    done: usize,
+    tried: usize,
+    /// Why it was not done the last time that it was not.
+    failed: Option<String>,
 }
 
 /// Disturbances that are remembered.
-const REMEMBERED: usize = 4000;
+const REMEMBERED: usize = 40;
 
 /// Everything that the threads of a storm share.
 pub struct Storm {
@@ -203,7 +205,10 @@ impl Storm {
         let mut times = self.times.lock().unwrap();
         let times = times.entry(name).or_default();
         times.tried += 1;
-        times.done += usize::from(did.is_ok());
+        match did {
+            Ok(()) => times.done += 1,
+            Err(error) => times.failed = Some(error.to_string()),
+        }
         let mut latest = self.latest.lock().unwrap();
         if latest.len() == REMEMBERED {
             latest.pop_front();
@@ -225,11 +230,15 @@ impl Storm {
         times.get(name).map_or(0, |times| times.done)
     }
 
-    /// How often everything was done, in one line.
+    /// How often everything was done, in a line each.
     pub fn counts(&self) -> String {
         let times = self.times.lock().unwrap();
-        let one = |(name, times): (&&str, &Times)| format!("{name} {}/{}", times.done, times.tried);
-        times.iter().map(one).collect::<Vec<_>>().join(", ")
+        let one = |(name, times): (&&str, &Times)| {
+            let failed = times.failed.as_deref().map(|text| format!(", else {text}"));
+            let failed = failed.unwrap_or_default();
+            format!("  {name}: {} of {}{failed}", times.done, times.tried)
+        };
+        times.iter().map(one).collect::<Vec<_>>().join("\n")
     }
 
     /// The last things that were done.

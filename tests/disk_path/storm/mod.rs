@@ -67,6 +67,7 @@ const HABITS: Habits = Habits {
     discards: 2,
     zeroings: 3,
     ragged: 8,
+    long: 3,
     still: STILL / SECTOR,
 };
 
@@ -353,7 +354,7 @@ fn judge(
     outcome.wrong.append(&mut spoilt);
     eprintln!("{}", outcome.summary());
     eprintln!("{}", storm.counts());
-    if true {
+    if !outcome.is_clean() {
         eprintln!("{:#?}", storm.latest());
     }
     outcome

@@ -33,10 +33,20 @@ pub fn link(storm: &Storm, _: &mut Random) -> Did {
     opened
 }
 
-/// Attributes that do not matter, by the tool, which opens the file.
+/// Attributes that do not matter, by a tool that waits for the lease, or by
+/// one that does not.
 pub fn change_flags(storm: &Storm, random: &mut Random) -> Did {
     let flag = ["+A", "-A", "+d", "-d"][random.below(4)];
-    run(Command::new("chattr").arg(flag).arg(&storm.image))
+    let mut tool = match random.below(2) {
+        0 => Command::new("chattr"),
+        _ => Command::new("xfs_io"),
+    };
+    if tool.get_program() == "chattr" {
+        tool.arg(flag);
+    } else {
+        tool.args(["-r", "-c", &format!("chattr {flag}")]);
+    }
+    run(tool.arg(&storm.image))
         .map(drop)
         .map_err(io::Error::other)
 }
