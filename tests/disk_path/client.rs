@@ -1,9 +1,10 @@
 //! Random requests on one queue, each answer compared with a model.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Done, Driver, Error, GuestMemory, LIMIT, Op, Segment};
@@ -73,7 +74,11 @@ struct Request {
     pardoned: bool,
     /// All of its sectors were there when it began.
     there: bool,
+    began: Instant,
 }
+
+/// Requests that are remembered, to tell what came before a wrong one.
+const REMEMBERED: usize = 20_000;
 
 /// Which queue a sector belongs to.
 pub fn owner(sector: usize) -> usize {
@@ -94,6 +99,9 @@ pub struct Client<'a> {
     /// to what is beyond.
     cut: Option<usize>,
     requests: Vec<Option<Request>>,
+    /// Those that have ended last, with status and time.
+    past: VecDeque<(Request, u8, Instant)>,
+    start: Instant,
     /// Requests may fail now: the file system is full.
     full: &'a AtomicBool,
     /// What came out wrong.
@@ -124,6 +132,8 @@ impl<'a> Client<'a> {
             length: Arc::new(Length::new(sectors)),
             cut: None,
             requests: vec![None; DEPTH],
+            past: VecDeque::new(),
+            start: Instant::now(),
             full,
             wrong: Vec::new(),
             found: Found::default(),
@@ -194,6 +204,7 @@ impl<'a> Client<'a> {
             at: self.room(0),
             pardoned: false,
             there: true,
+            began: Instant::now(),
         };
         self.send(0, request);
         self.driver.publish().unwrap();
@@ -278,6 +289,7 @@ impl<'a> Client<'a> {
             unmap: self.random.below(2) == 0,
             at: self.room(slot) + (shift * self.random.below(32)) as u64,
             pardoned: self.full.load(Ordering::Relaxed),
+            began: Instant::now(),
         })
     }
 
@@ -416,11 +428,45 @@ impl<'a> Client<'a> {
                 }
             }
         }
+        if self.past.len() == REMEMBERED {
+            self.past.pop_front();
+        }
+        self.past.push_back((request, status, Instant::now()));
         if let Some(cut) = self.cut
             && cut < sectors.end
         {
             self.model.maybe(cut.max(sectors.start)..sectors.end, 0);
         }
+    }
+
+    /// The latest requests that had to do with these sectors.
+    fn history(&self, sectors: &Range<usize>) -> Vec<String> {
+        let touches = |(request, ..): &&(Request, u8, Instant)| {
+            request.sectors.start < sectors.end && sectors.start < request.sectors.end
+        };
+        let tell = |(request, status, ended): &(Request, u8, Instant)| {
+            let Request {
+                op,
+                sectors,
+                value,
+                at,
+                ..
+            } = request;
+            let (began, ended) = (request.began - self.start, *ended - self.start);
+            format!(
+                "  {op:?} {value} of {sectors:?}, data at {at:#x}, {began:.3?} to {ended:.3?}: {status}"
+            )
+        };
+        let mut told: Vec<_> = self
+            .past
+            .iter()
+            .rev()
+            .filter(touches)
+            .take(6)
+            .map(tell)
+            .collect();
+        told.reverse();
+        told
     }
 
     fn succeed(&mut self, request: &Request) {
@@ -433,12 +479,13 @@ impl<'a> Client<'a> {
                     .memory
                     .read(request.at, sectors.len() * SECTOR)
                     .unwrap();
-                let mut first = true;
-                for fault in self.model.faults(sectors, &bytes) {
+                let faults: Vec<_> = self.model.faults(sectors.clone(), &bytes).collect();
+                for fault in &faults {
                     self.found.count(fault.kind);
-                    if std::mem::take(&mut first) {
-                        self.wrong.push(fault.text);
-                    }
+                }
+                if let Some(first) = faults.into_iter().next() {
+                    self.wrong.push(first.text);
+                    self.wrong.extend(self.history(&sectors));
                 }
             }
             _ => {}
