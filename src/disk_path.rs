@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mapping::device::{self, BackingDevice, Refusal};
+use mapping::flush::SyncReach;
 use mapping::lease::{self, Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fiemap, Filler, Map, Stats, sharing};
 
-use crate::barriers::{Barriers, MountEvents};
 use crate::config::Swap;
 use crate::engine::limits::Limits;
 use crate::engine::manner::Manner;
@@ -37,8 +37,6 @@ pub use self::length::Held;
 /// within a second that somebody asks for the image, whatever the guard does,
 /// and what it has in flight has the rest to end.
 pub const SHORTEST_BREAK: Duration = Duration::from_secs(5);
-/// `EXT4_SUPER_MAGIC`, which ext2 and ext3 have too.
-const EXT4: i64 = 0xEF53;
 /// How long the guard may take for a turn before it counts as late.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -117,12 +115,13 @@ pub struct DiskPath {
     /// File writes hold their ranges.
     live: AtomicBool,
     entries: AtomicU64,
+    /// The image has at least as many bytes, if nobody else has cut it.
+    length: AtomicU64,
     /// How often a lease was taken.
     leases: AtomicU64,
     /// When the guard last turned, in nanoseconds since the host was booted.
     turned: AtomicU64,
     situation: Mutex<(bool, String)>,
-    barriers: Barriers,
     /// How raw I/O is done.
     manner: Manner,
     limits: Limits,
@@ -192,7 +191,7 @@ impl DiskPath {
             Ok(()) => NO_GUEST.to_owned(),
             Err(refusal) => refusal.to_string(),
         };
-        let path = DiskPath {
+        Ok(DiskPath {
             image: Arc::clone(image),
             device,
             map,
@@ -200,10 +199,10 @@ impl DiskPath {
             lease,
             live: AtomicBool::new(false),
             entries: AtomicU64::new(0),
+            length: AtomicU64::new(size),
             leases: AtomicU64::new(0),
             turned: AtomicU64::new(sys::boot_time_ns()),
             situation: Mutex::new((false, reason)),
-            barriers: Barriers::default(),
             manner,
             limits,
             shares,
@@ -211,9 +210,7 @@ impl DiskPath {
             fixed: AtomicBool::new(false),
             #[cfg(debug_assertions)]
             unguarded: std::env::var_os("EXTENTD_TEST_UNGUARDED").is_some(),
-        };
-        path.look_at_barriers();
-        Ok(path)
+        })
     }
 
     /// The map.
@@ -287,6 +284,13 @@ impl DiskPath {
     /// that there is another. It is counted before the map is enabled.
     pub fn leases(&self) -> u64 {
         self.leases.load(Ordering::SeqCst)
+    }
+
+    /// Nobody has cut the image, which is possible without breaking the lease:
+    /// through an overlay, or by a client of an NFS server on this host.
+    pub fn is_whole(&self) -> bool {
+        let length = self.length.load(Ordering::SeqCst);
+        self.image.metadata().is_ok_and(|stat| stat.len() >= length)
     }
 
     /// The kernel says that the lease is ours and nobody asks for it.
@@ -378,33 +382,23 @@ impl DiskPath {
     /// What is not.
     pub fn check_conditions(&self) -> Result<(), Obstacle> {
         device::admit(&self.image)?;
+        if !self.is_whole() {
+            return Err(Obstacle::Short);
+        }
         if let Some(time) = lease::break_time()?.filter(|time| *time < SHORTEST_BREAK) {
             return Err(Obstacle::BreakTime(time.as_secs()));
         }
         Ok(())
     }
 
-    /// Whether a sync of the file reaches the disk, which only ext4 can be
-    /// told not to see to.
-    pub fn barriers(&self) -> &Barriers {
-        &self.barriers
-    }
-
-    /// Tells a worker when it is not known any more whether a sync of the file
-    /// reaches the disk; `None` where it always does.
+    /// Tells a worker whether a sync of the file reaches the disk.
     ///
     /// # Errors
-    /// There is no /proc.
-    pub fn barrier_events(&self) -> io::Result<Option<MountEvents>> {
-        let varies = sys::filesystem_type(&self.image)? == EXT4 && !hardening::left_out("recheck");
-        varies.then(MountEvents::new).transpose()
-    }
-
-    /// Looks whether a sync of the file reaches the disk. May wait for /proc.
-    pub fn look_at_barriers(&self) {
-        let look = self.barriers.look();
-        let reach = device::syncs_reach_disk(&self.image).unwrap_or(false);
-        self.barriers
-            .seen(look, reach || hardening::left_out("recheck"));
+    /// The file system cannot be asked.
+    pub fn sync_reach(&self) -> io::Result<SyncReach> {
+        if hardening::left_out("recheck") {
+            return Ok(SyncReach::believed());
+        }
+        SyncReach::of(&self.image)
     }
 }

@@ -5,7 +5,6 @@
 pub mod advice;
 pub mod allocations;
 pub mod args;
-pub mod barriers;
 pub mod block_io;
 pub mod bounce;
 pub mod byte_range;

@@ -24,6 +24,17 @@ const TRIES: usize = 10_000;
 struct Line {
     bytes: [u8; LINE],
     len: usize,
+    /// The next one does not go on with it.
+    ends: bool,
+}
+
+impl Line {
+    const EMPTY: Line = Line {
+        // Not zeros, so that every page of the queue is there from the start.
+        bytes: [b' '; LINE],
+        len: 0,
+        ends: true,
+    };
 }
 
 impl fmt::Write for Line {
@@ -58,14 +69,9 @@ pub struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        let empty = Line {
-            // Not zeros, so that every page of the queue is there from the start.
-            bytes: [b' '; LINE],
-            len: 0,
-        };
         Self {
             state: Mutex::new(State {
-                lines: vec![empty; LINES].into(),
+                lines: vec![Line::EMPTY; LINES].into(),
                 first: 0,
                 count: 0,
                 writing: false,
@@ -93,8 +99,28 @@ impl Queue {
         None
     }
 
-    /// Puts a line in the queue, or drops it. Never waits.
+    /// Puts a line in the queue, or drops it. Never waits. What is longer than
+    /// [`LINE`] bytes is cut.
     pub fn put(&self, line: fmt::Arguments<'_>) {
+        self.put_piece(line, true);
+    }
+
+    /// Puts a line of any length in the queue, or drops some of it.
+    pub fn put_whole(&self, line: &str) {
+        let mut rest = line;
+        loop {
+            let most = (0..=LINE.min(rest.len())).rev();
+            let cut = most.into_iter().find(|&at| rest.is_char_boundary(at));
+            let (piece, more) = rest.split_at(cut.unwrap_or(0));
+            self.put_piece(format_args!("{piece}"), more.is_empty());
+            if more.is_empty() {
+                return;
+            }
+            rest = more;
+        }
+    }
+
+    fn put_piece(&self, line: fmt::Arguments<'_>, ends: bool) {
         let state = self.lock_soon().filter(|state| state.count < LINES);
         let Some(mut state) = state else {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -103,6 +129,7 @@ impl Queue {
         let at = (state.first + state.count) % LINES;
         let slot = &mut state.lines[at];
         slot.len = 0;
+        slot.ends = ends;
         // A line never fails to take what fits.
         let _ = slot.write_fmt(line);
         state.count += 1;
@@ -113,10 +140,7 @@ impl Queue {
     /// Writes one line after the other, for ever. What cannot be written
     /// counts as dropped, and is told as soon as something can.
     pub fn write_all(&self, mut to: impl Write) -> ! {
-        let mut line = Line {
-            bytes: [0; LINE],
-            len: 0,
-        };
+        let mut line = Line::EMPTY;
         let mut state = self.lock();
         loop {
             while state.count == 0 {
@@ -143,10 +167,7 @@ impl Queue {
 
     fn tell_dropped(&self, to: &mut impl Write) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
-        let mut line = Line {
-            bytes: [0; LINE],
-            len: 0,
-        };
+        let mut line = Line::EMPTY;
         if dropped == 0 {
             return;
         }
@@ -181,7 +202,7 @@ impl Queue {
 fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
     let mut bytes = [b'\n'; LINE + 1];
     bytes[..line.len].copy_from_slice(&line.bytes[..line.len]);
-    to.write_all(&bytes[..=line.len])
+    to.write_all(&bytes[..line.len + usize::from(line.ends)])
 }
 
 #[cfg(test)]
@@ -279,13 +300,25 @@ mod tests {
 
     #[test]
     fn long_lines_are_cut_between_characters() {
-        let mut line = Line {
-            bytes: [0; LINE],
-            len: 0,
-        };
+        let mut line = Line::EMPTY;
         write!(line, "{}\u{fc}end", "x".repeat(LINE - 1)).unwrap();
         assert!(std::str::from_utf8(&line.bytes[..line.len]).is_ok());
         assert!(line.len >= LINE - 1);
+    }
+
+    #[test]
+    fn a_whole_line_is_longer_than_a_piece() {
+        let queue = Arc::new(Queue::default());
+        let text = "\u{fc}".repeat(LINE + 1);
+        queue.put_whole(&text);
+        let (sender, receiver) = mpsc::sync_channel(16);
+        let writer = Arc::clone(&queue);
+        thread::spawn(move || writer.write_all(Pipe(sender)));
+        let mut bytes = Vec::new();
+        while bytes.last() != Some(&b'\n') {
+            bytes.extend(receiver.recv().unwrap());
+        }
+        assert_eq!(String::from_utf8(bytes).unwrap(), text + "\n");
     }
 
     #[test]

@@ -140,9 +140,9 @@ pub fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// A line that is shown whatever `RUST_LOG` says.
-pub fn tell(line: fmt::Arguments<'_>) {
-    QUEUE.put(line);
+/// A line that is shown whole, whatever `RUST_LOG` says.
+pub fn tell(line: &str) {
+    QUEUE.put_whole(line);
 }
 
 /// Waits for the last lines, but not for ever.
@@ -162,7 +162,7 @@ pub fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        QUEUE.put(format_args!("extentd: error: thread {name}: {info}"));
+        QUEUE.put_whole(&format!("extentd: error: thread {name}: {info}"));
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
             for line in backtrace.to_string().lines() {

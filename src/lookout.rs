@@ -2,6 +2,7 @@
 //! system is mounted, the image's attributes, the break time of leases, and
 //! the guard itself. It may wait for /proc, so the guard does not do it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::barriers::MountEvents;
 use crate::disk_path::{DiskPath, Obstacle};
 use crate::hardening::{self, SMALL_STACK};
 use crate::sys;
@@ -47,7 +47,7 @@ impl Lookout {
     pub fn spawn(path: Arc<DiskPath>, tell: impl Fn(Seen) + Send + 'static) -> io::Result<Lookout> {
         let stop = Arc::new(AtomicBool::new(false));
         let event = Arc::new(sys::event()?);
-        let mounts = MountEvents::new()
+        let mounts = File::open("/proc/self/mountinfo")
             .map_err(|error| log::debug!("mounts are not watched: {error}"))
             .ok();
         let watch = Watch {
@@ -92,7 +92,9 @@ struct Watch<T> {
     tell: T,
     stop: Arc<AtomicBool>,
     event: Arc<OwnedFd>,
-    mounts: Option<MountEvents>,
+    /// Becomes ready when something is mounted, unmounted or remounted in this
+    /// mount namespace, though not for every way to do that.
+    mounts: Option<File>,
     told_late: bool,
 }
 
@@ -101,9 +103,6 @@ impl<T: Fn(Seen)> Watch<T> {
         let mut mounted = false;
         while !self.stop.load(Ordering::Acquire) {
             let in_use = self.path.is_live();
-            if mounted || in_use {
-                self.path.look_at_barriers();
-            }
             if in_use {
                 self.look();
                 self.watch_guard();
@@ -144,7 +143,7 @@ impl<T: Fn(Seen)> Watch<T> {
     /// path is entered, or it is time to look.
     fn sleep(&self, in_use: bool) -> bool {
         let event = self.event.as_fd();
-        let mounts = self.mounts.as_ref().map_or(event, MountEvents::as_fd);
+        let mounts = self.mounts.as_ref().map_or(event, File::as_fd);
         let mut polls = [
             PollFd::new(&event, PollFlags::IN),
             PollFd::new(&mounts, PollFlags::PRI),

@@ -56,7 +56,7 @@ fn print_capabilities() -> ExitCode {
 
 /// The line is for people whatever the log shows.
 fn fail(error: &dyn std::error::Error, status: ExitCode) -> ExitCode {
-    logging::tell(format_args!("extentd: {error}"));
+    logging::tell(&format!("extentd: {error}"));
     logging::finish();
     status
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::hardening::SMALL_STACK;
-use crate::sys;
+use crate::{logging, sys};
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +63,10 @@ fn follow(source: &mut File, act: &OnceLock<Act>) {
     loop {
         let (name, wish) = next(source);
         match (act.get(), wish) {
-            (None, Wish::Stop) => std::process::exit(0),
+            (None, Wish::Stop) => leave(0),
             (Some(_), Wish::Stop) if stopping => {
                 log::error!("{name} while stopping: leaving at once");
-                std::process::exit(1);
+                leave(1);
             }
             (Some(act), wish) if !stopping => {
                 log::info!("{name}: {}", wish.describe());
@@ -76,6 +76,12 @@ fn follow(source: &mut File, act: &OnceLock<Act>) {
             _ => log::info!("{name}: not now"),
         }
     }
+}
+
+/// Ends the process, whoever reads its log.
+fn leave(status: i32) -> ! {
+    logging::finish();
+    std::process::exit(status);
 }
 
 impl Wish {

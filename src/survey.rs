@@ -7,8 +7,8 @@ use mapping::{ExtentSource, Fiemap, Kind, sharing};
 
 use crate::hardening;
 
-/// How far behind the end of a file blocks are looked for.
-const BEHIND: u64 = 1 << 40;
+/// Bytes by which a file is unshared that shares nothing.
+const BLOCK: u64 = 4096;
 /// Most bytes that are written or unshared at a time.
 pub(crate) const PIECE: u64 = 4 << 20;
 
@@ -54,17 +54,9 @@ impl Survey {
                 Kind::Opaque(_) => &mut survey.opaque,
             } += bytes;
         })?;
-        // Behind the end there may be blocks too.
-        each_extent(
-            source,
-            size..size.saturating_add(BEHIND),
-            &mut |kind, range| {
-                if kind != Kind::Hole {
-                    allocated += range.end - range.start;
-                }
-            },
-        )?;
-        survey.set_aside = sharing::set_aside(source.file(), extents, allocated)?;
+        if !hardening::left_out("cow") {
+            survey.set_aside = sharing::set_aside(source.file(), extents, allocated)?;
+        }
         Ok(survey)
     }
 
@@ -140,5 +132,12 @@ pub fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()>
         sharing::unshare(source.file(), &piece)?;
     }
     // Also where nothing is shared: something may be set aside all the same.
-    sharing::unshare(source.file(), &(0..size))
+    // Any written block will do for that; in a hole it would allocate.
+    let mut written = None;
+    each_extent(source, 0..size, &mut |kind, range| {
+        if kind == Kind::Written {
+            written.get_or_insert(range.start..(range.start + BLOCK).min(range.end));
+        }
+    })?;
+    written.map_or(Ok(()), |block| sharing::unshare(source.file(), &block))
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use mapping::Fiemap;
+use mapping::{Fiemap, sharing};
 use sd_notify::NotifyState;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -286,7 +286,14 @@ fn cow_fork_empty(disk: &Disk) -> Property {
     if disk.is_block_device() {
         return Property::new(true, "a block device has no extents");
     }
-    let unshared = disk.disk_path().is_ok_and(|path| path.is_fixed());
+    match sharing::can_share(disk.image()) {
+        Ok(true) => {}
+        Ok(false) => return Property::new(true, "files do not share blocks here"),
+        Err(error) => return Property::unknown(&error),
+    }
+    let unshared = disk
+        .disk_path()
+        .is_ok_and(|path| path.is_live() && path.is_fixed());
     match Survey::of(&Fiemap::new(disk.image().clone())) {
         Ok(survey) => Property::new(
             unshared && survey.shared + survey.set_aside == 0,

@@ -181,9 +181,17 @@ impl Daemon {
     /// # Errors
     /// It does not end in time.
     pub fn wait(&mut self) -> Result<ExitStatus> {
+        self.wait_within(limit())
+    }
+
+    /// As [`wait`](Self::wait), with another limit.
+    ///
+    /// # Errors
+    /// It does not end within `limit`.
+    pub fn wait_within(&mut self, limit: Duration) -> Result<ExitStatus> {
         let failed = |e| Error::Host("wait for the process", e);
         let handle = sys::process_handle(self.pid()).map_err(failed)?;
-        if !sys::readable(handle.as_raw_fd(), limit()).map_err(failed)? {
+        if !sys::readable(handle.as_raw_fd(), limit).map_err(failed)? {
             return Err(Error::Late("the end of the process"));
         }
         self.child.wait().map_err(failed)

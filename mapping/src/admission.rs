@@ -1,9 +1,15 @@
 //! Which files may be read and written past their file system.
 
+use std::ffi::OsString;
 use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use crate::device::{Refusal, failed, major, minor};
+use crate::flush::ext4_folder;
 use crate::sys;
 
 const EXT4_MAGIC: i64 = 0xEF53;
@@ -65,33 +71,19 @@ pub(crate) fn admit_file(file: &File) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The file's data are, or will be, on another device than its file system's.
+pub(crate) fn is_realtime(file: &File) -> io::Result<bool> {
+    Ok(sys::extended_flags(file)? & XFLAG_REALTIME != 0)
+}
+
 /// XFS puts every write elsewhere, which debug kernels can be told to do.
 fn moves_always() -> bool {
     std::fs::read_to_string("/sys/fs/xfs/debug/always_cow").is_ok_and(|text| text.trim() == "1")
 }
 
+/// Checks the options of the mount that the file was opened in, those that are defaults, and who else writes to
+/// the file's folder.
 fn admit_mount(file: &File) -> Result<(), Refusal> {
-    for_options(file, check_options)
-}
-
-/// Whether a sync of a file of this file system reaches the medium: an ext4 that is mounted with `nobarrier`
-/// writes what it has, and leaves it in the disk's cache.
-///
-/// # Errors
-/// The mount cannot be found.
-pub fn syncs_reach_disk(file: &File) -> Result<bool, Refusal> {
-    match for_options(file, |options| find_option(options, &[&NO_FLUSH])) {
-        Ok(()) => Ok(true),
-        Err(Refusal::MountOption(_)) => Ok(false),
-        Err(refusal) => Err(refusal),
-    }
-}
-
-/// Lets `check` look at the options of the mount that the file was opened in, and at those that are defaults.
-fn for_options(
-    file: &File,
-    check: impl Fn(&mut dyn Iterator<Item = &str>) -> Result<(), Refusal>,
-) -> Result<(), Refusal> {
     let stat = file.metadata().map_err(failed("fstat"))?;
     let (major, minor) = (major(stat.dev()), minor(stat.dev()));
     let attributes = sys::attributes(file).map_err(failed("statx"))?;
@@ -103,14 +95,48 @@ fn for_options(
     if mount.kind != "ext4" && mount.kind != "xfs" {
         return Err(Refusal::FileSystem(mount.kind.to_owned()));
     }
-    check(&mut mount.options.split(','))?;
+    check_options(mount.options.split(','))?;
     if mount.kind == "ext4" {
         // Defaults set in the superblock are not among the options of mountinfo, but are listed here.
-        if let Some(options) = all_ext4_options(&device) {
-            check(&mut options.lines())?;
+        let options = ext4_folder(stat.dev()).map(|folder| folder.join("options"));
+        if let Some(Ok(options)) = options.map(std::fs::read_to_string) {
+            check_options(options.lines())?;
         }
     }
-    Ok(())
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(failed("reading /proc/self/fd"))?;
+    match find_overlay(&mounts, &path) {
+        Some(folder) => Err(Refusal::Overlaid(folder)),
+        None => Ok(()),
+    }
+}
+
+/// The folder that an overlay writes to, if the file lies in one: truncating it there passes the lease.
+fn find_overlay(mounts: &str, path: &Path) -> Option<PathBuf> {
+    let overlays = mounts
+        .lines()
+        .filter_map(|line| line.split_once(" - overlay "));
+    let mut folders = overlays.filter_map(|(_, rest)| {
+        let mut options = rest.rsplit(' ').next()?.split(',');
+        let folder = options.find_map(|option| option.strip_prefix("upperdir="))?;
+        Some(PathBuf::from(unescape(folder)))
+    });
+    folders.find(|folder| path.starts_with(folder))
+}
+
+/// What mountinfo writes as `\\040` and the like.
+fn unescape(text: &str) -> OsString {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, more @ ..] = rest {
+        let octal = more.get(..3).filter(|_| *first == b'\\');
+        let code = octal
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &more[3..] } else { more };
+    }
+    OsString::from_vec(bytes)
 }
 
 fn refuse(bits: u64, reasons: impl IntoIterator<Item = (u64, Refusal)>) -> Result<(), Refusal> {
@@ -160,22 +186,18 @@ fn check_extended(flags: u32) -> Result<(), Refusal> {
     )
 }
 
-/// Mount options that make the disk path unsafe, beside those in [`NO_FLUSH`].
-const UNSAFE: [&str; 3] = ["data=journal", "dax", "dax=always"];
-
-/// Mount options with which a sync of a file leaves its data in the disk's cache.
-const NO_FLUSH: [&str; 2] = ["nobarrier", "barrier=0"];
-
-fn check_options(options: &mut dyn Iterator<Item = &str>) -> Result<(), Refusal> {
-    find_option(options, &[&UNSAFE, &NO_FLUSH])
-}
-
-fn find_option(
-    options: &mut dyn Iterator<Item = &str>,
-    unwanted: &[&[&str]],
-) -> Result<(), Refusal> {
-    let mut options = options.map(str::trim);
-    let found = options.find(|option| unwanted.iter().any(|some| some.contains(option)));
+fn check_options<'a>(options: impl IntoIterator<Item = &'a str>) -> Result<(), Refusal> {
+    const UNSAFE: [&str; 5] = [
+        "data=journal",
+        "nobarrier",
+        "barrier=0",
+        "dax",
+        "dax=always",
+    ];
+    let found = options
+        .into_iter()
+        .map(str::trim)
+        .find(|option| UNSAFE.contains(option));
     found.map_or(Ok(()), |option| {
         Err(Refusal::MountOption(option.to_owned()))
     })
@@ -208,12 +230,6 @@ fn find_mount<'a>(mounts: &'a str, number: Option<u64>, device: &str) -> Option<
         kind,
         options: fields.nth(1)?,
     })
-}
-
-fn all_ext4_options(device: &str) -> Option<String> {
-    let link = std::fs::read_link(format!("/sys/dev/block/{device}")).ok()?;
-    let name = link.file_name()?.to_str()?;
-    std::fs::read_to_string(format!("/proc/fs/ext4/{name}/options")).ok()
 }
 
 /// Names for the file systems users are likely to meet.
@@ -261,19 +277,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_in_a_folder_that_an_overlay_writes_to_is_found() {
+        const OVERLAYS: &str = "\
+40 22 0:40 / /merged rw - overlay overlay rw,lowerdir=/lower,upperdir=/a\\040b/upper,workdir=/a\\040b/work
+41 22 0:41 / /ro rw - overlay overlay rw,lowerdir=/one:/two
+";
+        let mounts = format!("{MOUNTS}{OVERLAYS}");
+        let find = |path| find_overlay(&mounts, Path::new(path));
+        assert_eq!(
+            find("/a b/upper/vm/image"),
+            Some(PathBuf::from("/a b/upper"))
+        );
+        assert_eq!(find("/a b/upper2/image"), None);
+        assert_eq!(find("/lower/image"), None);
+    }
+
+    #[test]
     fn unsafe_mount_options_are_refused_in_both_spellings() {
-        assert!(check_options(&mut "rw,relatime,data=ordered".split(',')).is_ok());
-        assert!(check_options(&mut "rw,dax=never".split(',')).is_ok());
+        assert!(check_options("rw,relatime,data=ordered".split(',')).is_ok());
+        assert!(check_options("rw,dax=never".split(',')).is_ok());
         for bad in ["rw,data=journal", "nobarrier", "rw,barrier=0", "dax=always"] {
             assert!(
-                matches!(
-                    check_options(&mut bad.split(',')),
-                    Err(Refusal::MountOption(_))
-                ),
+                matches!(check_options(bad.split(',')), Err(Refusal::MountOption(_))),
                 "{bad}"
             );
         }
-        assert!(check_options(&mut "rw\nbarrier\ndata=journal\n".lines()).is_err());
+        assert!(check_options("rw\nbarrier\ndata=journal\n".lines()).is_err());
     }
 
     #[test]

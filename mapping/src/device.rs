@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::admission::admit_file;
 use crate::sys;
 
-pub use crate::admission::{admit, syncs_reach_disk};
+pub use crate::admission::admit;
 pub use crate::proof::Proof;
 
 /// Why a file's disk may not be used directly. One sentence each, made to be shown to users.
@@ -84,6 +84,9 @@ pub enum Refusal {
     /// A mount option that makes the disk path unsafe.
     #[error("the file system is mounted with {0}")]
     MountOption(String),
+    /// An overlay has the file in the folder that it writes to: it truncates files there without breaking a lease.
+    #[error("an overlay file system writes to {} and can change the file there", .0.display())]
+    Overlaid(PathBuf),
     /// The file is not open with `O_DIRECT`.
     #[error("the file is not open for direct I/O")]
     NotDirect,

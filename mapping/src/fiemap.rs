@@ -100,7 +100,12 @@ impl Fiemap {
             range.end - range.start,
             self.sync == SyncPolicy::Always,
             records,
-        )
+        )?;
+        if self.exclusive && !records.is_empty() && crate::admission::is_realtime(&self.file)? {
+            // A file without extents can be moved to another device by a mere flag; one with extents cannot.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(())
     }
 }
 

@@ -49,8 +49,8 @@ pub fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
 }
 
 /// Bytes that the file system has set aside for `file` beyond its extents, of which there are `extents` with
-/// `allocated` bytes in all: what is in the copy-on-write fork, but for small amounts that could be the tree
-/// of its extents or its attributes as well. 0 on file systems without sharing.
+/// `allocated` bytes up to its end: what is in the copy-on-write fork, but for small amounts that could be the
+/// tree of its extents or its attributes as well. 0 on file systems without sharing.
 ///
 /// # Errors
 /// The file cannot be asked.
@@ -64,6 +64,13 @@ pub fn set_aside(file: &File, extents: u64, allocated: u64) -> io::Result<u64> {
     } else {
         0
     };
+    let mut records = Vec::new();
+    sys::fiemap(file, stat.len(), u64::MAX - stat.len(), false, &mut records)?;
+    let behind = |record: &sys::FiemapRecord| {
+        let end = record.logical.saturating_add(record.length);
+        end - record.logical.max(stat.len()).min(end)
+    };
+    let allocated = allocated.saturating_add(records.iter().map(behind).sum());
     let explained = allocated.saturating_add((tree + OTHER_BLOCKS).saturating_mul(stat.blksize()));
     Ok(stat.blocks().saturating_mul(512).saturating_sub(explained))
 }

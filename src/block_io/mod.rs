@@ -46,6 +46,9 @@ const BUFFER_BYTES: usize = 128 << 10;
 /// Punches in the kernel at a time: they use the same threads as fdatasync,
 /// and must not keep a FLUSH waiting behind all of them.
 const ALLOCATIONS: usize = 3;
+/// Raw operations that end well before one more is tried at a time, on a
+/// device that has refused some: its queue was full.
+const CALM: usize = 256;
 /// Watched eventfds of our own: the disk path's and the pinned memory's.
 const OWN_EVENTS: usize = 2;
 /// How often a task that waits for another worker's block looks again.
@@ -74,6 +77,10 @@ pub struct BlockIo<E> {
     raw_flying: usize,
     /// How many of them the device is known to take: its queue was full.
     raw_limit: usize,
+    /// What the device refused was taken a moment later, the last time.
+    waiting_helps: bool,
+    /// Raw operations that have ended since that was last changed.
+    raw_calm: usize,
     /// What the device takes in one piece.
     limits: Limits,
     /// A stalled task waits for another worker.
@@ -120,6 +127,8 @@ impl<E: Engine> BlockIo<E> {
             allocations: 0,
             raw_flying: 0,
             raw_limit: usize::MAX,
+            waiting_helps: true,
+            raw_calm: 0,
             waits_elsewhere: false,
         })
     }
@@ -308,6 +317,14 @@ impl<E: Engine> BlockIo<E> {
             self.shared.report(self.tasks[tag as usize].op, libc::EIO);
             return self.end(tag, Status::IoErr);
         }
+        if is_raw {
+            self.waiting_helps |= self.tasks[tag as usize].refusals > 1;
+            self.raw_calm += 1;
+            if self.raw_calm >= CALM {
+                self.raw_calm = 0;
+                self.raw_limit = self.raw_limit.saturating_add(1);
+            }
+        }
         if self.tasks[tag as usize].left() == 0 {
             self.chunk_done(tag);
         }
@@ -317,6 +334,9 @@ impl<E: Engine> BlockIo<E> {
 
 impl<E: Engine> IoChannel for BlockIo<E> {
     fn memory(&mut self, regions: &[HostRegion]) {
+        if let Some(raw) = &mut self.raw {
+            raw.memory(regions);
+        }
         if let Some(pins) = &mut self.pins {
             pins.want(regions, &mut self.engine);
         }
@@ -343,6 +363,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         if let Some(pins) = self.pins.as_mut().filter(|pins| !pins.is_settled()) {
             pins.take(&mut self.engine);
         }
+        self.waits_elsewhere = false;
         let mut results = std::mem::take(&mut self.results);
         self.engine
             .completions(|tag, result| results.push((tag, result)));
@@ -350,8 +371,6 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             self.result(tag, result);
         }
         self.results = results;
-        self.waits_elsewhere = false;
-        self.raw_limit = self.raw_limit.saturating_add(1);
         for _ in 0..self.stalled.len() {
             if let Some(tag) = self.stalled.pop_front() {
                 self.advance(tag);

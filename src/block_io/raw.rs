@@ -11,9 +11,10 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use mapping::flush::SyncReach;
 use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
+use vhost_backend::HostRegion;
 
-use crate::barriers::MountEvents;
 use crate::disk_path::DiskPath;
 use crate::engine::limits::Limits;
 use crate::hardening;
@@ -24,6 +25,9 @@ use crate::sys;
 /// much after somebody has asked for the image, even if the guard is deaf, and
 /// a worker that was stopped for longer looks before it goes on.
 const LOOK: u64 = 1_000_000_000;
+
+/// Bytes of the largest piece that a page cache holds as one.
+const LARGEST_PAGE: u64 = 2 << 20;
 
 /// A request's part in a generation; to be given back by
 /// [`release`](Raw::release).
@@ -71,6 +75,9 @@ pub struct Raw {
     current: Generation,
     /// The current generation's claims are odd ones.
     odd: bool,
+    /// Guest memory is memory, and not a file of some server: giving a request
+    /// to the kernel would wait for its pages, for longer than a lease lasts.
+    in_memory: bool,
     /// Which lease was found lost, as [`DiskPath::leases`] counts them.
     distrusted: Option<u64>,
     /// When this turn began, in nanoseconds since the host was booted.
@@ -81,8 +88,8 @@ pub struct Raw {
     without: Without,
     /// Set when a fence has passed that a request waits for.
     event: Arc<OwnedFd>,
-    /// Where a sync of the file may not reach the disk.
-    mounts: Option<MountEvents>,
+    /// Whether a sync of the file reaches the disk.
+    syncs: SyncReach,
 }
 
 impl Raw {
@@ -97,6 +104,7 @@ impl Raw {
             old: none(),
             current: none(),
             odd: false,
+            in_memory: true,
             distrusted: None,
             now: sys::boot_time_ns(),
             looked: 0,
@@ -107,7 +115,7 @@ impl Raw {
                 cow: hardening::left_out("cow"),
             },
             event: Arc::new(sys::event()?),
-            mounts: path.barrier_events()?,
+            syncs: path.sync_reach()?,
             reader,
             path,
         })
@@ -121,13 +129,23 @@ impl Raw {
     /// A sync of the file that has just ended has reached the disk. If that is
     /// not known, the device has to be synced as well.
     pub fn syncs_reach_disk(&self) -> bool {
-        let Some(mounts) = &self.mounts else {
-            return true;
+        self.syncs.reaches_disk()
+    }
+
+    /// Drops the clean pages that the device's own cache has of a piece: a
+    /// write that must not wait is refused because of them.
+    pub fn forget_pages(&self, piece: &planner::Piece) {
+        let planner::Way::Disk(start) = piece.way else {
+            return;
         };
-        if mounts.take() {
-            self.path.barriers().change();
+        // A page is dropped with all that it was read together with.
+        let end = (start + (piece.end - piece.start)).next_multiple_of(LARGEST_PAGE);
+        let start = start - start % LARGEST_PAGE;
+        let device = self.path.device().file();
+        let all = std::num::NonZero::new(end - start);
+        if let Err(error) = rustix::fs::fadvise(device, start, all, rustix::fs::Advice::DontNeed) {
+            log::debug!("pages of the device stay in its cache: {error}");
         }
-        self.path.barriers().reach()
     }
 
     /// What the device takes in one piece.
@@ -183,7 +201,15 @@ impl Raw {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
     }
 
+    /// From now on requests have their buffers in these regions.
+    pub fn memory(&mut self, regions: &[HostRegion]) {
+        self.in_memory = regions.iter().all(|region| region.in_memory);
+    }
+
     fn trusts_at(&mut self, now: u64) -> bool {
+        if !self.in_memory {
+            return false;
+        }
         if self.distrusted.is_some() && self.distrusted == Some(self.path.leases()) {
             return false;
         }
@@ -198,7 +224,7 @@ impl Raw {
         }
         // In this order: a lease that is taken after it was counted is another.
         let lease = self.path.leases();
-        let held = self.path.lease_is_held();
+        let held = self.path.lease_is_held() && self.path.is_whole();
         self.looked = if held { now } else { 0 };
         self.distrusted = (!held).then_some(lease);
         held
@@ -267,7 +293,7 @@ impl Raw {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
         self.reader.mark();
-        if is_beyond() {
+        if !self.without.straddle && is_beyond() {
             return Secured::Beyond;
         }
         if !self.path.is_live() || self.path.is_fixed() {

@@ -48,7 +48,7 @@ impl Shared {
             unit,
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
-            capacity: AtomicU64::new(0),
+            capacity: AtomicU64::new(u64::MAX),
             lost_writes: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             // Whoever had the image before may not have synced it.

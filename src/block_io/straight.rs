@@ -11,6 +11,9 @@ use crate::planner;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;
+/// The same where nothing of this worker's is in the way, so that it waits for
+/// [`RETRY`](super::RETRY) each time.
+const MOST_WAITS: u8 = 6;
 
 impl<E: Engine> BlockIo<E> {
     /// The next operation between guest memory and the disk or the file.
@@ -122,25 +125,43 @@ impl<E: Engine> BlockIo<E> {
     /// The kernel was not given a task's raw operation, as the lease was not
     /// seen held.
     pub(super) fn withdrawn(&mut self, tag: u32) {
+        self.counts.disk -= 1;
         self.let_go(tag);
         self.advance(tag);
     }
 
     /// The device did not take a task's raw operation at once: its queue is
-    /// full, or the operation is one that has to be split. It waits for others
-    /// of this worker to end, and goes by the file if that does not help.
+    /// full, pages of its own cache are in the way, or the operation is one
+    /// that has to be split. It waits for others of this worker to end, and
+    /// goes by the file if that does not help.
     pub(super) fn refused(&mut self, tag: u32) {
         self.counts.refused += 1;
-        self.raw_limit = self.raw_flying.max(1);
+        self.counts.disk -= 1;
         let task = &mut self.tasks[tag as usize];
         task.refusals = task.refusals.saturating_add(1);
-        if self.raw_flying > 0 && task.refusals < MOST_REFUSALS {
-            self.stalled.push_back(tag);
-            return;
+        let (refusals, at) = (task.refusals, task.start() + task.done);
+        let piece = task.plan.piece_at(at);
+        if let (Some(raw), Some(piece)) = (&self.raw, piece) {
+            // Whoever read the device itself has left pages there.
+            raw.forget_pages(&piece);
         }
-        task.by_file = true;
-        self.let_go(tag);
-        self.advance(tag);
+        if self.raw_flying > 0 && refusals < MOST_REFUSALS {
+            self.raw_limit = self.raw_flying;
+            self.raw_calm = 0;
+            self.stalled.push_back(tag);
+        } else if refusals == 1 {
+            self.advance(tag);
+        } else if self.waiting_helps && refusals < MOST_WAITS {
+            // Pages that are being written are gone a moment later.
+            self.waits_elsewhere = true;
+            self.stalled.push_back(tag);
+        } else {
+            self.waiting_helps = false;
+            let task = &mut self.tasks[tag as usize];
+            task.by_file = true;
+            self.let_go(tag);
+            self.advance(tag);
+        }
     }
 
     /// A sync that covers what has ended before. One of the device will do

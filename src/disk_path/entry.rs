@@ -50,9 +50,6 @@ impl DiskPath {
         }
         self.lease.take()?;
         self.leases.fetch_add(1, Ordering::SeqCst);
-        if self.image.metadata()?.len() < self.map.size() {
-            return Err(Obstacle::Short);
-        }
         if self.swap.is_some() {
             // Nobody but us changes extents from here on, and we only write.
             let fixed = self.fix_extents();

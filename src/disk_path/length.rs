@@ -3,6 +3,7 @@
 //! through the page cache: no raw I/O may be in flight there, nor any planned.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mapping::Hold;
@@ -28,6 +29,7 @@ impl DiskPath {
     /// Requests in flight do not end.
     pub fn hold_end(&self, from: u64) -> io::Result<Held> {
         let until = Instant::now() + PATIENCE;
+        self.length.fetch_min(from, Ordering::SeqCst);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "requests in flight do not end");
         let mut held = Held(Vec::new());
         if !hardening::left_out("resizehold") {
@@ -35,19 +37,18 @@ impl DiskPath {
             let block = from - from % grain;
             // The block that is cut apart from what follows: of that the guest
             // asks for nothing more.
-            for part in [block..(block + grain).min(size), block + grain..size] {
-                while part.start < part.end {
+            let parts = [block..(block + grain).min(size), block + grain..size];
+            for part in parts.into_iter().filter(|part| part.start < part.end) {
+                let hold = loop {
                     match self.map.hold(part.clone()) {
-                        Ok(hold) => {
-                            held.0.push(hold);
-                            break;
-                        }
+                        Ok(hold) => break hold,
                         Err(_) if Instant::now() < until => {
                             std::thread::sleep(Duration::from_micros(100));
                         }
                         Err(_) => return Err(late()),
                     }
-                }
+                };
+                held.0.push(hold);
             }
         }
         let fence = self.map.barrier();
@@ -66,6 +67,7 @@ impl DiskPath {
     pub fn set_length(&self, bytes: u64) -> io::Result<()> {
         // Whatever raw I/O was in flight where it was cut, `hold_end` has
         // waited for.
+        self.length.store(bytes, Ordering::SeqCst);
         let _cut = self.map.resize(bytes).map_err(io::Error::other)?;
         Ok(())
     }

@@ -272,10 +272,15 @@ fn moved_blocks(made: Made) {
     });
     let pieces = (0..SECTORS * SECTOR / PIECE).filter(|&piece| kind(piece) == Kind::Written);
     let mut by_disk = 0;
-    for piece in pieces.take(20) {
+    // What the file system's journal had there before may still be in the
+    // device's cache: such a piece goes by the file.
+    for piece in pieces {
         let before = load(&served, &mut client, sectors(piece));
         client.ask(Op::Write, sectors(piece), false);
         by_disk += served.info().disk_operations - before.disk_operations;
+        if by_disk == 20 {
+            break;
+        }
     }
     assert_eq!(by_disk, 20);
     client.flush();

@@ -7,18 +7,32 @@
 #[path = "../../mapping/tests/common/mod.rs"]
 mod common;
 
+mod attributes;
+mod barriers;
 mod break_time;
 mod client;
+mod cow_fork;
 mod crash;
+mod deaf_guard;
+mod dedupe;
 mod disturb;
+mod frozen;
 mod image;
 mod killed;
+mod lane;
 mod length;
+mod log_full;
 mod model;
+mod panics;
+mod paused;
 mod promises;
+mod ragged_end;
 mod random;
 mod refusals;
 mod rig;
+mod short_break;
+mod shrinking;
 mod stopped;
 mod storm;
 mod stress;
+mod unread;

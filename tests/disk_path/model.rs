@@ -193,16 +193,8 @@ impl Model {
         }
     }
 
-    /// What was read is what may be there; from now on it is known. The first
-    /// sector that is wrong is told.
-    pub fn read(&mut self, sectors: Range<usize>, bytes: &[u8]) -> Result<(), String> {
-        match self.faults(sectors, bytes).next() {
-            Some(fault) => Err(fault.text),
-            None => Ok(()),
-        }
-    }
-
-    /// As [`read`](Self::read), with all sectors that are wrong.
+    /// What was read is what may be there; from now on it is known. The
+    /// sectors that are wrong.
     pub fn faults<'a>(
         &'a mut self,
         sectors: Range<usize>,

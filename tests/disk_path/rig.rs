@@ -33,6 +33,7 @@ pub struct Info {
     pub entries: u64,
     pub disk_operations: u64,
     pub file_operations: u64,
+    pub bounced_operations: u64,
     pub zero_fills: u64,
     pub requests: u64,
 }
@@ -48,6 +49,7 @@ impl Info {
             entries: count(&disk["path_entries"]),
             disk_operations: count(&operations["disk_operations"]),
             file_operations: count(&operations["file_operations"]),
+            bounced_operations: count(&operations["bounced_operations"]),
             zero_fills: count(&operations["zero_fills"]),
             requests: count(&operations["requests"]),
         }
@@ -184,6 +186,13 @@ impl Served {
         }
     }
 
+    /// Waits until requests go by the disk, which they did not in between.
+    pub fn wait_entries(&self, entries: u64) -> Info {
+        self.wait("the disk path again", |info| {
+            info.on_disk && info.entries >= entries
+        })
+    }
+
     /// Waits until requests go by the disk.
     pub fn wait_disk(&self) -> Info {
         self.wait("the disk path", |info| info.on_disk)
@@ -203,14 +212,19 @@ impl Guest {
         Guest::attach_with(served, feature::ALL)
     }
 
-    /// Attaches with these features at most.
-    pub fn attach_with(served: &Served, features: u64) -> Guest {
+    /// A session without rings, with these features at most.
+    pub fn open(served: &Served, features: u64) -> Session {
         let wanted = Wanted {
             features,
             queues: u16::try_from(QUEUES).unwrap(),
             ..Wanted::default()
         };
-        let mut session = Session::open(&served.socket, Like::Qemu, wanted).unwrap();
+        Session::open(&served.socket, Like::Qemu, wanted).unwrap()
+    }
+
+    /// Attaches with these features at most.
+    pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let mut session = Guest::open(served, features);
         let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
         let setup = Setup {
             size: 128,

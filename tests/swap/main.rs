@@ -20,8 +20,10 @@ mod rig;
 
 mod ablation;
 mod fallback;
+mod fragments;
 mod handing_over;
 mod io_path;
 mod preparation;
 mod properties;
+mod read_back;
 mod refusals;

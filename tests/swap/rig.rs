@@ -63,6 +63,18 @@ pub fn has_sys_resource() -> bool {
     u64::from_str_radix(mask.unwrap().trim(), 16).unwrap() & 1 << CAP_SYS_RESOURCE != 0
 }
 
+/// These arguments, and never strict.
+pub fn best_effort<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    let grade = has_sys_resource().then_some("--swap=best-effort");
+    grade.into_iter().chain(arguments.iter().copied()).collect()
+}
+
+/// One of the counters of operations.
+pub fn operations(served: &Served, name: &str) -> u64 {
+    let info = served.ask(&Request::Info {});
+    info["disk"]["operations"][name].as_u64().unwrap()
+}
+
 /// A process in swap-grade mode, as strict as this machine allows.
 pub struct Served {
     pub daemon: Daemon,
@@ -77,10 +89,7 @@ impl Served {
 
     /// As [`start`](Self::start), but never strict.
     pub fn best_effort(image: &Path) -> Self {
-        Self::start(
-            image,
-            &["--swap=best-effort"][usize::from(!has_sys_resource())..],
-        )
+        Self::start(image, &best_effort(&[]))
     }
 
     /// As [`start`](Self::start), by a program that runs extentd.

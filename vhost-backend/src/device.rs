@@ -162,6 +162,9 @@ pub struct HostRegion {
     /// Tells mappings apart that come to lie at the same address one after the
     /// other.
     pub id: u64,
+    /// It is memory of this host (tmpfs, a memfd, hugetlbfs), and not a file
+    /// whose pages some server may take its time to bring.
+    pub in_memory: bool,
 }
 
 /// The I/O of one worker thread. Nothing here blocks but [`wait`](Self::wait),

@@ -65,6 +65,7 @@ impl RegionSpec {
 struct Mapping {
     /// No other mapping of this process has or had it.
     id: u64,
+    in_memory: bool,
     _shared: Shared,
 }
 
@@ -79,6 +80,7 @@ struct Region {
 impl Region {
     fn map(spec: RegionSpec, file: File) -> Result<Self, MemoryError> {
         spec.check()?;
+        let in_memory = crate::sys::is_memory(&file);
         let shared = Shared::map(file, spec.offset, spec.size)?;
         shared.leave_to_host();
         Ok(Self {
@@ -86,6 +88,7 @@ impl Region {
             host: shared.at(0).addr(),
             mapping: Arc::new(Mapping {
                 id: MAPPINGS.fetch_add(1, Ordering::Relaxed),
+                in_memory,
                 _shared: shared,
             }),
         })
@@ -188,6 +191,7 @@ impl Memory {
             base: r.host,
             len: usize::try_from(r.spec.size).unwrap_or(0),
             id: r.mapping.id,
+            in_memory: r.mapping.in_memory,
         };
         self.regions.iter().map(region).collect()
     }

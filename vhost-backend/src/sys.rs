@@ -15,19 +15,30 @@ pub(crate) fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// The unit in which a file can be mapped and unmapped, in bytes: a huge page
-/// on hugetlbfs, a page elsewhere.
-pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
+fn filesystem(file: &File) -> io::Result<libc::statfs> {
     // SAFETY: all zeros is a valid statfs, a struct of integers.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open and `stat` is writable for the call.
     if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(stat)
+}
+
+/// The unit in which a file can be mapped and unmapped, in bytes: a huge page
+/// on hugetlbfs, a page elsewhere.
+pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
+    let stat = filesystem(file)?;
     if stat.f_type == libc::HUGETLBFS_MAGIC {
         return u64::try_from(stat.f_bsize).map_err(io::Error::other);
     }
     Ok(page_size())
+}
+
+/// The file is memory: it lies on tmpfs or hugetlbfs, as a memfd does.
+pub(crate) fn is_memory(file: &File) -> bool {
+    filesystem(file)
+        .is_ok_and(|stat| [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&stat.f_type))
 }
 
 /// The file was sealed against shrinking, so its pages cannot vanish.

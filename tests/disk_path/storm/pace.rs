@@ -27,7 +27,7 @@ impl Work {
     fn of(info: &Info) -> Work {
         Work {
             raw: info.disk_operations,
-            by_file: info.file_operations,
+            by_file: info.file_operations + info.bounced_operations,
             entries: info.entries,
         }
     }

@@ -1,0 +1,79 @@
+//! What `info` says of a disk is read back from the kernel, also where the
+//! answer is not the usual one.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+
+use front_end::codes::status;
+use tempfile::TempDir;
+
+use crate::common::{EXT4, run};
+use crate::rig::{DATA, Guest, IMAGE, Served, best_effort, mounted, operations};
+
+/// A block device that is no file system's.
+struct Loop {
+    device: String,
+    _file: TempDir,
+}
+
+impl Loop {
+    /// `None`, with the reason printed, where there can be none.
+    fn new() -> Option<Loop> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        File::create(&path).unwrap().set_len(IMAGE).unwrap();
+        let mut losetup = Command::new("losetup");
+        match run(losetup.args(["--find", "--show"]).arg(&path)) {
+            Ok(device) => Some(Loop {
+                device: device.trim().to_owned(),
+                _file: folder,
+            }),
+            Err(reason) => {
+                println!("SKIP: no loop device: {reason}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = run(Command::new("losetup").args(["--detach", &self.device]));
+    }
+}
+
+#[test]
+fn a_block_device_that_somebody_else_has_is_not_said_to_be_ours() {
+    let Some(disk) = Loop::new() else { return };
+    let path = disk.device.as_ref();
+    let served = Served::start(path, &best_effort(&[]));
+    assert!(served.holds("lease_held"));
+    assert!(served.daemon.terminate().unwrap().success());
+
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_EXCL);
+    let _other = options.open(path).unwrap();
+    let served = Served::start(path, &best_effort(&["--lock", "off"]));
+    assert!(!served.holds("lease_held"));
+    assert_eq!(served.swap()["holds"], false);
+}
+
+#[test]
+fn operations_by_a_buffer_in_between_are_counted() {
+    let Some(fs) = mounted(EXT4) else { return };
+    fs.create("disk").set_len(IMAGE).unwrap();
+    let served = Served::start(&fs.path("disk"), &[]);
+    let mut guest = Guest::attach(&served);
+    served.wait_path("disk");
+    let bounced = || operations(&served, "bounced_operations");
+    guest.load(100);
+    let before = bounced();
+    guest.load(100);
+    assert_eq!(bounced(), before);
+    for number in 1..=5 {
+        let done = guest.driver.write(8 * number, DATA + 4, 4096).unwrap();
+        assert_eq!(done.status, status::OK);
+        assert_eq!(bounced(), before + number);
+    }
+}
