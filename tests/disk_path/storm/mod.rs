@@ -250,35 +250,35 @@ fn blow(
         let disturbers: Vec<_> = (0..3)
             .map(|thread| {
                 scope.spawn(move || {
-                    let ending = Ending(storm);
+                    let _ending = Ending(storm);
                     storm.disturb(thread == 2, seed_of(seed, thread));
-                    drop(ending);
                 })
             })
             .collect();
         let stirrer = scope.spawn(|| {
-            let ending = Ending(storm);
+            let _ending = Ending(storm);
             storm.stir(seed_of(seed, 4));
-            drop(ending);
         });
-        let ending = Ending(storm);
+        let _ending = Ending(storm);
         process.disturb(kind.swap, length() >= LONG, seed_of(seed, 5));
-        drop(ending);
         // The guest goes on until nobody waits for it any more.
         for thread in disturbers.into_iter().chain([stirrer]) {
             thread.join().unwrap();
         }
+        storm.pace.rest();
         drop(stopper);
     });
     process.end()
 }
 
-/// Ends a storm of which one thread has ended, as after a panic.
+/// Ends the storm if its thread panics.
 struct Ending<'a>(&'a Storm);
 
 impl Drop for Ending<'_> {
     fn drop(&mut self) {
-        self.0.pace.end();
+        if std::thread::panicking() {
+            self.0.pace.end();
+        }
     }
 }
 

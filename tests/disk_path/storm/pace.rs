@@ -137,8 +137,18 @@ impl Pace {
     /// Waits until the disk path is in use and has been used enough since the
     /// last disturbance, and begins the next; false if it is over first.
     pub fn begin(&self) -> bool {
+        self.await_raw(|| self.is_over())
+    }
+
+    /// As [`begin`](Self::begin), after the last disturbance: what that took
+    /// away from the disk path counts as well.
+    pub fn rest(&self) {
+        self.await_raw(|| self.over.load(Ordering::SeqCst));
+    }
+
+    fn await_raw(&self, is_over: impl Fn() -> bool) -> bool {
         let start = Instant::now();
-        while !self.is_over() {
+        while !is_over() {
             if let Some((true, now)) = self.look() {
                 let mut state = self.state.lock().unwrap();
                 let raw = now.raw.saturating_sub(state.mark.raw);
