@@ -247,9 +247,17 @@ impl<'a> Client<'a> {
     fn choose(&mut self, slot: usize) -> Option<Request> {
         let length = self.follow();
         let parts = length.most.div_ceil(PART * QUEUES);
-        let part = (self.random.below(parts) * QUEUES + self.queue) * PART;
+        // Where the end is being moved, many requests reach beyond it.
+        let at_end = length.least < length.most && self.random.below(2) == 0;
+        let part = if at_end {
+            length.least / (PART * QUEUES)
+        } else {
+            self.random.below(parts)
+        };
+        let part = (part * QUEUES + self.queue) * PART;
         let end = (part + PART).min(length.most);
         let most = match self.random.below(self.habits.long) {
+            _ if at_end => PART,
             0 => PART,
             _ => SHORT,
         };
@@ -273,6 +281,7 @@ impl<'a> Client<'a> {
         }
         let op = match self.op() {
             Op::Discard | Op::WriteZeroes if still => Op::Write,
+            Op::Read if at_end && self.habits.discards > 0 => Op::Discard,
             op => op,
         };
         self.value += 1;

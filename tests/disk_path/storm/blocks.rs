@@ -9,7 +9,7 @@ use std::process::Command;
 
 use super::disturber::{Did, Storm};
 use super::ioctls::{clone_range, dedupe_range, exchange_range, move_extent};
-use super::{LEAST, STILL};
+use super::{LEAST, MOST, STILL};
 use crate::common::{fallocate, reflink, run};
 use crate::random::Random;
 
@@ -123,6 +123,15 @@ pub fn unshare(storm: &Storm, random: &mut Random) -> Did {
     let range = range(random, LEAST);
     let length = range.end - range.start;
     fallocate(&open(&storm.image)?, UNSHARE, range.start, length)
+}
+
+/// Has blocks allocated where there are none, also behind the end: what is
+/// there goes on reading as zeros.
+pub fn allocate(storm: &Storm, random: &mut Random) -> Did {
+    let range = range(random, MOST);
+    let length = range.end - range.start;
+    let image = open(&storm.image)?;
+    fallocate(&image, libc::FALLOC_FL_KEEP_SIZE, range.start, length)
 }
 
 /// Moves what the image holds to blocks of a new file, which gets the old ones

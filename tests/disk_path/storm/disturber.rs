@@ -87,6 +87,7 @@ const ALL: &[Disturber] = {
         disturber("unshare", Xfs, Paced, 4, blocks::unshare),
         disturber("exchange", Xfs, Paced, 2, blocks::exchange),
         disturber("move blocks", Ext4, Paced, 16, blocks::move_blocks),
+        disturber("allocate", Both, Paced, 2, blocks::allocate),
         disturber("defragment", Both, Paced, 1, blocks::defragment),
         disturber("remount", Both, Paced, 3, hosts::remount),
         disturber("no barriers", Ext4, Paced, 1, hosts::without_barriers),

@@ -244,7 +244,10 @@ fn blow(
         for queue in 0..QUEUES {
             scope.spawn({
                 let stop = &stop;
-                move || guests.play(queue, &storm.pace, || stop.load(Ordering::SeqCst))
+                move || {
+                    let _ending = Ending(storm);
+                    guests.play(queue, &storm.pace, || stop.load(Ordering::SeqCst));
+                }
             });
         }
         let disturbers: Vec<_> = (0..3)

@@ -96,7 +96,7 @@ impl<'a, 'b> Process<'a, 'b> {
         let mut random = Random(seed);
         let mut usual = vec![Duty::Pause, Duty::Kill, Duty::HandOver];
         if !fixed {
-            usual.extend([Duty::Resize; 4]);
+            usual.extend([Duty::Resize; 6]);
         }
         let mut first = usual.clone();
         if long {
@@ -143,6 +143,8 @@ impl<'a, 'b> Process<'a, 'b> {
     fn resize_to(&mut self, sectors: usize) -> Did {
         let mut did = Ok(());
         self.storm.length.change(sectors, |before| {
+            // So that requests are on their way to what comes or goes.
+            self.storm.pace.await_requests(64);
             let bytes = (sectors * SECTOR) as u64;
             let request = Request::Resize { bytes };
             match control::ask(self.served.control(), &request, LIMIT).unwrap() {
