@@ -1,6 +1,5 @@
 //! Random requests on one queue, each answer compared with a model.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,7 @@ use crate::image::FIRST;
 use crate::length::{Length, Seen};
 use crate::model::{Found, Model, SECTOR, Value, content};
 use crate::random::Random;
+use crate::requests::{Habits, Past, Request, changes};
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
@@ -24,61 +24,6 @@ const SHORT: usize = 16;
 const DEPTH: usize = 8;
 /// Guest memory of a request, in bytes.
 const ROOM: u64 = 256 << 10;
-
-/// What a client asks for.
-#[derive(Debug, Clone)]
-pub struct Habits {
-    /// What its random numbers begin with.
-    pub seed: u64,
-    /// Of so many requests, the writes, reads, discards and zeroings; the
-    /// others are flushes.
-    pub all: usize,
-    pub writes: usize,
-    pub reads: usize,
-    pub discards: usize,
-    pub zeroings: usize,
-    /// One of so many begins or ends within a block of the file system.
-    pub ragged: usize,
-    /// One of so many may be long.
-    pub long: usize,
-    /// The first sectors, so many, hold the same for ever: they are written
-    /// again and again.
-    pub still: usize,
-}
-
-impl Default for Habits {
-    fn default() -> Self {
-        Self {
-            seed: 0x9e37_79b9,
-            all: 20,
-            writes: 8,
-            reads: 7,
-            discards: 2,
-            zeroings: 2,
-            ragged: 3,
-            long: 1,
-            still: 0,
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Request {
-    op: Op,
-    sectors: Range<usize>,
-    value: Value,
-    /// Write-zeroes may free what it zeroes.
-    unmap: bool,
-    at: u64,
-    /// The file system was full when it began.
-    pardoned: bool,
-    /// All of its sectors were there when it began.
-    there: bool,
-    began: Instant,
-}
-
-/// Requests that are remembered, to tell what came before a wrong one.
-const REMEMBERED: usize = 20_000;
 
 /// Which queue a sector belongs to.
 pub fn owner(sector: usize) -> usize {
@@ -99,9 +44,7 @@ pub struct Client<'a> {
     /// to what is beyond.
     cut: Option<usize>,
     requests: Vec<Option<Request>>,
-    /// Those that have ended last, with status and time.
-    past: VecDeque<(Request, u8, Instant)>,
-    start: Instant,
+    past: Past,
     /// Requests may fail now: the file system is full.
     full: &'a AtomicBool,
     /// What came out wrong.
@@ -132,8 +75,7 @@ impl<'a> Client<'a> {
             length: Arc::new(Length::new(sectors)),
             cut: None,
             requests: vec![None; DEPTH],
-            past: VecDeque::new(),
-            start: Instant::now(),
+            past: Past::new(),
             full,
             wrong: Vec::new(),
             found: Found::default(),
@@ -279,7 +221,7 @@ impl<'a> Client<'a> {
         if sectors.is_empty() || self.requests.iter().flatten().any(flying) {
             return None;
         }
-        let op = match self.op() {
+        let op = match self.habits.op(&mut self.random) {
             Op::Discard | Op::WriteZeroes if still => Op::Write,
             Op::Read if at_end && self.habits.discards > 0 => Op::Discard,
             op => op,
@@ -300,22 +242,6 @@ impl<'a> Client<'a> {
             pardoned: self.full.load(Ordering::Relaxed),
             began: Instant::now(),
         })
-    }
-
-    fn op(&mut self) -> Op {
-        let mut number = self.random.below(self.habits.all);
-        for (op, share) in [
-            (Op::Write, self.habits.writes),
-            (Op::Read, self.habits.reads),
-            (Op::Discard, self.habits.discards),
-            (Op::WriteZeroes, self.habits.zeroings),
-        ] {
-            if number < share {
-                return op;
-            }
-            number -= share;
-        }
-        Op::Flush
     }
 
     /// Learns how long the disk is. What was cut off is zeros when it comes
@@ -437,45 +363,12 @@ impl<'a> Client<'a> {
                 }
             }
         }
-        if self.past.len() == REMEMBERED {
-            self.past.pop_front();
-        }
-        self.past.push_back((request, status, Instant::now()));
+        self.past.remember(request, status);
         if let Some(cut) = self.cut
             && cut < sectors.end
         {
             self.model.maybe(cut.max(sectors.start)..sectors.end, 0);
         }
-    }
-
-    /// The latest requests that had to do with these sectors.
-    fn history(&self, sectors: &Range<usize>) -> Vec<String> {
-        let touches = |(request, ..): &&(Request, u8, Instant)| {
-            request.sectors.start < sectors.end && sectors.start < request.sectors.end
-        };
-        let tell = |(request, status, ended): &(Request, u8, Instant)| {
-            let Request {
-                op,
-                sectors,
-                value,
-                at,
-                ..
-            } = request;
-            let (began, ended) = (request.began - self.start, *ended - self.start);
-            format!(
-                "  {op:?} {value} of {sectors:?}, data at {at:#x}, {began:.3?} to {ended:.3?}: {status}"
-            )
-        };
-        let mut told: Vec<_> = self
-            .past
-            .iter()
-            .rev()
-            .filter(touches)
-            .take(6)
-            .map(tell)
-            .collect();
-        told.reverse();
-        told
     }
 
     fn succeed(&mut self, request: &Request) {
@@ -494,14 +387,10 @@ impl<'a> Client<'a> {
                 }
                 if let Some(first) = faults.into_iter().next() {
                     self.wrong.push(first.text);
-                    self.wrong.extend(self.history(&sectors));
+                    self.wrong.extend(self.past.tell(&sectors));
                 }
             }
             _ => {}
         }
     }
-}
-
-fn changes(op: Op) -> bool {
-    matches!(op, Op::Write | Op::WriteZeroes | Op::Discard)
 }

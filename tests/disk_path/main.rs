@@ -29,6 +29,7 @@ mod promises;
 mod ragged_end;
 mod random;
 mod refusals;
+mod requests;
 mod rig;
 mod short_break;
 mod shrinking;

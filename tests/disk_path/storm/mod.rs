@@ -16,7 +16,7 @@ use front_end::Session;
 use front_end::codes::feature;
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::client::{Client, Habits, owner};
+use crate::client::{Client, owner};
 use crate::common::{
     EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS, XFS_1K, XFS_4KN, open_direct, run,
 };
@@ -24,6 +24,7 @@ use crate::disturb::{self, Stopper};
 use crate::image::{FIRST, Image, MIXED, SECTORS, read_direct, sync, write_direct};
 use crate::length::Length;
 use crate::model::{Found, Model, SECTOR, content};
+use crate::requests::Habits;
 use crate::rig::{Guest, QUEUES, Served};
 
 use disturber::{Copies, Scene, Storm};
