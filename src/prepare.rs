@@ -50,6 +50,37 @@ pub struct Prepared {
     pub size: u64,
     /// Bytes that were written or unshared for it.
     pub changed: u64,
+    /// In how many pieces it lies on the disk.
+    pub extents: u64,
+    /// Bytes of a block of its file system.
+    pub block: u64,
+}
+
+/// Bytes of an extent, on average, below which requests take many operations.
+const SMALL_EXTENT: u64 = 16 << 10;
+
+impl Prepared {
+    /// What to say of an image that is prepared and still not as good as it
+    /// could be: a swap-grade disk does not let the file system put a request
+    /// together.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let average = self.size / self.extents.max(1);
+        if average < SMALL_EXTENT {
+            warnings.push(format!(
+                "the image is fragmented: {} extents, {} each on average: larger requests take as many operations, one after the other; prepare a new image on a file system with more free space",
+                self.extents,
+                crate::size::display(average)
+            ));
+        }
+        if self.block < BLOCK {
+            warnings.push(format!(
+                "the file system has blocks of {} bytes: writes beside its own records may go through it; one with blocks of {BLOCK} bytes keeps them apart",
+                self.block
+            ));
+        }
+        warnings
+    }
 }
 
 /// Prepares the image at `path`, which is made with `size` bytes if there is
@@ -84,7 +115,12 @@ pub fn prepare(
             }
             let device = File::open(path).map_err(failed)?;
             let size = sys::device_size(&device).map_err(failed)?;
-            return Ok(Prepared { size, changed: 0 });
+            return Ok(Prepared {
+                size,
+                changed: 0,
+                extents: 1,
+                block: BLOCK,
+            });
         }
         Ok(meta) if !meta.is_file() => return Err(PrepareError::NotAnImage(path.to_owned())),
         Ok(_) => false,
@@ -114,7 +150,8 @@ pub fn find_prepared(path: &Path) -> Result<(), PrepareError> {
             survey,
         });
     }
-    preparation.check_memory(&source, size)
+    preparation.check_memory(&source, size)?;
+    Ok(())
 }
 
 fn open(path: &Path) -> Result<Arc<File>, PrepareError> {
@@ -185,10 +222,14 @@ impl Preparation<'_> {
                 survey,
             });
         }
-        self.check_memory(&source, size)?;
+        let extents = self.check_memory(&source, size)?;
         Ok(Prepared {
             size,
             changed: total,
+            extents,
+            block: sys::filesystem_block(&self.image)
+                .map_err(self.host("ask for its blocks"))?
+                .into(),
         })
     }
 
@@ -238,8 +279,8 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    /// The map has to fit into memory well.
-    fn check_memory(&self, source: &Fiemap, size: u64) -> Result<(), PrepareError> {
+    /// The map has to fit into memory well; how many extents it has.
+    fn check_memory(&self, source: &Fiemap, size: u64) -> Result<u64, PrepareError> {
         let extents = source
             .count(0..size)
             .map_err(self.host("count its extents"))?;
@@ -253,7 +294,7 @@ impl Preparation<'_> {
                 left,
             });
         }
-        Ok(())
+        Ok(extents)
     }
 }
 

@@ -41,10 +41,17 @@ impl PrepareCommand {
         };
         match result {
             Ok(prepared) => {
+                for warning in prepared.warnings() {
+                    say(&format!("warning: {}: {warning}", self.image.display()));
+                }
                 let text = if as_json {
                     format!(
                         "{:#}\n",
-                        json!({ "size_bytes": prepared.size, "changed_bytes": prepared.changed })
+                        json!({
+                            "size_bytes": prepared.size,
+                            "changed_bytes": prepared.changed,
+                            "extents": prepared.extents,
+                        })
                     )
                 } else {
                     self.summary(prepared)

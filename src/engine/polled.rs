@@ -76,6 +76,11 @@ impl Polled {
         true
     }
 
+    /// The kernel has operations of it.
+    pub fn is_running(&self) -> bool {
+        self.running > 0
+    }
+
     /// How many operations have ended here.
     pub fn ended(&self) -> u64 {
         self.ended

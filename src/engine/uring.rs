@@ -299,6 +299,21 @@ impl Engine for Uring {
     }
 }
 
+impl Drop for Uring {
+    /// The kernel ends a ring some time after it was closed; the image is free
+    /// at once all the same, where nothing is in flight.
+    fn drop(&mut self) {
+        if self.running > 0 || self.polled.as_ref().is_some_and(Polled::is_running) {
+            return;
+        }
+        for ring in self.rings() {
+            if let Err(error) = ring.submitter().unregister_files() {
+                log::debug!("the files of a ring stay registered: {error}");
+            }
+        }
+    }
+}
+
 impl Uring {
     /// Takes what has ended of the polled operations.
     fn look_at_polled(&mut self, done: &mut impl FnMut(u32, i32)) {

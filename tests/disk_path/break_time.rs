@@ -30,7 +30,7 @@ impl BreakTime {
             .truncate(false)
             .open(path)
             .unwrap();
-        before.lock().unwrap();
+        rustix::fs::flock(&before, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let mut text = String::new();
         before.read_to_string(&mut text).unwrap();
         if text.trim().is_empty() {

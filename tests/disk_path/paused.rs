@@ -82,6 +82,37 @@ fn write_batches(lane: &mut Lane<'_>, seed: u64, stop: &AtomicBool, count: &Atom
     }
 }
 
+/// How often a process is stopped until it is at work then.
+const STOPS: usize = 2000;
+
+/// Stops a process, if it can be while a worker is at work itself, not the
+/// kernel for it: it may have looked at the map and be about to submit.
+fn stop_at_work(served: &Served) {
+    for _ in 0..STOPS {
+        served.daemon.signal(libc::SIGSTOP).unwrap();
+        if at_work(served.daemon.pid()) {
+            return;
+        }
+        served.daemon.signal(libc::SIGCONT).unwrap();
+        std::thread::yield_now();
+    }
+    served.daemon.signal(libc::SIGSTOP).unwrap();
+}
+
+/// Whether a worker of a process that is being stopped was not in a system
+/// call.
+fn at_work(pid: u32) -> bool {
+    let outside = |task: PathBuf| {
+        let read = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
+        // It may take a moment to stop.
+        let call = std::iter::repeat_with(|| read("syscall")).find(|call| call != "running\n");
+        read("comm").starts_with("worker-") && call.is_some_and(|call| call.starts_with("-1 "))
+    };
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .any(|task| outside(task.unwrap().path()))
+}
+
 /// Waits until the kernel lets us in, and takes the image's blocks away.
 fn take_away(image: &Path) {
     let file = OpenOptions::new().write(true).open(image).unwrap();
@@ -112,7 +143,7 @@ fn stop_anywhere(made: Made, left_out: &str) -> Option<Vec<String>> {
         let (_, first) = processes[0];
         first.wait("writes", |_| count.load(Ordering::Relaxed) > 1000);
         for (_, served) in &processes {
-            served.daemon.signal(libc::SIGSTOP).unwrap();
+            stop_at_work(served);
         }
         std::thread::scope(|scope| {
             for &(image, _) in &processes {
@@ -202,6 +233,28 @@ fn block(host: &Mounted, name: &str) -> String {
     format!("/sys/block/{device}/{name}")
 }
 
+/// A device that takes few requests at a time, until this is dropped: who has
+/// it next would find it so.
+struct Shallow {
+    file: String,
+    before: String,
+}
+
+impl Shallow {
+    fn new(host: &Mounted) -> Shallow {
+        let file = block(host, "queue/nr_requests");
+        let before = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, DEPTH.to_string()).unwrap();
+        Shallow { file, before }
+    }
+}
+
+impl Drop for Shallow {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.file, &self.before);
+    }
+}
+
 /// Reads and writes that a device has not done yet.
 fn in_flight(host: &Mounted) -> usize {
     let text = std::fs::read_to_string(block(host, "inflight")).unwrap();
@@ -232,7 +285,7 @@ fn fill_queue(made: Made, left_out: &str) -> Option<(usize, usize)> {
     let host = Mounted::new_in(made, &below.root(), true)?;
     let mut busy = Busy::start(&host, 0, left_out);
     let short = BreakTime::seconds(SHORT)?;
-    std::fs::write(block(&host, "queue/nr_requests"), DEPTH.to_string()).unwrap();
+    let _shallow = Shallow::new(&host);
     let frozen = Frozen::new(&below);
     let target = |queue, slot| {
         let first = (slot * QUEUES + queue) * STEP;
@@ -285,4 +338,13 @@ fn where_raw_io_may_wait_the_kernel_holds_it_longer_than_the_lease_lasts() {
         eprintln!("{before} threads held raw I/O, {after} when the lease had gone");
         assert!(before > 0 && after > 0);
     }
+}
+
+#[test]
+fn tmp_measure() {
+    let mut counts = Vec::new();
+    for _ in 0..14 {
+        counts.push(stop_anywhere(EXT4, "").unwrap().len());
+    }
+    eprintln!("COUNTS {counts:?}");
 }

@@ -37,7 +37,7 @@ fn fragment(fs: &Mounted) {
     image.sync_all().unwrap();
     drop(spacer);
     let source = Fiemap::new(Arc::new(File::open(fs.path("disk")).unwrap()));
-    let extents = u64::from(source.count(0..BYTES).unwrap());
+    let extents = source.count(0..BYTES).unwrap();
     assert!(extents > BYTES / PIECE / 2, "only {extents} extents");
 }
 
