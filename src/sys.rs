@@ -93,6 +93,18 @@ pub fn device_size(file: &File) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// A block device takes no writes, as it was told (`BLKROGET`).
+///
+/// # Errors
+/// What the ioctl says.
+pub fn is_read_only(device: &File) -> io::Result<bool> {
+    const BLKROGET: libc::c_ulong = 0x125e;
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes one int to the address given.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut read_only) })?;
+    Ok(read_only != 0)
+}
+
 /// The logical and the physical block size of a block device, in bytes.
 ///
 /// # Errors
@@ -410,13 +422,27 @@ pub fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the only flock(2) on a file or directory; closing it unlocks.
+/// Another descriptor of the same open file, numbered `least` or higher, that
+/// the next program of this process has too.
 ///
 /// # Errors
-/// What flock(2) says, as on file systems without locks.
+/// There is none left.
+pub fn inheritable_copy(file: &File, least: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl takes plain numbers.
+    let copy = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, least) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(copy) })
+}
+
+/// Takes the only flock(2) on a file or directory, if nobody has one; closing
+/// it unlocks.
+///
+/// # Errors
+/// `WouldBlock`, or what flock(2) says, as on file systems without locks.
 pub fn flock_exclusive(file: &File) -> io::Result<()> {
     // SAFETY: flock takes plain numbers.
-    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) })?;
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
     Ok(())
 }
 

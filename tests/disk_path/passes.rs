@@ -303,7 +303,7 @@ fn a_cut_is_noticed(made: Made, cut: Cut, mend: Mend) {
     assert!(others.spoilt().is_empty());
     assert_eq!(in_use.guest.lane(0).see(0..END), all(MEANWHILE, END));
 
-    others.remove();
+    others.remove_all();
     mend(&in_use);
     in_use.served.wait_entries(entries + 1);
     let written = write_all(&mut in_use.guest, 0..SECTORS, LATER);
