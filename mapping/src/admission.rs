@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -105,23 +105,58 @@ fn admit_mount(file: &File) -> Result<(), Refusal> {
     }
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
         .map_err(failed("reading /proc/self/fd"))?;
-    match find_overlay(&mounts, &path) {
+    match find_overlay(&mounts, |folder| lies_in(&path, folder)) {
         Some(folder) => Err(Refusal::Overlaid(folder)),
         None => Ok(()),
     }
 }
 
 /// The folder that an overlay writes to, if the file lies in one: truncating it there passes the lease.
-fn find_overlay(mounts: &str, path: &Path) -> Option<PathBuf> {
+fn find_overlay(mounts: &str, contains: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let overlays = mounts
         .lines()
         .filter_map(|line| line.split_once(" - overlay "));
     let mut folders = overlays.filter_map(|(_, rest)| {
-        let mut options = rest.rsplit(' ').next()?.split(',');
-        let folder = options.find_map(|option| option.strip_prefix("upperdir="))?;
-        Some(PathBuf::from(unescape(folder)))
+        let options = unescape(rest.rsplit(' ').next()?);
+        upper_folder(options.as_bytes())
     });
-    folders.find(|folder| path.starts_with(folder))
+    folders.find(|folder| contains(folder))
+}
+
+/// The folder among an overlay's options, in which a backslash keeps a comma in a name.
+fn upper_folder(options: &[u8]) -> Option<PathBuf> {
+    let mut option = Vec::new();
+    let mut bytes = options.iter().chain(b",");
+    while let Some(&byte) = bytes.next() {
+        match byte {
+            b',' => {
+                if let Some(folder) = option.strip_prefix(b"upperdir=") {
+                    return Some(PathBuf::from(OsString::from_vec(folder.to_vec())));
+                }
+                option.clear();
+            }
+            b'\\' => option.extend(bytes.next()),
+            byte => option.push(byte),
+        }
+    }
+    None
+}
+
+/// Whether the file at `path` lies in `folder`, which may have another name there: one that is relative to where
+/// nobody knows is taken for the same if it ends in the same way.
+fn lies_in(path: &Path, folder: &Path) -> bool {
+    if path.starts_with(folder) {
+        return true;
+    }
+    let identity = |path: &Path| {
+        let stat = std::fs::metadata(path).ok()?;
+        Some((stat.dev(), stat.ino()))
+    };
+    let wanted = folder.is_absolute().then(|| identity(folder)).flatten();
+    path.ancestors().skip(1).any(|above| match wanted {
+        Some(_) => identity(above) == wanted,
+        None => !folder.is_absolute() && above.file_name() == folder.file_name(),
+    })
 }
 
 /// What mountinfo writes as `\\040` and the like.
@@ -283,13 +318,28 @@ mod tests {
 41 22 0:41 / /ro rw - overlay overlay rw,lowerdir=/one:/two
 ";
         let mounts = format!("{MOUNTS}{OVERLAYS}");
-        let find = |path| find_overlay(&mounts, Path::new(path));
+        let find = |path| find_overlay(&mounts, |folder| Path::new(path).starts_with(folder));
         assert_eq!(
             find("/a b/upper/vm/image"),
             Some(PathBuf::from("/a b/upper"))
         );
         assert_eq!(find("/a b/upper2/image"), None);
         assert_eq!(find("/lower/image"), None);
+        let comma = b"rw,lowerdir=/l,upperdir=/up\\,per,workdir=/w";
+        assert_eq!(upper_folder(comma), Some(PathBuf::from("/up,per")));
+    }
+
+    #[test]
+    fn a_folder_is_known_by_any_of_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, image) = (folder.path(), folder.path().join("upper/vm/image"));
+        std::fs::create_dir_all(root.join("upper/vm")).unwrap();
+        std::os::unix::fs::symlink(root, root.join("link")).unwrap();
+        assert!(lies_in(&image, &root.join("link/upper")));
+        assert!(lies_in(&image, &root.join("upper/vm/../../upper")));
+        assert!(lies_in(&image, Path::new("./upper")));
+        assert!(!lies_in(&image, Path::new("./lower")));
+        assert!(!lies_in(&image, &root.join("gone")));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod break_time;
 mod client;
 mod cow_fork;
 mod crash;
+mod cut_in_use;
 mod deaf_guard;
 mod dedupe;
 mod disturb;

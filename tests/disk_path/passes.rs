@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use front_end::codes::status;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::Others;
@@ -58,10 +59,18 @@ impl Folders {
 
     /// The program that mounts it.
     fn mount(&self) -> Command {
+        self.mount_by(&self.root.display().to_string())
+    }
+
+    /// As [`mount`](Self::mount), with another name of the folder in which
+    /// all of them are.
+    fn mount_by(&self, name: &str) -> Command {
         let at = |folder| self.root.join(folder).display().to_string();
-        let (lower, upper, work) = (at("lower"), at("upper"), at("work"));
+        let lower = at("lower");
+        let (upper, work) = (format!("{name}/upper"), format!("{name}/work"));
         let mut mount = Command::new("mount");
         mount
+            .current_dir(&self.root)
             .args(["-t", "overlay", "overlay", "-o"])
             .arg(format!("lowerdir={lower},upperdir={upper},workdir={work}"))
             .arg(at("merged"));
@@ -75,7 +84,11 @@ struct Overlay(PathBuf);
 impl Overlay {
     /// `None`, with the reason printed, where there are none.
     fn new(folders: &Folders) -> Option<Overlay> {
-        match run(&mut folders.mount()) {
+        Overlay::by(folders, &mut folders.mount())
+    }
+
+    fn by(folders: &Folders, mount: &mut Command) -> Option<Overlay> {
+        match run(mount) {
             Ok(_) => Some(Overlay(folders.root.join("merged"))),
             Err(error) => {
                 eprintln!("SKIP: no overlays here: {error}");
@@ -109,6 +122,58 @@ fn the_disk_path_is_refused_in_a_folder_that_an_overlay_writes_to_on_ext4() {
 #[test]
 fn the_disk_path_is_refused_in_a_folder_that_an_overlay_writes_to_on_xfs() {
     an_overlay_is_refused(XFS);
+}
+
+/// The overlay names its folder otherwise than extentd does.
+/// What makes the name hold is kept until the overlay has gone.
+fn an_overlay_is_refused_by_another_name<T>(name: impl FnOnce(&Path) -> (String, T)) {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let folders = Folders::new(&host);
+    let (name, _holds) = name(&host.root());
+    if let Some(_overlay) = Overlay::by(&folders, &mut folders.mount_by(&name)) {
+        is_refused(&host.path("upper/image"), "overlay");
+    }
+}
+
+#[test]
+fn an_overlay_whose_folder_is_named_from_where_it_was_mounted_is_seen() {
+    an_overlay_is_refused_by_another_name(|_| (".".to_owned(), ()));
+}
+
+#[test]
+fn an_overlay_whose_folder_is_named_on_a_detour_is_seen() {
+    an_overlay_is_refused_by_another_name(|root| (format!("{}/lower/..", root.display()), ()));
+}
+
+#[test]
+fn an_overlay_whose_folder_is_named_by_a_link_is_seen() {
+    an_overlay_is_refused_by_another_name(|root| {
+        let link = root.parent().unwrap().join("link");
+        std::os::unix::fs::symlink(root, &link).unwrap();
+        (link.display().to_string(), ())
+    });
+}
+
+/// A folder that is mounted once more.
+struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).unwrap();
+        std::fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn an_overlay_whose_folder_is_named_by_another_mount_is_seen() {
+    an_overlay_is_refused_by_another_name(|root| {
+        let at = root.parent().unwrap().join("bound");
+        std::fs::create_dir(&at).unwrap();
+        mount_bind(root, &at).unwrap();
+        (at.display().to_string(), Bound(at))
+    });
 }
 
 /// An image in a folder that an overlay may write to, on the disk path.
