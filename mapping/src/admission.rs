@@ -8,9 +8,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::device::{Refusal, failed, major, minor};
 use crate::flush::ext4_folder;
-use crate::sys;
+use crate::refusal::{Refusal, failed};
+use crate::sys::{self, major, minor};
 
 const EXT4_MAGIC: i64 = 0xEF53;
 const XFS_MAGIC: i64 = 0x5846_5342;

@@ -9,8 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::device::{major, minor};
-use crate::sys;
+use crate::sys::{self, major, minor};
 
 const EXT4_MAGIC: i64 = 0xEF53;
 

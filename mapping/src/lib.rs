@@ -14,6 +14,7 @@
 
 mod admission;
 mod advise;
+mod config;
 pub mod device;
 mod error;
 mod extent;
@@ -30,6 +31,7 @@ mod map;
 mod proof;
 mod quiesce;
 mod reader;
+mod refusal;
 mod residency;
 mod shared;
 pub mod sharing;
@@ -42,12 +44,13 @@ mod table;
 mod wish;
 
 pub use advise::Progress;
+pub use config::Config;
 pub use error::Error;
 pub use extent::{Extent, Kind, Reason};
 pub use fiemap::{Fiemap, SyncPolicy};
 pub use filler::Filler;
 pub use hold::Hold;
-pub use map::{Config, Map, Stats};
+pub use map::{Map, Stats};
 pub use quiesce::{Fence, MAX_READERS};
 pub use reader::{Lookup, Mark, Reader};
 pub use source::{ExtentSource, Identity, Sink};

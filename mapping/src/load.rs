@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::extent::{DISK_LIMIT, Extent, Kind, Packed, Reason, carve};
-use crate::map::Map;
 use crate::shared::{Load, Shared, Writer};
 use crate::slab::{AHEAD, REFERENCED, SlabBox, bytes_for};
 use crate::source::ExtentSource;
@@ -31,31 +30,6 @@ pub(crate) enum Ready {
     Later(Duration),
     /// Loaded already, or loading is disabled, or the window is not in the file any more.
     Never,
-}
-
-impl Map {
-    /// Reads the extents of all windows that overlap `range` and are not loaded, or are only in part,
-    /// and publishes them. Blocks for as long as the source does: not for the data path.
-    ///
-    /// Ranges held, or released during the load, are left as changing. Other windows may be evicted.
-    ///
-    /// # Errors
-    /// [`Error::Source`] if the source failed, [`Error::Unsettled`] if a cache holds data of the range,
-    /// [`Error::Disabled`] if loading is disabled or the map was resized meanwhile, [`Error::Budget`].
-    pub fn load<S: ExtentSource + ?Sized>(
-        &self,
-        source: &S,
-        range: Range<u64>,
-    ) -> Result<(), Error> {
-        let mut windows = {
-            let writer = self.shared.lock();
-            self.shared.windows_over(&writer, &range)
-        };
-        while let Some(missing) = self.shared.next_missing(&mut windows, usize::MAX) {
-            self.shared.load_windows(source, missing, Style::Wanted)?;
-        }
-        Ok(())
-    }
 }
 
 impl Shared {

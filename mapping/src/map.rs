@@ -1,65 +1,17 @@
-//! The map and its configuration, counters and whole-map operations.
+//! The map: its counters and whole-map operations.
 
 use std::ops::Range;
-use std::time::Duration;
 
+use crate::config::Config;
 use crate::error::Error;
 use crate::extent::Kind;
 use crate::hold::Hold;
+use crate::load::Style;
 use crate::quiesce::Fence;
 use crate::reader::Reader;
 use crate::shared::Shared;
-use crate::slab::bytes_for;
+use crate::source::ExtentSource;
 use crate::sync::{Arc, Ordering};
-
-/// How a map is built. All sizes are bytes.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Size of a window, the unit of loading and eviction: a power of two, 64 KiB to 1 GiB. Default 4 MiB.
-    pub window: u64,
-    /// Memory that loaded windows may take before some are evicted; pinned windows do not count. Default 64 MiB.
-    pub budget: u64,
-    /// Memory set aside for pinned windows; pinning fails at once when it would not suffice. Default 0.
-    pub pin_reserve: u64,
-    /// Holds are widened to multiples of this: the larger of the file system's block and the page, because
-    /// a file write can move or cache the whole block around it. A power of two. Default 4096.
-    pub grain: u64,
-    /// How many wishes may wait for the filler; those beyond are dropped. Default 1024.
-    pub queue: usize,
-    /// How long no hold may have ended in a window before it is read again; it is read again anyway after
-    /// sixteen times as long. Default 10 ms.
-    pub quiet: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            window: 4 << 20,
-            budget: 64 << 20,
-            pin_reserve: 0,
-            grain: 4096,
-            queue: 1024,
-            quiet: Duration::from_millis(10),
-        }
-    }
-}
-
-impl Config {
-    /// With a reserve that suffices to pin the whole map of a file of `size` bytes, which now has `extents`
-    /// extents ([`ExtentSource::count`](crate::ExtentSource::count)). As much again is added, because file systems
-    /// do not count the same extents each time.
-    #[must_use]
-    pub fn reserve_whole(self, size: u64, extents: u64) -> Config {
-        let windows = size.div_ceil(self.window);
-        // Every window but the first may begin with the rest of the extent before.
-        let entries = usize::try_from(extents.saturating_add(windows)).unwrap_or(usize::MAX);
-        let needed = bytes_for(entries).saturating_add(windows.saturating_mul(bytes_for(0)));
-        Config {
-            pin_reserve: needed.saturating_mul(2),
-            ..self
-        }
-    }
-}
 
 /// A lazily built map from the offsets of a file to offsets of its disk.
 ///
@@ -149,6 +101,29 @@ impl Map {
     /// [`Error::TooManyReaders`].
     pub fn reader(&self) -> Result<Reader, Error> {
         Reader::new(&self.shared)
+    }
+
+    /// Reads the extents of all windows that overlap `range` and are not loaded, or are only in part,
+    /// and publishes them. Blocks for as long as the source does: not for the data path.
+    ///
+    /// Ranges held, or released during the load, are left as changing. Other windows may be evicted.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if the source failed, [`Error::Unsettled`] if a cache holds data of the range,
+    /// [`Error::Disabled`] if loading is disabled or the map was resized meanwhile, [`Error::Budget`].
+    pub fn load<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
+        let mut windows = {
+            let writer = self.shared.lock();
+            self.shared.windows_over(&writer, &range)
+        };
+        while let Some(missing) = self.shared.next_missing(&mut windows, usize::MAX) {
+            self.shared.load_windows(source, missing, Style::Wanted)?;
+        }
+        Ok(())
     }
 
     /// Declares that `range` is going to change: from now on every lookup inside it (widened to

@@ -5,9 +5,10 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 
-use crate::device::{BackingDevice, Refusal, failed};
+use crate::device::BackingDevice;
 use crate::extent::Extent;
 use crate::fiemap::Fiemap;
+use crate::refusal::{Refusal, failed};
 use crate::source::ExtentSource;
 use crate::sync::Arc;
 use crate::sys;

@@ -46,7 +46,7 @@ impl Map {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::map::Config;
+    use crate::config::Config;
     use crate::source::Identity;
 
     const WINDOW: u64 = 64 << 10;

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::config::Config;
 use crate::extent::{Kind, Packed};
-use crate::map::Config;
 use crate::quiesce::Quiesce;
 use crate::slab::{SlabBox, SlabRef};
 use crate::sync::{Arc, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering, lock};

@@ -400,3 +400,13 @@ pub(crate) fn wait_readable(a: &OwnedFd, b: &OwnedFd) -> io::Result<(bool, bool)
         Ok(_) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
     }
 }
+
+/// The major number of a device number.
+pub(crate) fn major(number: u64) -> u32 {
+    libc::major(number)
+}
+
+/// The minor number of a device number.
+pub(crate) fn minor(number: u64) -> u32 {
+    libc::minor(number)
+}
