@@ -479,35 +479,3 @@ pub fn set_blocking(file: &File) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })?;
     Ok(())
 }
-
-/// Whether direct reads of an open device can be submitted without waiting
-/// (`RWF_NOWAIT`): `None` if so, else the median time of a read of `block`
-/// bytes that waits.
-///
-/// # Errors
-/// The device cannot be read.
-pub fn nowait_probe(device: &File, block: u32) -> io::Result<Option<std::time::Duration>> {
-    const READS: usize = 9;
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
-    let Some(buffer) = pool.take() else {
-        return Err(io::ErrorKind::OutOfMemory.into());
-    };
-    let mut entry = pool.entry(buffer);
-    entry.iov_len = block as usize;
-    // SAFETY: the entry is a buffer of our own, which outlives the call.
-    let result =
-        unsafe { libc::preadv2(device.as_raw_fd(), &raw const entry, 1, 0, libc::RWF_NOWAIT) };
-    match transferred(result) {
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-        // A full queue is no reason to think otherwise.
-        _ => return Ok(None),
-    }
-    let mut times = [std::time::Duration::ZERO; READS];
-    for time in &mut times {
-        let start = std::time::Instant::now();
-        pool.read_at(device.as_raw_fd(), entry, 0)?;
-        *time = start.elapsed();
-    }
-    times.sort_unstable();
-    Ok(Some(times[READS / 2]))
-}

@@ -27,6 +27,7 @@ use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
 
 use self::approach::{Choice, choose};
 pub use self::raw::Raw;
+use self::shared::BUFFERS;
 pub use self::shared::Shared;
 use self::stats::Counts;
 pub use self::stats::{Sums, Tally};
@@ -38,10 +39,7 @@ use crate::engine::{self, Engine, Target, Work};
 use crate::hardening;
 use crate::pin::Pins;
 
-/// Most entries of one vector (`UIO_MAXIOV`).
-const VECTOR_ENTRIES: usize = 1024;
-/// Aligned buffers of a worker, and the bytes of each.
-const BUFFERS: usize = 8;
+/// Bytes of each of a worker's aligned buffers.
 const BUFFER_BYTES: usize = 128 << 10;
 /// Punches in the kernel at a time: they use the same threads as fdatasync,
 /// and must not keep a FLUSH waiting behind all of them.
@@ -228,7 +226,7 @@ impl<E: Engine> BlockIo<E> {
             let task = &mut self.tasks[tag as usize];
             return self
                 .shared
-                .is_beyond(task)
+                .is_beyond(task.changes_until())
                 .then_some(Next::End(Status::IoErr));
         };
         let task = &mut self.tasks[tag as usize];

@@ -7,11 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use vhost_backend::Op;
 
-use super::task::Task;
 use crate::sys::DirectAlign;
 
+/// Aligned buffers of a worker.
+pub(super) const BUFFERS: usize = 8;
 /// Ranges that can be claimed at a time: each takes a buffer of a worker.
-const MOST_CLAIMS: usize = super::BUFFERS * crate::config::MAX_QUEUES as usize;
+const MOST_CLAIMS: usize = BUFFERS * crate::config::MAX_QUEUES as usize;
 
 /// One per disk.
 #[derive(Debug)]
@@ -130,10 +131,10 @@ impl Shared {
         self.capacity.store(bytes, Ordering::SeqCst);
     }
 
-    /// The disk has become too short for a change since it was asked for.
-    pub(super) fn is_beyond(&self, task: &Task) -> bool {
-        task.changes_until()
-            .is_some_and(|end| end > self.capacity.load(Ordering::SeqCst))
+    /// The disk has become too short for a change of the bytes before `end`
+    /// since it was asked for.
+    pub(super) fn is_beyond(&self, end: Option<u64>) -> bool {
+        end.is_some_and(|end| end > self.capacity.load(Ordering::SeqCst))
     }
 
     /// A sync failed: what was written before may be gone, and the kernel

@@ -6,12 +6,14 @@ use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
 use super::raw::Claim;
-use super::{Shared, VECTOR_ENTRIES};
+use super::shared::Shared;
 use crate::bounce::Buffer;
 use crate::engine::limits::Limits;
 use crate::engine::{Target, Vector};
 use crate::planner::Plan;
 
+/// Most entries of one vector (`UIO_MAXIOV`).
+const VECTOR_ENTRIES: usize = 1024;
 /// Pieces that a slot keeps room for; longer lists are freed when they end.
 const PIECES: usize = 130;
 /// Most entries of a vector of zeros.

@@ -5,8 +5,7 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use super::limits;
-use crate::sys;
+use super::{limits, probe};
 
 /// How reads and writes are given to the kernel and their ends are learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +30,7 @@ impl Manner {
     /// # Errors
     /// The device cannot be read.
     pub fn of(device: &File, block: u32, may_poll: bool) -> io::Result<Result<Manner, Punts>> {
-        let Some(time) = sys::nowait_probe(device, block)? else {
+        let Some(time) = probe::nowait_probe(device, block)? else {
             return Ok(Ok(if may_poll && polls(device)? {
                 Manner::Polled
             } else {

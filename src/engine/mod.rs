@@ -11,6 +11,7 @@ mod entries;
 pub mod limits;
 pub mod manner;
 mod polled;
+mod probe;
 mod ring;
 pub mod sync;
 pub mod uring;

@@ -4,6 +4,7 @@
 
 use libc::iovec;
 
+use crate::descriptor::Descriptor;
 use crate::device::Status;
 use crate::memory::{MAX_REGIONS, Memory};
 use crate::request::ChainReader;
@@ -12,58 +13,6 @@ use crate::ring::Ring;
 /// Pieces of host memory that one request may have in one direction; more
 /// make it fail.
 pub(crate) const MAX_SEGMENTS: usize = 4096;
-
-/// A descriptor, copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C, packed)]
-pub(crate) struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
-    const INDIRECT: u16 = 4;
-
-    /// Reads 16 bytes of guest memory, once.
-    ///
-    /// # Safety
-    /// They are mapped; alignment does not matter.
-    pub(crate) unsafe fn read(from: *const u8) -> Self {
-        // SAFETY: promised by the caller; the type is packed and any bytes
-        // are valid for it. Volatile, as the guest shares the memory.
-        unsafe { from.cast::<Self>().read_volatile() }
-    }
-
-    fn from_bytes(bytes: [u8; 16]) -> Self {
-        // SAFETY: the source is an array of 16 bytes.
-        unsafe { Self::read(bytes.as_ptr()) }
-    }
-
-    pub(crate) fn addr(&self) -> u64 {
-        u64::from_le(self.addr)
-    }
-
-    pub(crate) fn len(&self) -> u32 {
-        u32::from_le(self.len)
-    }
-
-    fn next(&self) -> u16 {
-        u16::from_le(self.next)
-    }
-
-    fn has(&self, flag: u16) -> bool {
-        u16::from_le(self.flags) & flag != 0
-    }
-
-    /// The device writes this buffer.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.has(Self::WRITE)
-    }
-}
 
 /// The chain has no end that could be found (RING-5, RING-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

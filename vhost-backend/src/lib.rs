@@ -19,6 +19,7 @@ mod channel;
 mod command;
 mod config_space;
 mod crash;
+mod descriptor;
 mod dirty;
 mod disk;
 mod epochs;

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use crate::chain::Descriptor;
 use crate::command::RingAddresses;
 use crate::crash;
+use crate::descriptor::Descriptor;
 use crate::dirty::UsedLog;
 use crate::inflight::{Record, Region};
 use crate::memory::Memory;
