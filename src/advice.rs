@@ -93,7 +93,8 @@ pub fn follow(
             "being loaded"
         }
         Advice::Dontneed => {
-            filler.dontneed(range).map_err(map)?;
+            // The extents stay where they are, so nobody needs to have forgotten them.
+            let _ = filler.dontneed(range).map_err(map)?;
             "whole windows that were not pinned are dropped"
         }
         Advice::Pin => {

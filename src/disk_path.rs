@@ -173,7 +173,6 @@ impl DiskPath {
             config = config.reserve_whole(size, source.count(0..size)?);
         }
         let map = Map::new(size, config)?;
-        map.disable();
         let filler = Filler::spawn(&map, Arc::new(source))?;
         // Where files can share blocks, whoever may read the image can have its
         // blocks replaced (FIDEDUPERANGE).

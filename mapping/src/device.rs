@@ -110,13 +110,6 @@ impl BackingDevice {
         self.identity
     }
 
-    /// Added to an extent's disk offset: where the file system begins on the device. The file systems admitted
-    /// count from the beginning of the device (or partition) that they are mounted from, so it is 0.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        0
-    }
-
     /// Bytes of the device.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -127,12 +120,6 @@ impl BackingDevice {
     #[must_use]
     pub fn logical_block(&self) -> u32 {
         self.sizes.logical
-    }
-
-    /// Bytes of a physical block: writing less makes the device read, change and write.
-    #[must_use]
-    pub fn physical_block(&self) -> u32 {
-        self.sizes.physical
     }
 
     /// Bytes of a block of the device's own page cache (`BLKBSZGET`; a mounted file system sets it). Raw

@@ -88,12 +88,6 @@ impl Kind {
         }
     }
 
-    /// Whether the file reads zeros there without any I/O.
-    #[must_use]
-    pub fn reads_zeros(self) -> bool {
-        matches!(self, Kind::Hole | Kind::Unwritten)
-    }
-
     /// Whether reading the disk at the extent's place gives the file's bytes.
     #[must_use]
     pub fn on_disk(self) -> bool {

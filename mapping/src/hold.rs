@@ -58,7 +58,6 @@ impl Hold {
 
     /// Passes once no reader acts on an extent of the range that it looked up before it was held.
     /// Passed from the start if nothing was loaded there.
-    #[must_use]
     pub fn fence(&self) -> Fence {
         Fence::new(&self.shared.quiesce, self.target)
     }

@@ -70,7 +70,9 @@ pub struct Stats {
 }
 
 impl Map {
-    /// A map of a file of `size` bytes with nothing loaded. Costs an allocation of untouched zero pages.
+    /// A map of a file of `size` bytes with nothing loaded, which loads nothing until [`Map::enable`]: before that
+    /// the caller has to see to it that the file's extents stay where they are. Costs an allocation of untouched
+    /// zero pages.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration cannot work.
@@ -152,7 +154,7 @@ impl Map {
         self.shared.disable()
     }
 
-    /// Lets windows be loaded again after [`Map::disable`]. Held ranges stay held.
+    /// Lets windows be loaded, at first or again after [`Map::disable`]. Held ranges stay held.
     pub fn enable(&self) {
         self.shared.lock().enabled = true;
         self.shared.wishes.poke();
@@ -160,7 +162,6 @@ impl Map {
 
     /// A fence that every reader has to pass which is online now, whether anything was replaced or not:
     /// for users who tell their readers something else than extents, and need to know when all have heard.
-    #[must_use]
     pub fn barrier(&self) -> Fence {
         Fence::new(&self.shared.quiesce, self.shared.quiesce.raise())
     }

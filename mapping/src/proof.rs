@@ -105,7 +105,6 @@ impl BackingDevice {
         let Some(disk) = extent.and_then(|extent| extent.disk_at(at)) else {
             return Ok(());
         };
-        let disk = disk + self.offset();
         let (a, b) = (&mut ours.0[..len], &mut theirs.0[..len]);
         file.read_exact_at(a, at)
             .map_err(failed("reading the file"))?;

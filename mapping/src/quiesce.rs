@@ -185,6 +185,7 @@ impl Quiesce {
 /// It has *passed* once every reader that was online when the fence was made has since been through
 /// [`Reader::quiescent`](crate::Reader::quiescent) or gone offline: no reader still acts on an extent
 /// it looked up before. Raw I/O already submitted is the caller's to wait for.
+#[must_use = "until the fence has passed, readers act on what was taken away"]
 #[derive(Clone)]
 pub struct Fence {
     quiesce: Arc<Quiesce>,
@@ -224,6 +225,7 @@ impl Fence {
     ///
     /// The calling thread's own [`Reader`](crate::Reader), if it has one, must be offline, or nobody
     /// will ever pass.
+    #[must_use = "the fence may not have passed"]
     pub fn wait(&self, timeout: Duration) -> bool {
         if self.passed() {
             return true;

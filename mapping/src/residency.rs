@@ -56,7 +56,9 @@ mod tests {
             window: WINDOW,
             ..Config::default()
         };
-        Map::new(size, config).unwrap()
+        let map = Map::new(size, config).unwrap();
+        map.enable();
+        map
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Shared {
             epoch: AtomicU64::new(0),
             config,
             writer: Mutex::new(Writer {
-                enabled: true,
+                enabled: false,
                 loads: Vec::new(),
                 next_load: 0,
                 holds: BTreeMap::new(),

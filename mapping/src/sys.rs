@@ -295,13 +295,11 @@ pub(crate) fn open_flags(file: &File) -> io::Result<libc::c_int> {
 pub(crate) struct BlockSizes {
     pub(crate) device: u64,
     pub(crate) logical: u32,
-    pub(crate) physical: u32,
     pub(crate) page_cache: u32,
 }
 
 pub(crate) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     const BLKSSZGET: libc::c_ulong = 0x1268;
-    const BLKPBSZGET: libc::c_ulong = 0x127B;
     const BLKBSZGET: libc::c_ulong = 0x8008_1270;
     const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
     let int = |request: libc::c_ulong| -> io::Result<u32> {
@@ -316,7 +314,6 @@ pub(crate) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     Ok(BlockSizes {
         device: bytes,
         logical: int(BLKSSZGET)?,
-        physical: int(BLKPBSZGET)?,
         page_cache: int(BLKBSZGET)?,
     })
 }

@@ -40,6 +40,7 @@ fn a_byte_that_is_forgotten_takes_its_window_out_of_loads_under_way() {
         ..Config::default()
     };
     let map = Map::new(4 * WINDOW, config).unwrap();
+    map.enable();
     let source = Forgetful {
         map: map.clone(),
         byte: 2 * WINDOW + 5000,

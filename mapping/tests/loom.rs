@@ -49,7 +49,7 @@ impl ExtentSource for Moving {
 }
 
 fn map(size: u64) -> Map {
-    Map::new(
+    let map = Map::new(
         size,
         Config {
             window: WINDOW,
@@ -57,7 +57,9 @@ fn map(size: u64) -> Map {
             ..Config::default()
         },
     )
-    .unwrap()
+    .unwrap();
+    map.enable();
+    map
 }
 
 fn disk(found: Lookup, offset: u64) -> Option<u64> {
@@ -268,6 +270,7 @@ fn a_budget_of_one_window_is_kept_while_readers_run() {
             ..Config::default()
         };
         let map = Map::new(WINDOW * 2, config).unwrap();
+        map.enable();
         map.load(&*source, 0..WINDOW).unwrap();
         let loader = thread::spawn({
             let (map, source) = (map.clone(), source.clone());

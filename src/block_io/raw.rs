@@ -7,6 +7,7 @@
 //! when nothing planned before that moment is in flight. There are two
 //! generations: an older one that drains, and the current one.
 
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -30,10 +31,24 @@ const LOOK: u64 = 1_000_000_000;
 const LARGEST_PAGE: u64 = 2 << 20;
 
 /// A request's part in a generation; to be given back by
-/// [`release`](Raw::release).
+/// [`release`](Raw::release). One that is lost holds every later fence back
+/// for as long as the worker lives, and none at all after that, although its
+/// raw I/O may still be in flight: builds with debug assertions do not let it
+/// be dropped.
+#[must_use = "a claim that is not released holds back every later fence"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claim {
     odd: bool,
+}
+
+#[cfg(debug_assertions)]
+impl Drop for Claim {
+    fn drop(&mut self) {
+        assert!(
+            std::thread::panicking(),
+            "a claim was dropped and not released"
+        );
+    }
 }
 
 #[derive(Debug)]
@@ -328,6 +343,7 @@ impl Raw {
 
     /// What was claimed is not in flight any more.
     pub fn release(&mut self, claim: Claim) {
+        let claim = ManuallyDrop::new(claim);
         let generation = if claim.odd == self.odd {
             &mut self.current
         } else {
