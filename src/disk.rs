@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -97,11 +97,26 @@ impl Disk {
     /// # Errors
     /// The image cannot serve as a disk.
     pub fn open(path: &Path, options: &DiskOptions) -> Result<Self, DiskError> {
+        Self::open_again(path, None, options)
+    }
+
+    /// As [`open`](Self::open), but what is `handed` over, whatever has its
+    /// name by now. It is closed when it has been opened anew, as it keeps the
+    /// lease away.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_again(
+        path: &Path,
+        handed: Option<OwnedFd>,
+        options: &DiskOptions,
+    ) -> Result<Self, DiskError> {
+        let source = &image_file::source(path, handed.as_ref());
         let failed = |source| DiskError::Open {
             path: path.to_owned(),
             source,
         };
-        let meta = std::fs::metadata(path).map_err(failed)?;
+        let meta = std::fs::metadata(source).map_err(failed)?;
         let block_device = meta.file_type().is_block_device();
         if !block_device && !meta.file_type().is_file() {
             return Err(DiskError::NotAnImage(path.to_owned()));
@@ -112,10 +127,10 @@ impl Disk {
             0
         };
         let (image, mut direct) =
-            match open_file(path, options.read_only, exclusive | libc::O_DIRECT) {
+            match open_file(source, options.read_only, exclusive | libc::O_DIRECT) {
                 Ok(image) => (image, true),
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (
-                    open_file(path, options.read_only, exclusive).map_err(failed)?,
+                    open_file(source, options.read_only, exclusive).map_err(failed)?,
                     false,
                 ),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
@@ -123,6 +138,7 @@ impl Disk {
                 }
                 Err(error) => return Err(failed(error)),
             };
+        drop(handed);
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)

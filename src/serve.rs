@@ -65,10 +65,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
     logging::start().map_err(host("start the log's thread"))?;
-    if let Some(grade) = config.swap {
-        swap::prepare(grade, config)?;
-    }
-    let disk = Arc::new(Disk::open(&config.image, &disk_options(config))?);
+    let disk = Arc::new(open_disk(config)?);
     let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
     let handle = server.handle();
     let swap = match config.swap {
@@ -87,13 +84,13 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     }
     // Last: who finds the socket finds everything else ready.
     let (endpoint, socket_file) = open_endpoint(&config.socket)?;
-    let successor = Arc::new(successor(&endpoint, &config.socket)?);
+    let successor = Arc::new(successor(&endpoint, config, &disk));
     let begun = Arc::new(AtomicU64::new(SERVING));
     signals.on_wish(wishes(&operator, &handle, &successor, &begun));
     let description = disk.describe();
     log::info!(
         "serving {} ({} bytes)",
-        description.image.display(),
+        description.image,
         description.size_bytes
     );
     if let Some(pause) = handover::pause_ms() {
@@ -101,7 +98,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     }
     notify(NotifyState::Ready);
     let result = server.run(endpoint);
-    if let (Ok(()), Some(successor)) = (&result, &*successor)
+    if let (Ok(()), Ok(successor)) = (&result, &*successor)
         && let begun @ 1.. = begun.load(Ordering::Acquire)
     {
         drop(control_file);
@@ -115,20 +112,35 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     Ok(result?)
 }
 
+/// Opens the image: the one that was handed over, or else what has its name.
+fn open_disk(config: &Config) -> Result<Disk, ServeError> {
+    let handed = handover::inherited_image();
+    if let (Some(grade), None) = (config.swap, &handed) {
+        // Where it was handed over it was prepared, which is looked at again.
+        swap::prepare(grade, config)?;
+    }
+    Ok(Disk::open_again(
+        &config.image,
+        handed,
+        &disk_options(config),
+    )?)
+}
+
 /// No handover has begun.
 const SERVING: u64 = 0;
 
-/// What can take over, where somebody could connect to it.
-fn successor(endpoint: &Endpoint, socket: &Socket) -> Result<Option<Handover>, ServeError> {
-    let number = match socket {
+/// What can take over, or why nothing can.
+fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handover, String> {
+    let number = match &config.socket {
         Socket::Inherited(fd) => Some(*fd),
         Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
     };
     match endpoint {
-        Endpoint::Listener(listener) => Handover::prepare(listener, number)
-            .map(Some)
-            .map_err(host("prepare for a handover")),
-        Endpoint::Connected(_) => Ok(None),
+        Endpoint::Listener(listener) => {
+            Handover::prepare(listener, number, disk.image(), &config.image)
+                .map_err(|error| format!("it could not be prepared for: {error}"))
+        }
+        Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
     }
 }
 
@@ -136,7 +148,7 @@ fn successor(endpoint: &Endpoint, socket: &Socket) -> Result<Option<Handover>, S
 fn wishes(
     operator: &Arc<Operator>,
     handle: &Handle,
-    successor: &Arc<Option<Handover>>,
+    successor: &Arc<Result<Handover, String>>,
     begun: &Arc<AtomicU64>,
 ) -> impl Fn(Wish) + Send + Sync + 'static {
     let operator = Arc::downgrade(operator);
@@ -153,8 +165,8 @@ fn wishes(
             }
         }
         Wish::Handover => match &*successor {
-            None => log::error!("no handover: nobody could connect to the new process"),
-            Some(successor) => match successor.check() {
+            Err(reason) => log::error!("no handover: {reason}"),
+            Ok(successor) => match successor.check() {
                 Err(reason) => log::error!("no handover: {reason}"),
                 Ok(()) => {
                     begun.store(sys::boot_time_ns().max(1), Ordering::Release);

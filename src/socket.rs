@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::sys;
 
@@ -173,16 +174,34 @@ pub fn adopt(fd: RawFd, path: &Path) -> Result<(UnixListener, Option<SocketFile>
     Ok((listener, file))
 }
 
+/// How often the lock on a directory is asked for, and how long between. Only
+/// other starting processes should have it, and those for a moment.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 /// Keeps other starting processes away from the directory until dropped.
-/// Where locks do not exist, the race is as unlikely as it is everywhere.
+/// Where locks do not exist, or somebody else has one for reasons of his own,
+/// the race is as unlikely as it is everywhere.
 fn lock_directory(path: &Path) -> Option<File> {
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let directory = File::open(directory).ok()?;
-    sys::flock_exclusive(&directory).ok()?;
-    Some(directory)
+    let open = File::open(directory).ok()?;
+    for _ in 0..LOCK_TRIES {
+        match sys::flock_exclusive(&open) {
+            Ok(()) => return Some(open),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(_) => return None,
+        }
+    }
+    log::warn!(
+        "somebody holds a lock on {}: going on without it",
+        directory.display()
+    );
+    None
 }
 
 /// Has any process bound this socket file? A connection would count as a

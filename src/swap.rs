@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use mapping::{Fiemap, sharing};
@@ -273,8 +274,14 @@ fn table(properties: Vec<(&'static str, Property)>) -> Map<String, Value> {
         .collect()
 }
 
+/// What is open is a block device, as the kernel says now.
+fn is_block_device(disk: &Disk) -> bool {
+    let open = disk.image().metadata();
+    open.is_ok_and(|stat| stat.file_type().is_block_device())
+}
+
 fn extents_written(disk: &Disk) -> Property {
-    if disk.is_block_device() {
+    if is_block_device(disk) {
         return Property::new(true, "a block device has no extents");
     }
     let source = Fiemap::new(disk.image().clone());
@@ -286,7 +293,7 @@ fn extents_written(disk: &Disk) -> Property {
 
 /// On XFS no write goes elsewhere because of what was shared before.
 fn cow_fork_empty(disk: &Disk) -> Property {
-    if disk.is_block_device() {
+    if is_block_device(disk) {
         return Property::new(true, "a block device has no extents");
     }
     match sharing::can_share(disk.image()) {
@@ -320,7 +327,7 @@ fn map_true(disk: &Disk) -> Property {
     let path = match disk.disk_path() {
         Ok(path) if path.situation().on_disk => path,
         Ok(path) => return Property::new(false, path.situation().reason),
-        Err(reason) => return Property::new(disk.is_block_device(), reason),
+        Err(reason) => return Property::new(is_block_device(disk), reason),
     };
     match path.agreement() {
         Ok(Agreement {
@@ -341,7 +348,7 @@ fn map_true(disk: &Disk) -> Property {
 }
 
 fn map_pinned(disk: &Disk) -> Property {
-    if disk.is_block_device() {
+    if is_block_device(disk) {
         return Property::new(true, "a block device needs no map");
     }
     let path = match disk.disk_path() {
@@ -361,7 +368,7 @@ fn map_pinned(disk: &Disk) -> Property {
 }
 
 fn lease_held(disk: &Disk) -> Property {
-    if disk.is_block_device() {
+    if is_block_device(disk) {
         return match disk.is_exclusive() {
             Ok(true) => Property::new(true, "the block device is open exclusively"),
             Ok(false) => Property::new(
@@ -481,7 +488,7 @@ fn paths_agree(disk: &Disk) -> Property {
     let path = match disk.disk_path() {
         Ok(path) if path.situation().on_disk => path,
         Ok(path) => return Property::new(false, path.situation().reason),
-        Err(reason) => return Property::new(disk.is_block_device(), reason),
+        Err(reason) => return Property::new(is_block_device(disk), reason),
     };
     match path.compare() {
         Ok(proof) => Property::new(true, format!("{} blocks compared", proof.blocks)),

@@ -410,13 +410,27 @@ pub fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the only flock(2) on a file or directory; closing it unlocks.
+/// Another descriptor of the same open file, numbered `least` or higher, that
+/// the next program of this process has too.
 ///
 /// # Errors
-/// What flock(2) says, as on file systems without locks.
+/// There is none left.
+pub fn inheritable_copy(file: &File, least: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: fcntl takes plain numbers.
+    let copy = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, least) })?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(copy) })
+}
+
+/// Takes the only flock(2) on a file or directory, if nobody has one; closing
+/// it unlocks.
+///
+/// # Errors
+/// `WouldBlock`, or what flock(2) says, as on file systems without locks.
 pub fn flock_exclusive(file: &File) -> io::Result<()> {
     // SAFETY: flock takes plain numbers.
-    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) })?;
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
     Ok(())
 }
 

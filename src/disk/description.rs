@@ -1,6 +1,5 @@
 //! The disk as `extentctl info` shows it.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
@@ -16,8 +15,8 @@ use crate::pin::PinState;
 /// What `extentctl info` shows of the disk.
 #[derive(Debug, Clone, Serialize)]
 pub struct DiskDescription {
-    /// The image.
-    pub image: PathBuf,
+    /// The image; what of its name is not UTF-8 is replaced.
+    pub image: String,
     /// "file" or "block device".
     pub kind: &'static str,
     /// The capacity that the guest sees, in bytes.
@@ -48,7 +47,7 @@ pub struct DiskDescription {
     /// What was done so far.
     pub operations: Sums,
     /// The block device under the image, if raw I/O to it is possible.
-    pub device: Option<PathBuf>,
+    pub device: Option<String>,
     /// How the device is read and written: "queued", "inline" by the workers
     /// themselves as it takes nothing without waiting, or "polled" as it need
     /// not interrupt.
@@ -76,7 +75,7 @@ impl Disk {
         };
         let path = self.raw.as_ref().ok();
         DiskDescription {
-            image: self.path.clone(),
+            image: self.path.display().to_string(),
             kind: if self.block_device {
                 "block device"
             } else {
@@ -101,7 +100,7 @@ impl Disk {
                 .map(|time| time.map_or(0, |time| time.as_secs())),
             guard: path.map(|path| path.guard_state()),
             operations: self.sums(),
-            device: path.and_then(|path| path.device().path().map(Path::to_owned)),
+            device: path.and_then(|path| Some(path.device().path()?.display().to_string())),
             device_io: match path.map_or(self.manner, |path| path.manner()) {
                 Manner::Queued => "queued",
                 Manner::Inline => "inline",

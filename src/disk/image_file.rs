@@ -1,10 +1,10 @@
 //! Opening an image, and what direct I/O on it takes.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
@@ -17,6 +17,23 @@ const STILL_BUSY: Duration = Duration::from_millis(50);
 /// How long a device or an image may stay in use: the kernel ends the io_uring
 /// of a process some time after the process.
 const SOON_FREE: Duration = Duration::from_secs(2);
+
+/// What to open: the image that was handed over, or else what has its name.
+pub(super) fn source(path: &Path, handed: Option<&OwnedFd>) -> PathBuf {
+    let Some(handed) = handed else {
+        return path.to_owned();
+    };
+    let source = PathBuf::from(format!("/proc/self/fd/{}", handed.as_raw_fd()));
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let same = matches!((identity(&source), identity(path)), (Ok(one), Ok(other)) if one == other);
+    if !same {
+        log::warn!(
+            "{} is another file by now, or none: the disk stays the image that it was",
+            path.display()
+        );
+    }
+    source
+}
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
 /// killed has one until its last raw I/O has ended. A device that somebody has

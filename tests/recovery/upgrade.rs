@@ -57,12 +57,20 @@ fn swap_grade_again(place: &Place, lanes: &mut Lanes) {
 }
 
 fn upgrade_under_load(like: Like, swap: bool) {
+    upgrade(like, swap, |_| {});
+}
+
+/// Upgrades under load, after a change of what has the image's name.
+fn upgrade(like: Like, swap: bool, change: impl Fn(&Path)) {
     let Some(host) = Mounted::new(EXT4) else {
         return;
     };
     let binary = copy(&host);
     let image = Image::scattered(&host);
     let grade = ["--swap=best-effort"];
+    // Another name, by which the image is found in the end.
+    let kept = host.path("kept");
+    fs::hard_link(&image.path, &kept).unwrap();
     let place = Place::new(&image.path, &grade[..usize::from(swap)]);
     let daemon = place.start_from(&binary);
     let mut lanes = Lanes::new(guest(), &image.values, 7);
@@ -70,6 +78,7 @@ fn upgrade_under_load(like: Like, swap: bool) {
     let mut session = place.connect(like, feature::ALL).unwrap();
     lanes.start(&mut session).unwrap();
     let mut pauses = Vec::new();
+    change(&image.path);
     for _ in 0..UPGRADES {
         lanes.proceed();
         install(&crate::rig::binary(), &binary);
@@ -101,8 +110,24 @@ fn upgrade_under_load(like: Like, swap: bool) {
     drop(session);
     assert!(daemon.terminate().unwrap().success());
     assert!(!place.socket.exists() && !place.control.exists());
-    lanes.check(&read_direct(&image.path));
+    lanes.check(&read_direct(&kept));
     assert_eq!((lanes.repeated, &lanes.wrong[..]), (0, &[][..]));
+}
+
+#[test]
+fn a_disk_stays_the_image_that_it_was_when_another_file_gets_its_name() {
+    upgrade(Like::Qemu, false, |image| {
+        let other = image.with_extension("other");
+        fs::write(&other, [7; 4096]).unwrap();
+        fs::rename(&other, image).unwrap();
+    });
+}
+
+#[test]
+fn a_disk_stays_the_image_that_it_was_when_its_name_is_removed() {
+    upgrade(Like::CloudHypervisor, false, |image| {
+        fs::remove_file(image).unwrap();
+    });
 }
 
 #[test]
