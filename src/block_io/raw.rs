@@ -352,3 +352,14 @@ impl Raw {
         generation.claims = generation.claims.saturating_sub(1);
     }
 }
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "dropped and not released")]
+    fn a_claim_that_is_lost_is_noticed() {
+        drop(Claim { odd: true });
+    }
+}
