@@ -14,20 +14,21 @@ use mapping::lease::LeaseError;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
-use crate::allocations;
-use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
-use crate::config::{IoPath, Swap};
-use crate::disk_path::{DiskPath, Obstacle};
+use crate::block_io::{BlockIo, Shared, Sums, Tally};
+use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
-use crate::guard::Guard;
-use crate::hardening;
-use crate::image_lock;
-use crate::pin::Pinner;
-use crate::sys::{self, DirectAlign};
+use crate::host::allocations;
+use crate::host::hardening;
+use crate::host::sys::{self, DirectAlign};
+use crate::options::config::{IoPath, Swap};
+use crate::path::guard::Guard;
+use crate::path::raw::Raw;
+use crate::path::{DiskPath, Obstacle};
 
 mod description;
 mod error;
 mod image_file;
+mod image_lock;
 mod resize;
 
 pub use self::description::DiskDescription;

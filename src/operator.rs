@@ -1,18 +1,23 @@
 //! What the control socket reaches: carries out what an operator asks of a
 //! disk.
 
+pub mod advice;
+pub mod control;
+pub mod image_map;
+pub mod metrics;
+pub mod metrics_listener;
+pub mod statistics;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use vhost_backend::{Device, Handle};
 
-use crate::advice::{self, Advice};
-use crate::byte_range::ByteRange;
-use crate::config::{Config, IoPath};
-use crate::control::{Answer, Controlled, Request};
+use self::advice::Advice;
+use self::control::{Answer, Controlled, Request};
 use crate::disk::Disk;
-use crate::image_map;
-use crate::statistics;
+use crate::options::byte_range::ByteRange;
+use crate::options::config::{Config, IoPath};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.

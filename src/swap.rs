@@ -1,6 +1,9 @@
 //! Swap-grade mode: what is done for it at the start, and whether each of its
 //! properties holds, as the kernel tells.
 
+pub mod prepare;
+pub mod progress;
+
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
@@ -13,15 +16,15 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use vhost_backend::Device;
 
-use crate::allocations::{self, Counts};
-use crate::config::{Config, Swap};
+use self::prepare::PrepareError;
+use self::progress::{Display, percent};
 use crate::disk::Disk;
-use crate::disk_path::Agreement;
-use crate::hardening::{self, Shortfall};
-use crate::prepare::{self, PrepareError};
-use crate::progress::{Display, percent};
-use crate::size;
-use crate::survey::Survey;
+use crate::host::allocations::{self, Counts};
+use crate::host::hardening::{self, Shortfall};
+use crate::options::config::{Config, Swap};
+use crate::options::size;
+use crate::path::Agreement;
+use crate::path::survey::Survey;
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);

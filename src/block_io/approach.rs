@@ -12,10 +12,10 @@ use std::ops::Range;
 
 use vhost_backend::Op;
 
-use super::raw::{Claim, Raw, Secured};
 use super::shared::Shared;
 use super::task::{Task, Way};
-use crate::planner::Plan;
+use crate::path::planner::Plan;
+use crate::path::raw::{Claim, Raw, Secured};
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]

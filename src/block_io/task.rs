@@ -5,12 +5,12 @@
 use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
-use super::raw::Claim;
 use super::shared::Shared;
-use crate::bounce::Buffer;
+use crate::engine::bounce::Buffer;
 use crate::engine::limits::Limits;
 use crate::engine::{Target, Vector};
-use crate::planner::Plan;
+use crate::path::planner::Plan;
+use crate::path::raw::Claim;
 
 /// Most entries of one vector (`UIO_MAXIOV`).
 const VECTOR_ENTRIES: usize = 1024;

@@ -7,10 +7,10 @@ use vhost_backend::device::SECTOR;
 
 use super::Disk;
 use crate::block_io::Sums;
-use crate::disk_path::{GuardState, Situation};
 use crate::engine::Features;
 use crate::engine::manner::Manner;
-use crate::pin::PinState;
+use crate::engine::pin::PinState;
+use crate::path::{GuardState, Situation};
 
 /// What `extentctl info` shows of the disk.
 #[derive(Debug, Clone, Serialize)]
@@ -119,7 +119,7 @@ impl Disk {
             (Some(pinner), _) => match pinner.state() {
                 PinState::Pinned(bytes) => format!(
                     "{} (incompatible with ballooning, free page reporting and virtio-mem)",
-                    crate::size::display(bytes)
+                    crate::options::size::display(bytes)
                 ),
                 PinState::Working => "under way".to_owned(),
                 PinState::Refused(reason) => format!("no: {reason}"),

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
-use crate::disk_path::Obstacle;
-use crate::sys::{self, DirectAlign};
+use crate::host::sys::{self, DirectAlign};
+use crate::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
@@ -85,7 +85,7 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
 /// Finds the smallest alignment that direct reads take, where the kernel does
 /// not tell.
 pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
+    let mut pool = crate::engine::bounce::Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use vhost_backend::device::SECTOR;
 
 use super::{Disk, DiskError};
-use crate::sys;
+use crate::host::sys;
 
 /// How often, and how much later, an image is looked at that was cut.
 const LATE_WRITES: usize = 10;

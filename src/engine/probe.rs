@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use crate::bounce::Pool;
+use crate::engine::bounce::Pool;
 
 /// Whether direct reads of an open device can be submitted without waiting
 /// (`RWF_NOWAIT`): `None` if so, else the median time of a read of `block`

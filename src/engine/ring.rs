@@ -143,7 +143,7 @@ pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) 
         // ever end, so the front-end is better served by a new process.
         Err(errno) => {
             log::error!("io_uring_enter failed: errno {errno:?}");
-            crate::logging::finish();
+            crate::host::logging::finish();
             std::process::abort();
         }
     }

@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::{Engine, Files, Slot, WITHDRAWN, Work};
-use crate::sys;
+use crate::host::sys;
 
 /// Operations wait in order and are done one after the other.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
 use super::{Engine, Files, Slot, WITHDRAWN, Work, sync};
-use crate::hardening;
+use crate::host::hardening;
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.

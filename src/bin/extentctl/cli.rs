@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use extentd::advice::Advice;
-use extentd::args::IoPathArg;
-use extentd::byte_range::{self, ByteRange};
-use extentd::prepare_command::PrepareCommand;
-use extentd::size;
+use extentd::operator::advice::Advice;
+use extentd::options::args::IoPathArg;
+use extentd::options::byte_range::{self, ByteRange};
+use extentd::options::size;
+use extentd::process::prepare_command::PrepareCommand;
 
 const EXAMPLES: &str = "\
 Examples:
