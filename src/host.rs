@@ -2,8 +2,8 @@
 //! pressure, logs, sockets.
 
 pub mod allocations;
-pub mod hardening;
-pub mod log_queue;
+pub(crate) mod hardening;
+pub(crate) mod log_queue;
 pub mod logging;
-pub mod socket;
-pub mod sys;
+pub(crate) mod socket;
+pub(crate) mod sys;

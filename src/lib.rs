@@ -2,9 +2,9 @@
 //! [`vhost_backend`], and is looked after by signals and a control socket.
 //! The library exists for its two programs, `extentd` and `extentctl`.
 
-pub mod block_io;
+mod block_io;
 pub mod disk;
-pub mod engine;
+mod engine;
 pub mod host;
 pub mod operator;
 pub mod options;

@@ -5,7 +5,7 @@ pub mod advice;
 pub mod control;
 pub mod image_map;
 pub mod metrics;
-pub mod metrics_listener;
+pub(crate) mod metrics_listener;
 pub mod statistics;
 
 use std::sync::{Arc, Mutex, PoisonError};

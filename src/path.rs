@@ -3,7 +3,7 @@
 //!
 //! The path is *live* while file writes hold their ranges of the map, and *in
 //! use* while the map is enabled, which it is only under the lease. A thread
-//! of its own, the [guard](crate::path::guard), moves it between these states;
+//! of its own, the [guard], moves it between these states;
 //! workers only look extents up.
 
 use std::fs::File;
@@ -27,13 +27,13 @@ use crate::host::sys;
 use crate::options::config::Swap;
 
 mod agreement;
-pub mod close_watch;
+pub(crate) mod close_watch;
 mod entry;
-pub mod guard;
+pub(crate) mod guard;
 mod length;
-pub mod lookout;
-pub mod planner;
-pub mod raw;
+pub(crate) mod lookout;
+pub(crate) mod planner;
+pub(crate) mod raw;
 pub mod survey;
 
 pub use self::agreement::Agreement;

@@ -2,7 +2,7 @@
 //! properties holds, as the kernel tells.
 
 pub mod prepare;
-pub mod progress;
+pub(crate) mod progress;
 
 use std::fs;
 use std::io;

@@ -2,19 +2,26 @@
 //!
 //! The kernel calls writing to the blocks of a mounted file system's file undefined, so every condition
 //! known to matter is checked here ([`admit`]), the result is proved on real blocks
-//! ([`BackingDevice::prove`]), and the caller holds a [lease](crate::lease) for as long as it goes on.
+//! ([`BackingDevice::prove`]), and the caller holds a [lease](crate::device::lease) for as long as it goes on.
+
+mod admission;
+pub mod flush;
+pub mod lease;
+mod proof;
+pub(crate) mod refusal;
+pub mod sharing;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::admission::admit_file;
-use crate::refusal::failed;
+use self::admission::admit_file;
+use self::refusal::failed;
 use crate::sys::{self, major, minor};
 
-pub use crate::admission::admit;
-pub use crate::proof::Proof;
-pub use crate::refusal::Refusal;
+pub use self::admission::admit;
+pub use self::proof::Proof;
+pub use self::refusal::Refusal;
 
 /// The block device that holds a file's blocks, open for direct I/O in the mode the file is open in.
 #[derive(Debug)]
@@ -30,7 +37,7 @@ impl BackingDevice {
     /// Finds the file's block device and opens it, for writing only if `file` is. What the file is and its
     /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image that is a block device itself is its own backing device.
     ///
-    /// The device must not be used without a [lease](crate::lease) on the file, nor longer than `file` is
+    /// The device must not be used without a [lease](crate::device::lease) on the file, nor longer than `file` is
     /// open: an open file keeps the file system mounted.
     ///
     /// # Errors

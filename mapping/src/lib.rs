@@ -12,49 +12,30 @@
 //!
 //! All offsets and sizes are bytes.
 
-mod admission;
-mod advise;
-mod config;
 pub mod device;
 mod error;
-mod extent;
-mod fiemap;
 mod filler;
-pub mod flush;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hold;
-pub mod lease;
-mod load;
 mod map;
-mod proof;
-mod quiesce;
-mod reader;
-mod refusal;
-mod residency;
-mod shared;
-pub mod sharing;
-mod slab;
 mod source;
-mod stream;
 mod sync;
 mod sys;
-mod table;
-mod wish;
 
-pub use advise::Progress;
-pub use config::Config;
+pub use device::{flush, lease, sharing};
 pub use error::Error;
-pub use extent::{Extent, Kind, Reason};
-pub use fiemap::{Fiemap, SyncPolicy};
 pub use filler::Filler;
-pub use hold::Hold;
+pub use filler::advise::Progress;
+pub use filler::stream::Access;
+pub use map::config::Config;
+pub use map::hold::Hold;
+pub use map::quiesce::{Fence, MAX_READERS};
+pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
-pub use quiesce::{Fence, MAX_READERS};
-pub use reader::{Lookup, Mark, Reader};
+pub use source::extent::{Extent, Kind, Reason};
+pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};
-pub use stream::Access;
 
 /// The example of the README compiles and runs.
 #[cfg(doctest)]

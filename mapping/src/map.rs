@@ -1,17 +1,28 @@
 //! The map: its counters and whole-map operations.
 
+pub(crate) mod config;
+pub(crate) mod hold;
+pub(crate) mod load;
+pub(crate) mod quiesce;
+pub(crate) mod reader;
+pub(crate) mod residency;
+pub(crate) mod shared;
+pub(crate) mod slab;
+pub(crate) mod table;
+pub(crate) mod wish;
+
 use std::ops::Range;
 
-use crate::config::Config;
+use self::config::Config;
+use self::hold::Hold;
+use self::load::Style;
+use self::quiesce::{Fence, Slot};
+use self::reader::Reader;
+use self::shared::Shared;
 use crate::error::Error;
-use crate::extent::Kind;
-use crate::hold::Hold;
-use crate::load::Style;
-use crate::quiesce::Fence;
-use crate::reader::Reader;
-use crate::shared::Shared;
 use crate::source::ExtentSource;
-use crate::sync::{Arc, Ordering};
+use crate::source::extent::{DISK_LIMIT, Kind};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// A lazily built map from the offsets of a file to offsets of its disk.
 ///
@@ -87,7 +98,7 @@ impl Map {
                 "the grain must be a power of two and no larger than a window",
             ));
         }
-        if size >= crate::extent::DISK_LIMIT {
+        if size >= DISK_LIMIT {
             return Err(Error::Config(
                 "the file is larger than a map can cover (64 PiB)",
             ));
@@ -179,7 +190,7 @@ impl Map {
     /// # Errors
     /// [`Error::Config`] if the size is larger than a map can cover.
     pub fn resize(&self, size: u64) -> Result<Fence, Error> {
-        if size >= crate::extent::DISK_LIMIT {
+        if size >= DISK_LIMIT {
             return Err(Error::Config(
                 "the file is larger than a map can cover (64 PiB)",
             ));
@@ -214,7 +225,7 @@ impl Map {
         self.shared.reclaim(&mut writer);
         let table = self.shared.table(&writer);
         let slots = self.shared.quiesce.used_slots();
-        let sum = |f: fn(&crate::quiesce::Slot) -> &crate::sync::AtomicU64| {
+        let sum = |f: fn(&Slot) -> &AtomicU64| {
             slots
                 .iter()
                 .map(|slot| f(slot).load(Ordering::Relaxed))

@@ -258,6 +258,14 @@ pub(crate) fn extended_flags(file: &File) -> io::Result<u32> {
     Ok(attributes[0])
 }
 
+/// `FS_XFLAG_REALTIME`
+pub(crate) const XFLAG_REALTIME: u32 = 0x1;
+
+/// The file's data are, or will be, on another device than its file system's.
+pub(crate) fn is_realtime(file: &File) -> io::Result<bool> {
+    Ok(extended_flags(file)? & XFLAG_REALTIME != 0)
+}
+
 /// `FALLOC_FL_UNSHARE_RANGE`.
 pub(crate) fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
     let start = i64::try_from(range.start).map_err(io::Error::other)?;

@@ -8,11 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use vhost_backend::Op;
 
 use crate::host::sys::DirectAlign;
+use crate::options::config::MAX_QUEUES;
 
 /// Aligned buffers of a worker.
 pub(super) const BUFFERS: usize = 8;
 /// Ranges that can be claimed at a time: each takes a buffer of a worker.
-const MOST_CLAIMS: usize = BUFFERS * crate::options::config::MAX_QUEUES as usize;
+const MOST_CLAIMS: usize = BUFFERS * MAX_QUEUES as usize;
 
 /// One per disk.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use crate::block_io::Sums;
 use crate::engine::Features;
 use crate::engine::manner::Manner;
 use crate::engine::pin::PinState;
+use crate::options::size;
 use crate::path::{GuardState, Situation};
 
 /// What `extentctl info` shows of the disk.
@@ -119,7 +120,7 @@ impl Disk {
             (Some(pinner), _) => match pinner.state() {
                 PinState::Pinned(bytes) => format!(
                     "{} (incompatible with ballooning, free page reporting and virtio-mem)",
-                    crate::options::size::display(bytes)
+                    size::display(bytes)
                 ),
                 PinState::Working => "under way".to_owned(),
                 PinState::Refused(reason) => format!("no: {reason}"),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
+use crate::engine::bounce::Pool;
 use crate::host::sys::{self, DirectAlign};
 use crate::path::Obstacle;
 
@@ -85,7 +86,7 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
 /// Finds the smallest alignment that direct reads take, where the kernel does
 /// not tell.
 pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::engine::bounce::Pool::new(1, 4096)?;
+    let mut pool = Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };

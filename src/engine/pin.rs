@@ -18,6 +18,7 @@ use vhost_backend::HostRegion;
 
 use crate::engine::{Engine, Slot};
 use crate::host::sys;
+use crate::options::size;
 
 /// Longest buffer that can be registered.
 const LONGEST: usize = 1 << 30;
@@ -199,10 +200,7 @@ impl Pinner {
         match result {
             Ok(()) => {
                 let bytes: u64 = slots.iter().map(|slot| slot.len() as u64).sum();
-                log::info!(
-                    "{} of guest memory are pinned",
-                    crate::options::size::display(bytes)
-                );
+                log::info!("{} of guest memory are pinned", size::display(bytes));
                 holder.slots = slots;
             }
             // It has gone meanwhile, and something else is wanted.

@@ -10,6 +10,7 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use serde::Serialize;
 
 use super::Files;
+use crate::host::logging;
 
 /// Threads that the kernel may use for what would wait.
 const IO_THREADS: u32 = 64;
@@ -143,7 +144,7 @@ pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) 
         // ever end, so the front-end is better served by a new process.
         Err(errno) => {
             log::error!("io_uring_enter failed: errno {errno:?}");
-            crate::host::logging::finish();
+            logging::finish();
             std::process::abort();
         }
     }

@@ -20,6 +20,7 @@ use mapping::{Config, ExtentSource, Fiemap, Kind};
 
 use crate::disk;
 use crate::host::sys;
+use crate::options::size;
 use crate::path::survey::{self, PIECE, Survey, each_extent, pieces};
 
 mod error;
@@ -71,7 +72,7 @@ impl Prepared {
             warnings.push(format!(
                 "the image is fragmented: {} extents, {} each on average: larger requests take as many operations, one after the other; prepare a new image on a file system with more free space",
                 self.extents,
-                crate::options::size::display(average)
+                size::display(average)
             ));
         }
         if self.block < BLOCK {
