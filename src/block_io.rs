@@ -26,9 +26,9 @@ use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
 
 use self::approach::{Choice, choose};
 use self::shared::BUFFERS;
-pub use self::shared::Shared;
+pub(crate) use self::shared::Shared;
 use self::stats::Counts;
-pub use self::stats::{Sums, Tally};
+pub(crate) use self::stats::{Sums, Tally};
 use self::task::{Step, Task, Way};
 use crate::engine::bounce::Pool;
 use crate::engine::limits::Limits;

@@ -7,23 +7,23 @@
 
 #![allow(unsafe_code)]
 
-pub mod bounce;
+pub(crate) mod bounce;
 mod entries;
-pub mod limits;
-pub mod manner;
-pub mod pin;
+pub(crate) mod limits;
+pub(crate) mod manner;
+pub(crate) mod pin;
 mod polled;
 mod probe;
 mod ring;
-pub mod sync;
-pub mod uring;
+pub(crate) mod sync;
+pub(crate) mod uring;
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use self::manner::Manner;
-pub use self::ring::Features;
+pub(crate) use self::ring::Features;
 
 /// What an operation is done to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Files {
 
 /// The result of an operation on the device that was not given to the kernel,
 /// because that was not allowed any more.
-pub const WITHDRAWN: i32 = -libc::ESTALE;
+pub(crate) const WITHDRAWN: i32 = -libc::ESTALE;
 
 impl Files {
     fn descriptor(&self, target: Target) -> RawFd {

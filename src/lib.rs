@@ -1,6 +1,7 @@
 //! The process `extentd`: it opens an image, offers it through
 //! [`vhost_backend`], and is looked after by signals and a control socket.
 //! The library exists for its two programs, `extentd` and `extentctl`.
+#![warn(unreachable_pub)]
 
 mod block_io;
 pub mod disk;

@@ -11,6 +11,7 @@
 //!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks that were shared.
 //!
 //! All offsets and sizes are bytes.
+#![warn(unreachable_pub)]
 
 pub mod device;
 mod error;

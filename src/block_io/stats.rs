@@ -62,7 +62,7 @@ impl Tally {
 
 /// The worker's own side: plain numbers, published once per turn.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     pub(super) disk: u64,
     pub(super) file: u64,
     pub(super) zeros: u64,

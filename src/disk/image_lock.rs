@@ -37,7 +37,7 @@ fn bytes(read_only: bool) -> (&'static [i64], &'static [i64]) {
 /// # Errors
 /// `WouldBlock` if another process uses the image in a way that excludes
 /// ours; nothing is locked then. File systems without locks give their own.
-pub fn take(image: &File, read_only: bool) -> io::Result<()> {
+pub(super) fn take(image: &File, read_only: bool) -> io::Result<()> {
     let (own, foreign) = bytes(read_only);
     let taken = own
         .iter()
@@ -57,7 +57,7 @@ pub fn take(image: &File, read_only: bool) -> io::Result<()> {
 }
 
 /// Lets others have the image.
-pub fn give_back(image: &File, read_only: bool) {
+pub(super) fn give_back(image: &File, read_only: bool) {
     for &byte in bytes(read_only).0 {
         if let Err(error) = sys::ofd_lock(image, byte, LockKind::None) {
             log::warn!("cannot unlock the image: {error}");

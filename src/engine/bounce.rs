@@ -10,12 +10,12 @@ use crate::host::sys;
 
 /// A buffer taken from a [`Pool`]; to be given back to the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Buffer(usize);
+pub(crate) struct Buffer(usize);
 
 /// A fixed number of equal buffers of one thread, aligned to pages. They are
 /// zeros at first, and take no memory before they are used.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     memory: NonNull<u8>,
     bytes: usize,
     size: usize,
@@ -30,7 +30,7 @@ impl Pool {
     ///
     /// # Errors
     /// There is not that much memory.
-    pub fn new(count: usize, size: usize) -> io::Result<Self> {
+    pub(crate) fn new(count: usize, size: usize) -> io::Result<Self> {
         let size = size.max(4096).next_multiple_of(4096);
         let bytes = count.max(1) * size;
         Ok(Self {
@@ -42,22 +42,22 @@ impl Pool {
     }
 
     /// Bytes of each buffer.
-    pub fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.size
     }
 
     /// A buffer, unless all are in use.
-    pub fn take(&mut self) -> Option<Buffer> {
+    pub(crate) fn take(&mut self) -> Option<Buffer> {
         self.free.pop().map(Buffer)
     }
 
     /// Makes a buffer free again.
-    pub fn give_back(&mut self, buffer: Buffer) {
+    pub(crate) fn give_back(&mut self, buffer: Buffer) {
         self.free.push(buffer.0);
     }
 
     /// The whole buffer as an entry for the kernel.
-    pub fn entry(&self, buffer: Buffer) -> libc::iovec {
+    pub(crate) fn entry(&self, buffer: Buffer) -> libc::iovec {
         // SAFETY: a `Buffer` is below the count, so it lies in the memory.
         let base = unsafe { self.memory.as_ptr().add(buffer.0 * self.size) };
         libc::iovec {
@@ -67,7 +67,7 @@ impl Pool {
     }
 
     /// The first buffer, for a pool whose buffers are only read.
-    pub fn first(&self) -> libc::iovec {
+    pub(crate) fn first(&self) -> libc::iovec {
         self.entry(Buffer(0))
     }
 
@@ -75,7 +75,12 @@ impl Pool {
     ///
     /// # Errors
     /// What preadv(2) says.
-    pub fn read_at(&mut self, fd: RawFd, entry: libc::iovec, offset: i64) -> io::Result<i32> {
+    pub(crate) fn read_at(
+        &mut self,
+        fd: RawFd,
+        entry: libc::iovec,
+        offset: i64,
+    ) -> io::Result<i32> {
         // SAFETY: the entry is one of ours, and we are borrowed mutably.
         unsafe { sys::preadv(fd, &raw const entry, 1, offset) }
     }
@@ -86,7 +91,7 @@ impl Pool {
     /// # Safety
     /// The pieces are mapped. (The guest may change them meanwhile: that only
     /// changes which bytes of its own it stores.)
-    pub unsafe fn gather(
+    pub(crate) unsafe fn gather(
         &mut self,
         buffer: Buffer,
         at: usize,
@@ -117,7 +122,7 @@ impl Pool {
     ///
     /// # Safety
     /// The pieces are mapped and writable.
-    pub unsafe fn scatter(
+    pub(crate) unsafe fn scatter(
         &self,
         buffer: Buffer,
         at: usize,
@@ -142,7 +147,7 @@ impl Pool {
     }
 
     /// Writes zeros to `len` bytes of the buffer from its byte `at` on.
-    pub fn zero(&mut self, buffer: Buffer, at: usize, len: usize) {
+    pub(crate) fn zero(&mut self, buffer: Buffer, at: usize, len: usize) {
         let whole = self.entry(buffer);
         assert!(at + len <= whole.iov_len, "zeros stay in the buffer");
         // SAFETY: inside the buffer, checked above, and it is our own.

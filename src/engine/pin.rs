@@ -49,7 +49,7 @@ struct Holder {
 
 /// How far pinning has come, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PinState {
+pub(crate) enum PinState {
     /// This many bytes are pinned.
     Pinned(u64),
     /// It is under way.
@@ -59,7 +59,7 @@ pub enum PinState {
 }
 
 /// Registers the guest's memory for all workers.
-pub struct Pinner {
+pub(crate) struct Pinner {
     wanted: Mutex<Wanted>,
     changed: Condvar,
     holder: Mutex<Holder>,
@@ -76,7 +76,7 @@ impl Pinner {
     ///
     /// # Errors
     /// The kernel has no io_uring, or no thread.
-    pub fn spawn() -> io::Result<Arc<Pinner>> {
+    pub(crate) fn spawn() -> io::Result<Arc<Pinner>> {
         let holder = Holder {
             ring: IoUring::new(1)?,
             generation: 0,
@@ -96,13 +96,13 @@ impl Pinner {
     }
 
     /// Ends the thread.
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         lock(&self.wanted).stop = true;
         self.changed.notify_all();
     }
 
     /// How far it has come.
-    pub fn state(&self) -> PinState {
+    pub(crate) fn state(&self) -> PinState {
         let wanted = lock(&self.wanted).generation;
         let holder = match self.holder.try_lock() {
             Ok(holder) => holder,
@@ -123,7 +123,7 @@ impl Pinner {
     ///
     /// # Errors
     /// No descriptor.
-    pub fn worker(self: &Arc<Self>) -> io::Result<Pins> {
+    pub(crate) fn worker(self: &Arc<Self>) -> io::Result<Pins> {
         let event = Arc::new(sys::event()?);
         lock(&self.wanted).events.push(Arc::clone(&event));
         Ok(Pins {

@@ -32,7 +32,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 /// For tests that show what a measure is good for: `EXTENTD_TEST_WITHOUT`
 /// names those that are left out, in builds with debug assertions only.
 #[cfg(debug_assertions)]
-pub fn left_out(measure: &str) -> bool {
+pub(crate) fn left_out(measure: &str) -> bool {
     std::env::var("EXTENTD_TEST_WITHOUT").is_ok_and(|all| all.split(',').any(|one| one == measure))
 }
 
@@ -45,7 +45,7 @@ pub fn left_out(_measure: &str) -> bool {
 /// For tests that break the lease all the time: `EXTENTD_TEST_LEASE_DELAY`
 /// says after how many milliseconds it is asked for again.
 #[cfg(debug_assertions)]
-pub fn lease_delay() -> Option<std::time::Duration> {
+pub(crate) fn lease_delay() -> Option<std::time::Duration> {
     let text = std::env::var("EXTENTD_TEST_LEASE_DELAY").ok()?;
     text.parse().ok().map(std::time::Duration::from_millis)
 }
@@ -58,7 +58,7 @@ pub fn lease_delay() -> Option<std::time::Duration> {
 
 /// For tests of what workers do by themselves: with the fault "deaf" the
 /// calling thread never goes on.
-pub fn go_deaf() {
+pub(crate) fn go_deaf() {
     while left_out("deaf") {
         std::thread::park();
     }
@@ -68,7 +68,7 @@ pub fn go_deaf() {
 /// of the process, counted from 1. To be called for each.
 #[cfg(debug_assertions)]
 #[allow(clippy::panic)]
-pub fn count_request() {
+pub(crate) fn count_request() {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -88,11 +88,11 @@ pub fn count_request() {
 pub fn count_request() {}
 
 /// Bytes of the stacks of threads that do little: all of a stack is locked.
-pub const SMALL_STACK: usize = 256 << 10;
+pub(crate) const SMALL_STACK: usize = 256 << 10;
 
 /// Takes the measures that every thread inherits, so before there is a second
 /// one; all that could not be taken, or that [`lock_memory`] would not get.
-pub fn protect() -> Vec<Shortfall> {
+pub(crate) fn protect() -> Vec<Shortfall> {
     let mut shortfalls = Vec::new();
     let mut take = |measure, what, remedy, action: &dyn Fn() -> io::Result<()>| {
         if left_out(measure) {
@@ -150,7 +150,7 @@ fn protect_from_oom() -> io::Result<()> {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn oom_score_adj() -> io::Result<i32> {
+pub(crate) fn oom_score_adj() -> io::Result<i32> {
     let text = std::fs::read_to_string("/proc/self/oom_score_adj")?;
     text.trim()
         .parse()
@@ -185,7 +185,7 @@ fn may_lock() -> io::Result<()> {
 ///
 /// # Errors
 /// The host does not allow it.
-pub fn lock_memory() -> Result<(), Shortfall> {
+pub(crate) fn lock_memory() -> Result<(), Shortfall> {
     if left_out("lock") {
         return Ok(());
     }
@@ -205,7 +205,7 @@ pub fn lock_memory() -> Result<(), Shortfall> {
 }
 
 /// Frees memory that is not used, so that none of it is locked.
-pub fn trim() {
+pub(crate) fn trim() {
     // SAFETY: malloc_trim only gives free memory back.
     unsafe { libc::malloc_trim(0) };
 }

@@ -59,7 +59,7 @@ struct State {
 }
 
 /// The queue.
-pub struct Queue {
+pub(crate) struct Queue {
     state: Mutex<State>,
     /// Lines that nobody has been told of.
     dropped: AtomicU64,
@@ -101,12 +101,12 @@ impl Queue {
 
     /// Puts a line in the queue, or drops it. Never waits. What is longer than
     /// [`LINE`] bytes is cut.
-    pub fn put(&self, line: fmt::Arguments<'_>) {
+    pub(crate) fn put(&self, line: fmt::Arguments<'_>) {
         self.put_piece(line, true);
     }
 
     /// Puts a line of any length in the queue, or drops some of it.
-    pub fn put_whole(&self, line: &str) {
+    pub(crate) fn put_whole(&self, line: &str) {
         let mut rest = line;
         loop {
             let most = (0..=LINE.min(rest.len())).rev();
@@ -139,7 +139,7 @@ impl Queue {
 
     /// Writes one line after the other, for ever. What cannot be written
     /// counts as dropped, and is told as soon as something can.
-    pub fn write_all(&self, mut to: impl Write) -> ! {
+    pub(crate) fn write_all(&self, mut to: impl Write) -> ! {
         let mut line = Line::EMPTY;
         let mut state = self.lock();
         loop {
@@ -181,7 +181,7 @@ impl Queue {
     }
 
     /// Waits until all lines are written, but no longer than `limit`.
-    pub fn drain(&self, limit: Duration) {
+    pub(crate) fn drain(&self, limit: Duration) {
         let until = Instant::now() + limit;
         // A thread that panics while it logs has the queue.
         let Some(mut state) = self.lock_soon() else {

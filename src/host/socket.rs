@@ -81,7 +81,7 @@ impl Drop for SocketFile {
 
 /// Who may connect to a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// As the umask says.
     Umask,
     /// Only the user that runs this process (mode 0600).
@@ -93,7 +93,7 @@ pub enum Access {
 ///
 /// # Errors
 /// The path is in use, or the host refuses.
-pub fn bind(
+pub(crate) fn bind(
     path: &Path,
     access: Access,
     option: &'static str,
@@ -150,7 +150,7 @@ pub fn bind(
 }
 
 /// Whether the open descriptor `fd` is a socket that listens at `path`.
-pub fn listens_at(fd: RawFd, path: &Path) -> bool {
+pub(crate) fn listens_at(fd: RawFd, path: &Path) -> bool {
     sys::is_listening(fd).is_ok_and(|listening| listening)
         && sys::bound_path(fd).is_some_and(|bound| bound == path)
 }
@@ -160,7 +160,10 @@ pub fn listens_at(fd: RawFd, path: &Path) -> bool {
 ///
 /// # Errors
 /// As [`inherit`].
-pub fn adopt(fd: RawFd, path: &Path) -> Result<(UnixListener, Option<SocketFile>), SocketError> {
+pub(crate) fn adopt(
+    fd: RawFd,
+    path: &Path,
+) -> Result<(UnixListener, Option<SocketFile>), SocketError> {
     let failed = |source| SocketError::Inherited {
         option: "LISTEN_FDS",
         fd,
@@ -221,7 +224,7 @@ fn is_bound(path: &Path) -> io::Result<bool> {
 
 /// An inherited socket, by what it can do.
 #[derive(Debug)]
-pub enum Inherited {
+pub(crate) enum Inherited {
     /// It accepts connections.
     Listening(UnixListener),
     /// It is a connection.
@@ -233,7 +236,7 @@ pub enum Inherited {
 ///
 /// # Errors
 /// It is not open, or no UNIX socket that listens or is connected.
-pub fn inherit(fd: RawFd, option: &'static str) -> Result<Inherited, SocketError> {
+pub(crate) fn inherit(fd: RawFd, option: &'static str) -> Result<Inherited, SocketError> {
     let failed = |source| SocketError::Inherited { option, fd, source };
     let socket = sys::inherited(fd).map_err(failed)?;
     by_state(socket).map_err(failed)

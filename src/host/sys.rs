@@ -30,7 +30,7 @@ impl DirectAlign {
 
 /// What a byte range is locked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LockKind {
+pub(crate) enum LockKind {
     /// Several may hold it.
     Shared,
     /// Nobody holds it.
@@ -51,7 +51,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 /// Asks the kernel what direct I/O on `file` needs (`STATX_DIOALIGN`, since
 /// 6.1); `None` where it does not say.
-pub fn direct_align(file: &File) -> Option<DirectAlign> {
+pub(crate) fn direct_align(file: &File) -> Option<DirectAlign> {
     let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the descriptor is open, the path is an empty C string that
     // AT_EMPTY_PATH asks for, and `stat` has the size the kernel fills.
@@ -86,7 +86,7 @@ pub fn direct_align(file: &File) -> Option<DirectAlign> {
 ///
 /// # Errors
 /// What the ioctl says.
-pub fn device_size(file: &File) -> io::Result<u64> {
+pub(crate) fn device_size(file: &File) -> io::Result<u64> {
     let mut bytes = 0u64;
     // SAFETY: BLKGETSIZE64 writes one u64 to the address given.
     check(unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) })?;
@@ -97,7 +97,7 @@ pub fn device_size(file: &File) -> io::Result<u64> {
 ///
 /// # Errors
 /// What the ioctls say.
-pub fn device_blocks(file: &File) -> io::Result<(u32, u32)> {
+pub(crate) fn device_blocks(file: &File) -> io::Result<(u32, u32)> {
     let mut logical: libc::c_int = 0;
     // SAFETY: BLKSSZGET writes one int to the address given.
     check(unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &raw mut logical) })?;
@@ -111,23 +111,15 @@ pub fn device_blocks(file: &File) -> io::Result<(u32, u32)> {
 ///
 /// # Errors
 /// What fstatfs(2) says.
-pub fn filesystem_block(file: &File) -> io::Result<u32> {
+pub(crate) fn filesystem_block(file: &File) -> io::Result<u32> {
     Ok(u32::try_from(filesystem(file)?.f_bsize).unwrap_or(4096))
-}
-
-/// The magic number of the file system that `file` lies on.
-///
-/// # Errors
-/// What fstatfs(2) says.
-pub fn filesystem_type(file: &File) -> io::Result<i64> {
-    Ok(filesystem(file)?.f_type)
 }
 
 /// Bytes that are free for everybody on the file system that `file` lies on.
 ///
 /// # Errors
 /// What fstatfs(2) says.
-pub fn filesystem_free(file: &File) -> io::Result<u64> {
+pub(crate) fn filesystem_free(file: &File) -> io::Result<u64> {
     let stat = filesystem(file)?;
     let block = u64::try_from(stat.f_bsize).unwrap_or(4096);
     Ok(stat.f_bavail.saturating_mul(block))
@@ -138,7 +130,7 @@ pub fn filesystem_free(file: &File) -> io::Result<u64> {
 ///
 /// # Errors
 /// /proc cannot be read.
-pub fn available_memory() -> io::Result<u64> {
+pub(crate) fn available_memory() -> io::Result<u64> {
     let table = std::fs::read_to_string("/proc/meminfo")?;
     let line = table
         .lines()
@@ -162,7 +154,7 @@ fn filesystem(file: &File) -> io::Result<libc::statfs> {
 ///
 /// # Errors
 /// Another open file description holds a lock that excludes it.
-pub fn ofd_lock(file: &File, byte: i64, kind: LockKind) -> io::Result<()> {
+pub(crate) fn ofd_lock(file: &File, byte: i64, kind: LockKind) -> io::Result<()> {
     let type_ = match kind {
         LockKind::Shared => libc::F_RDLCK,
         LockKind::None => libc::F_UNLCK,
@@ -177,7 +169,7 @@ pub fn ofd_lock(file: &File, byte: i64, kind: LockKind) -> io::Result<()> {
 ///
 /// # Errors
 /// What fcntl(2) says, as on file systems without locks.
-pub fn ofd_locked_by_others(file: &File, byte: i64) -> io::Result<bool> {
+pub(crate) fn ofd_locked_by_others(file: &File, byte: i64) -> io::Result<bool> {
     let mut lock = byte_lock(libc::F_WRLCK, byte);
     // SAFETY: fcntl reads and writes one flock struct, which outlives the call.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) })?;
@@ -198,7 +190,7 @@ fn byte_lock(type_: libc::c_int, byte: i64) -> libc::flock {
 ///
 /// # Errors
 /// What the file system says.
-pub fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Result<()> {
+pub(crate) fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Result<()> {
     // SAFETY: fallocate takes plain numbers.
     check(unsafe { libc::fallocate(fd, mode, offset, len) })?;
     Ok(())
@@ -208,7 +200,7 @@ pub fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Result<()> 
 ///
 /// # Errors
 /// What the disk says.
-pub fn fdatasync(fd: RawFd) -> io::Result<()> {
+pub(crate) fn fdatasync(fd: RawFd) -> io::Result<()> {
     // SAFETY: fdatasync takes a plain number.
     check(unsafe { libc::fdatasync(fd) })?;
     Ok(())
@@ -221,7 +213,7 @@ pub fn fdatasync(fd: RawFd) -> io::Result<()> {
 ///
 /// # Errors
 /// What the host says.
-pub unsafe fn preadv(
+pub(crate) unsafe fn preadv(
     fd: RawFd,
     iov: *const libc::iovec,
     count: i32,
@@ -239,7 +231,7 @@ pub unsafe fn preadv(
 ///
 /// # Errors
 /// What the host says.
-pub unsafe fn pwritev2(
+pub(crate) unsafe fn pwritev2(
     fd: RawFd,
     iov: *const libc::iovec,
     count: i32,
@@ -264,7 +256,7 @@ fn transferred(result: isize) -> io::Result<i32> {
 ///
 /// # Errors
 /// What poll(2) says, but an interruption counts as "not readable".
-pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
+pub(crate) fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
     let mut polls = [libc::pollfd {
         fd: -1,
         events: libc::POLLIN,
@@ -288,7 +280,7 @@ pub fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
 ///
 /// # Errors
 /// What poll(2) says, but for an interruption.
-pub fn poll_events(events: &[RawFd], timeout_ms: i32) -> io::Result<()> {
+pub(crate) fn poll_events(events: &[RawFd], timeout_ms: i32) -> io::Result<()> {
     let mut polls: Vec<libc::pollfd> = events
         .iter()
         .map(|fd| libc::pollfd {
@@ -326,7 +318,7 @@ fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
 ///
 /// # Errors
 /// One of them is no signal.
-pub fn block_signals(signals: &[libc::c_int]) -> io::Result<()> {
+pub(crate) fn block_signals(signals: &[libc::c_int]) -> io::Result<()> {
     let set = signal_set(signals)?;
     // SAFETY: the set is initialized; no old mask is asked for.
     check(unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
@@ -338,7 +330,7 @@ pub fn block_signals(signals: &[libc::c_int]) -> io::Result<()> {
 ///
 /// # Errors
 /// What signalfd(2) says.
-pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
+pub(crate) fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
     use std::os::fd::FromRawFd;
     block_signals(signals)?;
     let set = signal_set(signals)?;
@@ -352,7 +344,7 @@ pub fn signal_descriptor(signals: &[libc::c_int]) -> io::Result<File> {
 ///
 /// # Errors
 /// It is no socket.
-pub fn is_listening(fd: RawFd) -> io::Result<bool> {
+pub(crate) fn is_listening(fd: RawFd) -> io::Result<bool> {
     let mut value: libc::c_int = 0;
     let mut len: libc::socklen_t = 4;
     // SAFETY: getsockopt writes at most `len` bytes to `value`, and `len`.
@@ -369,7 +361,7 @@ pub fn is_listening(fd: RawFd) -> io::Result<bool> {
 }
 
 /// The path that the socket `fd` is bound to, as it was given to bind(2).
-pub fn bound_path(fd: RawFd) -> Option<std::path::PathBuf> {
+pub(crate) fn bound_path(fd: RawFd) -> Option<std::path::PathBuf> {
     use std::os::fd::FromRawFd;
     // SAFETY: fcntl takes plain numbers, and fails for what is not open.
     let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) }).ok()?;
@@ -383,7 +375,7 @@ pub fn bound_path(fd: RawFd) -> Option<std::path::PathBuf> {
 ///
 /// # Errors
 /// No such descriptor is open.
-pub fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+pub(crate) fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: fcntl takes plain numbers; F_SETFD fails for what is not open.
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
@@ -397,7 +389,7 @@ pub fn inherited(fd: RawFd) -> io::Result<std::os::fd::OwnedFd> {
 ///
 /// # Errors
 /// The number is out of range.
-pub fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
+pub(crate) fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
     let fd = file.as_raw_fd();
     if fd == number {
         // SAFETY: fcntl takes plain numbers.
@@ -415,7 +407,7 @@ pub fn bequeath(file: &impl AsRawFd, number: RawFd) -> io::Result<()> {
 ///
 /// # Errors
 /// There is none left.
-pub fn inheritable_copy(file: &File, least: RawFd) -> io::Result<std::os::fd::OwnedFd> {
+pub(crate) fn inheritable_copy(file: &File, least: RawFd) -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: fcntl takes plain numbers.
     let copy = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD, least) })?;
@@ -428,14 +420,14 @@ pub fn inheritable_copy(file: &File, least: RawFd) -> io::Result<std::os::fd::Ow
 ///
 /// # Errors
 /// `WouldBlock`, or what flock(2) says, as on file systems without locks.
-pub fn flock_exclusive(file: &File) -> io::Result<()> {
+pub(crate) fn flock_exclusive(file: &File) -> io::Result<()> {
     // SAFETY: flock takes plain numbers.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
     Ok(())
 }
 
 /// Sets the process' umask, and gives the one before.
-pub fn umask(mask: libc::mode_t) -> libc::mode_t {
+pub(crate) fn umask(mask: libc::mode_t) -> libc::mode_t {
     // SAFETY: umask takes a plain number and cannot fail.
     unsafe { libc::umask(mask) }
 }
@@ -444,7 +436,7 @@ pub fn umask(mask: libc::mode_t) -> libc::mode_t {
 ///
 /// # Errors
 /// What eventfd(2) says.
-pub fn event() -> io::Result<std::os::fd::OwnedFd> {
+pub(crate) fn event() -> io::Result<std::os::fd::OwnedFd> {
     use std::os::fd::FromRawFd;
     // SAFETY: eventfd takes plain numbers.
     let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
@@ -453,7 +445,7 @@ pub fn event() -> io::Result<std::os::fd::OwnedFd> {
 }
 
 /// Makes an event descriptor readable.
-pub fn event_set(event: &impl AsRawFd) {
+pub(crate) fn event_set(event: &impl AsRawFd) {
     let one = 1u64.to_ne_bytes();
     // SAFETY: eight bytes are readable. It fails only if the counter is full,
     // and then the event is readable already.
@@ -461,7 +453,7 @@ pub fn event_set(event: &impl AsRawFd) {
 }
 
 /// Makes an event descriptor silent; whether it was readable.
-pub fn event_take(event: &impl AsRawFd) -> bool {
+pub(crate) fn event_take(event: &impl AsRawFd) -> bool {
     let mut count = [0u8; 8];
     // SAFETY: eight bytes are writable.
     let read = unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
@@ -470,7 +462,7 @@ pub fn event_take(event: &impl AsRawFd) -> bool {
 
 /// Nanoseconds since the machine has started, those that it was suspended for
 /// included.
-pub fn boot_time_ns() -> u64 {
+pub(crate) fn boot_time_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -486,7 +478,7 @@ pub fn boot_time_ns() -> u64 {
 ///
 /// # Errors
 /// What fcntl(2) says.
-pub fn set_blocking(file: &File) -> io::Result<()> {
+pub(crate) fn set_blocking(file: &File) -> io::Result<()> {
     // SAFETY: F_GETFL takes no argument.
     let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
     // SAFETY: F_SETFL takes a plain number.

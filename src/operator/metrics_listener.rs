@@ -18,7 +18,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// # Errors
 /// It is something else.
-pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse() {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
@@ -32,7 +32,10 @@ pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn start(listener: TcpListener, text: impl Fn() -> String + Send + 'static) -> io::Result<()> {
+pub(crate) fn start(
+    listener: TcpListener,
+    text: impl Fn() -> String + Send + 'static,
+) -> io::Result<()> {
     thread::Builder::new()
         .name("metrics".to_owned())
         .spawn(move || {

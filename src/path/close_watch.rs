@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 /// Watches for one file being closed, when it is told to.
 #[derive(Debug)]
-pub struct CloseWatch {
+pub(crate) struct CloseWatch {
     inotify: OwnedFd,
     watch: Option<i32>,
 }
@@ -19,7 +19,7 @@ impl CloseWatch {
     ///
     /// # Errors
     /// No descriptor, or too many instances (`fs.inotify.max_user_instances`).
-    pub fn new() -> io::Result<CloseWatch> {
+    pub(crate) fn new() -> io::Result<CloseWatch> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(CloseWatch {
             inotify,
@@ -31,7 +31,7 @@ impl CloseWatch {
     ///
     /// # Errors
     /// Too many watches, or no /proc.
-    pub fn begin(&mut self, file: &File) -> io::Result<bool> {
+    pub(crate) fn begin(&mut self, file: &File) -> io::Result<bool> {
         if self.watch.is_some() {
             return Ok(false);
         }
@@ -43,7 +43,7 @@ impl CloseWatch {
     }
 
     /// Watches nothing any more, and forgets what it has seen.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         if let Some(watch) = self.watch.take() {
             // It has gone by itself if the file has.
             let _ = inotify::remove_watch(&self.inotify, watch);
@@ -52,12 +52,12 @@ impl CloseWatch {
     }
 
     /// Readable when somebody has closed the file.
-    pub fn event(&self) -> BorrowedFd<'_> {
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }
 
     /// Resets [`event`](Self::event); whether somebody has closed the file.
-    pub fn take(&self) -> bool {
+    pub(crate) fn take(&self) -> bool {
         let mut seen = false;
         // What is in the events does not matter: there is one file.
         let mut events = [0; 512];

@@ -24,7 +24,7 @@ const PERIOD: Timespec = Timespec {
 
 /// What was seen, for whoever acts on it.
 #[derive(Debug)]
-pub enum Seen {
+pub(crate) enum Seen {
     /// The path may not be used any more, for this reason.
     Obstacle(Obstacle),
     /// What kept the path away may have gone.
@@ -33,7 +33,7 @@ pub enum Seen {
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
-pub struct Lookout {
+pub(crate) struct Lookout {
     stop: Arc<AtomicBool>,
     event: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -44,7 +44,10 @@ impl Lookout {
     ///
     /// # Errors
     /// The host refuses a descriptor or a thread.
-    pub fn spawn(path: Arc<DiskPath>, tell: impl Fn(Seen) + Send + 'static) -> io::Result<Lookout> {
+    pub(crate) fn spawn(
+        path: Arc<DiskPath>,
+        tell: impl Fn(Seen) + Send + 'static,
+    ) -> io::Result<Lookout> {
         let stop = Arc::new(AtomicBool::new(false));
         let event = Arc::new(sys::event()?);
         let mounts = File::open("/proc/self/mountinfo")
@@ -70,7 +73,7 @@ impl Lookout {
     }
 
     /// To be signalled when the path is entered.
-    pub fn event(&self) -> Arc<OwnedFd> {
+    pub(crate) fn event(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.event)
     }
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use mapping::{Kind, Lookup};
 
 /// Most pieces of a plan.
-pub const MAX_PIECES: usize = 8;
+pub(crate) const MAX_PIECES: usize = 8;
 
 /// What becomes of a request over more extents than a plan has pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl Plan {
 }
 
 /// How to read the bytes `range` of the image.
-pub fn read(
+pub(crate) fn read(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
@@ -151,7 +151,7 @@ pub fn read(
 
 /// How to write the bytes `range` of the image straight to the device; `None`
 /// if they have to go by the file.
-pub fn write(
+pub(crate) fn write(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
@@ -167,7 +167,7 @@ pub fn write(
 /// How to make the bytes `range` of the image read as zeros and keep their
 /// blocks: pieces to be written as zeros, and others that need nothing;
 /// `None` if that is the file system's to do.
-pub fn zeroes(
+pub(crate) fn zeroes(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
@@ -186,7 +186,7 @@ fn all_but_file(plan: &Plan) -> bool {
 }
 
 /// Nothing in `range` has a place on the disk: there is nothing to free.
-pub fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) -> bool {
+pub(crate) fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) -> bool {
     let mut at = range.start;
     while at < range.end {
         match lookup(at) {

@@ -27,7 +27,7 @@ const IMAGE: &str = "EXTENTD_HANDOVER_IMAGE";
 /// Everything that is needed later, gathered at the start: by then another
 /// file has the binary's name, which is how it is upgraded.
 #[derive(Debug)]
-pub struct Handover {
+pub(crate) struct Handover {
     binary: PathBuf,
     arguments: Vec<OsString>,
     listener: UnixListener,
@@ -44,7 +44,7 @@ impl Handover {
     ///
     /// # Errors
     /// The host gives no descriptor, or does not know the binary.
-    pub fn prepare(
+    pub(crate) fn prepare(
         listener: &UnixListener,
         number: Option<RawFd>,
         image: &File,
@@ -65,7 +65,7 @@ impl Handover {
     ///
     /// # Errors
     /// One line that says why not.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if self.is_device()
             && let Err(reason) = self.names_device()
         {
@@ -88,7 +88,7 @@ impl Handover {
     ///
     /// # Errors
     /// It cannot be run. It does not return otherwise.
-    pub fn go(&self, begun: u64) -> io::Result<Infallible> {
+    pub(crate) fn go(&self, begun: u64) -> io::Result<Infallible> {
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).env(BEGUN, begun.to_string());
         if self.number.is_none() {
@@ -128,7 +128,7 @@ impl Handover {
 
 /// For a process that another one became: the image as that one had it. To be
 /// closed when it has been opened anew, as it keeps the lease away.
-pub fn inherited_image() -> Option<OwnedFd> {
+pub(crate) fn inherited_image() -> Option<OwnedFd> {
     let number = std::env::var(IMAGE).ok()?.parse().ok()?;
     sys::inherited(number)
         .map_err(|error| log::warn!("the image was not handed over: {error}"))
@@ -137,7 +137,7 @@ pub fn inherited_image() -> Option<OwnedFd> {
 
 /// For a process that another one became: how many milliseconds ago that one
 /// began to drain.
-pub fn pause_ms() -> Option<u64> {
+pub(crate) fn pause_ms() -> Option<u64> {
     let begun: u64 = std::env::var(BEGUN).ok()?.parse().ok()?;
     Some(sys::boot_time_ns().saturating_sub(begun) / 1_000_000)
 }

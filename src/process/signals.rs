@@ -13,7 +13,7 @@ use crate::host::sys;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
+pub(crate) enum Wish {
     /// To end in good order.
     Stop,
     /// To become another binary.
@@ -26,7 +26,7 @@ type Act = Box<dyn Fn(Wish) + Send + Sync>;
 
 /// The signals are blocked in this thread and in all it starts, and a thread
 /// waits for them.
-pub struct Signals {
+pub(crate) struct Signals {
     act: Arc<OnceLock<Act>>,
 }
 
@@ -37,7 +37,7 @@ impl Signals {
     ///
     /// # Errors
     /// What signalfd(2) or the start of a thread says.
-    pub fn watch() -> io::Result<Self> {
+    pub(crate) fn watch() -> io::Result<Self> {
         let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
         let mut source = sys::signal_descriptor(&signals)?;
         let act = Arc::new(OnceLock::<Act>::new());
@@ -51,7 +51,7 @@ impl Signals {
 
     /// From now on `act` does what signals ask for. It is asked to stop once;
     /// a second signal that stops ends the process at once with status 1.
-    pub fn on_wish(&self, act: impl Fn(Wish) + Send + Sync + 'static) {
+    pub(crate) fn on_wish(&self, act: impl Fn(Wish) + Send + Sync + 'static) {
         if self.act.set(Box::new(act)).is_err() {
             log::warn!("signals already have somebody who acts");
         }

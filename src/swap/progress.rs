@@ -10,7 +10,7 @@ use crate::options::size;
 use crate::swap::prepare::Progress;
 
 /// Where progress is shown.
-pub struct Display {
+pub(crate) struct Display {
     name: String,
     bar: Option<ProgressBar>,
     /// Tenths that were told.
@@ -21,7 +21,7 @@ pub struct Display {
 impl Display {
     /// Of the preparation of `image`, on standard error. Where that is no
     /// terminal, `line` gets each line.
-    pub fn new(image: &Path, line: impl FnMut(&str) + 'static) -> Self {
+    pub(crate) fn new(image: &Path, line: impl FnMut(&str) + 'static) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
             let template = "preparing [{wide_bar}] {percent} %  {binary_bytes_per_sec}  {eta} left";
@@ -41,7 +41,7 @@ impl Display {
     }
 
     /// It is this far.
-    pub fn show(&mut self, progress: Progress) {
+    pub(crate) fn show(&mut self, progress: Progress) {
         if let Some(bar) = &self.bar {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
@@ -61,7 +61,7 @@ impl Display {
 }
 
 /// How far it is; 100 only at the end.
-pub fn percent(progress: Progress) -> u64 {
+pub(crate) fn percent(progress: Progress) -> u64 {
     let hundredth = u128::from(progress.done) * 100;
     let percent = hundredth.checked_div(u128::from(progress.total));
     u64::try_from(percent.unwrap_or(100)).unwrap_or(100)

@@ -9,6 +9,7 @@
 //!
 //! Offsets and lengths are bytes unless a name says `sectors`, which are
 //! always 512 bytes (virtio 1.2, 5.2).
+#![warn(unreachable_pub)]
 
 pub mod device;
 

@@ -34,13 +34,13 @@ pub(crate) fn memfd(size: u64) -> File {
 
 /// Guest memory, zero at first.
 #[derive(Debug, Clone)]
-pub struct Guest {
+pub(crate) struct Guest {
     pub(crate) memory: Arc<Memory>,
 }
 
 impl Guest {
     /// Regions by guest address and size in bytes.
-    pub fn new(regions: &[(u64, u64)]) -> Self {
+    pub(crate) fn new(regions: &[(u64, u64)]) -> Self {
         let spec = |&(guest, size): &(u64, u64)| RegionSpec {
             guest,
             size,
@@ -60,7 +60,7 @@ impl Guest {
         pieces
     }
 
-    pub fn write(&self, at: u64, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: u64, bytes: &[u8]) {
         let mut rest = bytes;
         for piece in self.pieces(at, bytes.len()) {
             let (now, later) = rest.split_at(piece.iov_len);
@@ -75,7 +75,7 @@ impl Guest {
         }
     }
 
-    pub fn read(&self, at: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, at: u64, len: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in self.pieces(at, len) {
             // SAFETY: as in `write`.
@@ -86,27 +86,27 @@ impl Guest {
         bytes
     }
 
-    pub fn fill(&self, at: u64, len: usize, byte: u8) {
+    pub(crate) fn fill(&self, at: u64, len: usize, byte: u8) {
         self.write(at, &vec![byte; len]);
     }
 
-    pub fn byte(&self, at: u64) -> u8 {
+    pub(crate) fn byte(&self, at: u64) -> u8 {
         self.read(at, 1)[0]
     }
 
-    pub fn u16(&self, at: u64) -> &AtomicU16 {
+    pub(crate) fn u16(&self, at: u64) -> &AtomicU16 {
         let host = self.memory.host(at, 2).unwrap();
         // SAFETY: mapped while `self` lives; every user keeps it aligned.
         unsafe { AtomicU16::from_ptr(host.cast()) }
     }
 }
 
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
+pub(crate) const NEXT: u16 = 1;
+pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 
 /// The bytes of a descriptor.
-pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
+pub(crate) fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&addr.to_le_bytes());
     bytes[8..12].copy_from_slice(&len.to_le_bytes());
@@ -116,7 +116,7 @@ pub fn descriptor(addr: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
 }
 
 /// The bytes of a request header.
-pub fn header(kind: u32, sector: u64) -> [u8; 16] {
+pub(crate) fn header(kind: u32, sector: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&kind.to_le_bytes());
     bytes[8..].copy_from_slice(&sector.to_le_bytes());
@@ -125,7 +125,7 @@ pub fn header(kind: u32, sector: u64) -> [u8; 16] {
 
 /// A driver of one ring.
 #[derive(Debug)]
-pub struct Driver {
+pub(crate) struct Driver {
     pub guest: Guest,
     pub(crate) at: RingAddresses,
     pub size: u16,
@@ -137,7 +137,7 @@ pub struct Driver {
 
 impl Driver {
     /// A ring whose parts lie at `base`, which is aligned, one after the other.
-    pub fn new(guest: &Guest, base: u64, size: u16) -> Self {
+    pub(crate) fn new(guest: &Guest, base: u64, size: u16) -> Self {
         let entries = u64::from(size);
         let avail = base + 16 * entries;
         let used = (avail + 6 + 2 * entries).next_multiple_of(4);
@@ -154,7 +154,7 @@ impl Driver {
         }
     }
 
-    pub fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+    pub(crate) fn describe(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         self.guest.write(
             self.at.descriptors + 16 * u64::from(index),
             &descriptor(addr, len, flags, next),
@@ -162,7 +162,7 @@ impl Driver {
     }
 
     /// Writes a chain from descriptor `first` on.
-    pub fn chain(&self, first: u16, buffers: &[(u64, u32, u16)]) {
+    pub(crate) fn chain(&self, first: u16, buffers: &[(u64, u32, u16)]) {
         for (index, &(addr, len, flags)) in (first..).zip(buffers) {
             let last = usize::from(index - first) + 1 == buffers.len();
             self.describe(
@@ -175,32 +175,32 @@ impl Driver {
         }
     }
 
-    pub fn avail_idx(&self) -> &AtomicU16 {
+    pub(crate) fn avail_idx(&self) -> &AtomicU16 {
         self.guest.u16(self.at.avail + 2)
     }
 
-    pub fn used_idx(&self) -> &AtomicU16 {
+    pub(crate) fn used_idx(&self) -> &AtomicU16 {
         self.guest.u16(self.at.used + 2)
     }
 
-    pub fn avail_flags(&self) -> &AtomicU16 {
+    pub(crate) fn avail_flags(&self) -> &AtomicU16 {
         self.guest.u16(self.at.avail)
     }
 
-    pub fn used_flags(&self) -> &AtomicU16 {
+    pub(crate) fn used_flags(&self) -> &AtomicU16 {
         self.guest.u16(self.at.used)
     }
 
-    pub fn used_event(&self) -> &AtomicU16 {
+    pub(crate) fn used_event(&self) -> &AtomicU16 {
         self.guest.u16(self.at.avail + 4 + 2 * u64::from(self.size))
     }
 
-    pub fn avail_event(&self) -> &AtomicU16 {
+    pub(crate) fn avail_event(&self) -> &AtomicU16 {
         self.guest.u16(self.at.used + 4 + 8 * u64::from(self.size))
     }
 
     /// Puts a head into the available ring.
-    pub fn offer(&mut self, head: u16) {
+    pub(crate) fn offer(&mut self, head: u16) {
         let slot = u64::from(self.avail % self.size);
         self.guest
             .u16(self.at.avail + 4 + 2 * slot)
@@ -210,7 +210,7 @@ impl Driver {
     }
 
     /// Heads and lengths that were used since the last call.
-    pub fn take_used(&mut self) -> Vec<(u32, u32)> {
+    pub(crate) fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut taken = Vec::new();
         while self.used != self.used_idx().load(Ordering::Acquire) {
             let element = self
@@ -226,7 +226,7 @@ impl Driver {
 
 /// A request as a channel was given it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Submitted {
+pub(crate) struct Submitted {
     pub tag: Tag,
     pub op: Op,
     /// Host address and length of each piece.
@@ -245,7 +245,7 @@ struct Desk {
 
 /// Where the test and the channels of a fake disk meet.
 #[derive(Debug)]
-pub struct Io {
+pub(crate) struct Io {
     desk: Mutex<Desk>,
     changed: Condvar,
     wake: EventFd,
@@ -269,12 +269,12 @@ impl Io {
     }
 
     /// What was submitted and has not ended.
-    pub fn pending(&self) -> Vec<Submitted> {
+    pub(crate) fn pending(&self) -> Vec<Submitted> {
         self.desk().submitted.clone()
     }
 
     /// Waits until this many requests are pending.
-    pub fn wait_pending(&self, count: usize) -> Vec<Submitted> {
+    pub(crate) fn wait_pending(&self, count: usize) -> Vec<Submitted> {
         let enough = |desk: &mut Desk| desk.submitted.len() < count;
         let (desk, late) = self
             .changed
@@ -289,7 +289,7 @@ impl Io {
     }
 
     /// Waits until the request with this tag is pending.
-    pub fn wait_pending_tag(&self, tag: Tag) {
+    pub(crate) fn wait_pending_tag(&self, tag: Tag) {
         let absent = |desk: &mut Desk| desk.submitted.iter().all(|request| request.tag != tag);
         let (desk, late) = self
             .changed
@@ -303,7 +303,7 @@ impl Io {
     }
 
     /// Ends a pending request.
-    pub fn end(&self, tag: Tag, status: Status) {
+    pub(crate) fn end(&self, tag: Tag, status: Status) {
         let mut desk = self.desk();
         let index = desk
             .submitted
@@ -317,14 +317,14 @@ impl Io {
     }
 
     /// How often a channel was told to wait.
-    pub fn waits(&self) -> usize {
+    pub(crate) fn waits(&self) -> usize {
         self.desk().waits
     }
 }
 
 /// A disk of [`CAPACITY`] sectors that reads as [`PATTERN`].
 #[derive(Debug)]
-pub struct FakeDisk {
+pub(crate) struct FakeDisk {
     pub io: Arc<Io>,
     pub info: DiskInfo,
     pub capacity: AtomicU64,
@@ -333,13 +333,13 @@ pub struct FakeDisk {
 }
 
 /// What a fake disk reads as.
-pub const PATTERN: u8 = 0x5a;
+pub(crate) const PATTERN: u8 = 0x5a;
 
 /// Sectors of a fake disk.
-pub const CAPACITY: u64 = 1000;
+pub(crate) const CAPACITY: u64 = 1000;
 
 /// A disk that offers everything.
-pub fn info() -> DiskInfo {
+pub(crate) fn info() -> DiskInfo {
     DiskInfo {
         read_only: false,
         logical_block_size: 512,
@@ -358,7 +358,7 @@ pub fn info() -> DiskInfo {
 
 impl FakeDisk {
     /// Requests end when the test says so, or at once.
-    pub fn new(instant: bool) -> Self {
+    pub(crate) fn new(instant: bool) -> Self {
         Self {
             io: Io::new(instant),
             info: info(),
@@ -401,7 +401,7 @@ impl Device for FakeDisk {
 
 /// The I/O of a fake disk.
 #[derive(Debug)]
-pub struct FakeChannel {
+pub(crate) struct FakeChannel {
     io: Arc<Io>,
     /// Its own requests that ended at once.
     ended: Vec<Completion>,
