@@ -99,7 +99,7 @@ impl<E: Engine> BlockIo<E> {
     ///
     /// # Errors
     /// There is no memory for its buffers.
-    pub fn new(
+    pub(crate) fn new(
         mut engine: E,
         shared: Arc<Shared>,
         raw: Option<Raw>,
@@ -131,7 +131,7 @@ impl<E: Engine> BlockIo<E> {
     }
 
     /// What this worker has done so far.
-    pub fn tally(&self) -> Arc<Tally> {
+    pub(crate) fn tally(&self) -> Arc<Tally> {
         self.counts.tally()
     }
 

@@ -31,8 +31,7 @@ mod image_file;
 mod image_lock;
 mod resize;
 
-pub use self::description::DiskDescription;
-pub use self::error::DiskError;
+pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
 
@@ -107,7 +106,7 @@ impl Disk {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_again(
+    pub(crate) fn open_again(
         path: &Path,
         handed: Option<OwnedFd>,
         options: &DiskOptions,
@@ -264,7 +263,7 @@ impl Disk {
     }
 
     /// What all workers have done so far.
-    pub fn sums(&self) -> Sums {
+    pub(crate) fn sums(&self) -> Sums {
         let mut sums = Sums::default();
         for tally in self.tallies().iter() {
             tally.add_to(&mut sums);
@@ -273,7 +272,7 @@ impl Disk {
     }
 
     /// Requests that failed for what the host said.
-    pub fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> u64 {
         self.shared.errors()
     }
 
@@ -281,32 +280,32 @@ impl Disk {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
+    pub(crate) fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
         self.raw.as_ref().map_err(String::as_str)
     }
 
     /// What decides whether the disk path is used, if there is one.
-    pub fn guard(&self) -> Option<&Guard> {
+    pub(crate) fn guard(&self) -> Option<&Guard> {
         self.guard.as_ref()
     }
 
     /// Since the image was opened.
-    pub fn uptime(&self) -> Duration {
+    pub(crate) fn uptime(&self) -> Duration {
         self.opened.elapsed()
     }
 
     /// The capacity that the guest sees, in bytes.
-    pub fn capacity_bytes(&self) -> u64 {
+    pub(crate) fn capacity_bytes(&self) -> u64 {
         self.sectors.load(Ordering::Acquire) * SECTOR
     }
 
     /// The open image.
-    pub fn image(&self) -> &Arc<File> {
+    pub(crate) fn image(&self) -> &Arc<File> {
         &self.image
     }
 
     /// The image is a block device.
-    pub fn is_block_device(&self) -> bool {
+    pub(crate) fn is_block_device(&self) -> bool {
         self.block_device
     }
 
@@ -315,7 +314,7 @@ impl Disk {
     ///
     /// # Errors
     /// It cannot be tried.
-    pub fn is_exclusive(&self) -> io::Result<bool> {
+    pub(crate) fn is_exclusive(&self) -> io::Result<bool> {
         if !self.options.lock {
             return Ok(false);
         }

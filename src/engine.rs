@@ -36,7 +36,7 @@ pub enum Target {
 
 /// The open files of an engine. Both stay open for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Files {
+pub(crate) struct Files {
     /// The image.
     pub image: RawFd,
     /// How it is read and written.
@@ -143,12 +143,12 @@ pub struct Slot {
 
 impl Slot {
     /// `len` bytes at the address `base`.
-    pub fn new(base: usize, len: usize) -> Slot {
+    pub(crate) fn new(base: usize, len: usize) -> Slot {
         Slot { base, len }
     }
 
     /// As an entry for the kernel.
-    pub fn entry(&self) -> libc::iovec {
+    pub(crate) fn entry(&self) -> libc::iovec {
         libc::iovec {
             iov_base: std::ptr::with_exposed_provenance_mut(self.base),
             iov_len: self.len,
@@ -163,7 +163,7 @@ impl Slot {
 
     /// Bytes.
     #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 }

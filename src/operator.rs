@@ -21,7 +21,7 @@ use crate::options::config::{Config, IoPath};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
-pub struct Operator {
+pub(crate) struct Operator {
     config: Config,
     disk: Arc<Disk>,
     handle: Handle,
@@ -35,7 +35,12 @@ type Done = Result<Value, String>;
 
 impl Operator {
     /// For a disk, the server that offers it, and swap-grade mode.
-    pub fn new(config: Config, disk: Arc<Disk>, handle: Handle, swap: Option<SwapMode>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        disk: Arc<Disk>,
+        handle: Handle,
+        swap: Option<SwapMode>,
+    ) -> Self {
         Self {
             config,
             disk,
@@ -92,7 +97,7 @@ impl Operator {
 
     /// The image may have another size than it had: then that of the disk
     /// follows, and the guest is told.
-    pub fn reread(&self) {
+    pub(crate) fn reread(&self) {
         let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.disk.capacity_bytes();
         if let Err(error) = self.disk.follow_size() {

@@ -3,7 +3,7 @@
 //!
 //! The path is *live* while file writes hold their ranges of the map, and *in
 //! use* while the map is enabled, which it is only under the lease. A thread
-//! of its own, the [guard], moves it between these states;
+//! of its own, the guard, moves it between these states;
 //! workers only look extents up.
 
 use std::fs::File;
@@ -36,13 +36,12 @@ pub(crate) mod planner;
 pub(crate) mod raw;
 pub mod survey;
 
-pub use self::agreement::Agreement;
-pub use self::length::Held;
+pub(crate) use self::agreement::Agreement;
 
 /// The shortest break time with which the path is used: a worker notices
 /// within a second that somebody asks for the image, whatever the guard does,
 /// and what it has in flight has the rest to end.
-pub const SHORTEST_BREAK: Duration = Duration::from_secs(5);
+pub(crate) const SHORTEST_BREAK: Duration = Duration::from_secs(5);
 /// How long the guard may take for a turn before it counts as late.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -91,7 +90,7 @@ pub enum Obstacle {
 
 /// Where requests go, and why, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Situation {
+pub(crate) struct Situation {
     /// The disk path is in use.
     pub on_disk: bool,
     /// One sentence.
@@ -102,7 +101,7 @@ pub struct Situation {
 
 /// How the guard is doing, for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-pub struct GuardState {
+pub(crate) struct GuardState {
     /// When it last looked at the lease; it does at least every second while
     /// the path is in use, and need not otherwise.
     pub turned_ms_ago: u64,
@@ -112,7 +111,7 @@ pub struct GuardState {
 
 /// The disk path of one image.
 #[derive(Debug)]
-pub struct DiskPath {
+pub(crate) struct DiskPath {
     image: Arc<File>,
     device: BackingDevice,
     map: Map,
@@ -152,7 +151,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// The disk path is impossible for this image.
-    pub fn new(
+    pub(crate) fn new(
         image: &Arc<File>,
         read_only: bool,
         grain: u64,
@@ -219,23 +218,23 @@ impl DiskPath {
     }
 
     /// The map.
-    pub fn map(&self) -> &Map {
+    pub(crate) fn map(&self) -> &Map {
         &self.map
     }
 
     /// The map's helper, for advice.
-    pub fn filler(&self) -> &Filler<Fiemap> {
+    pub(crate) fn filler(&self) -> &Filler<Fiemap> {
         &self.filler
     }
 
     /// The device under the image.
-    pub fn device(&self) -> &BackingDevice {
+    pub(crate) fn device(&self) -> &BackingDevice {
         &self.device
     }
 
     /// What raw I/O takes. Writes are whole blocks of the device's own page
     /// cache, so that nothing there ever holds half of what was written.
-    pub fn align(&self) -> RawAlign {
+    pub(crate) fn align(&self) -> RawAlign {
         let read = u64::from(self.device.logical_block());
         RawAlign {
             read,
@@ -244,13 +243,13 @@ impl DiskPath {
     }
 
     /// What the device takes in one piece.
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.limits
     }
 
     /// In swap-grade mode no request goes through the file system, over
     /// however many extents it reaches.
-    pub fn room(&self) -> Room {
+    pub(crate) fn room(&self) -> Room {
         if self.is_fixed() {
             Room::Part
         } else {
@@ -259,47 +258,47 @@ impl DiskPath {
     }
 
     /// A file write may have to put shared data elsewhere.
-    pub fn shares_extents(&self) -> bool {
+    pub(crate) fn shares_extents(&self) -> bool {
         self.shares
     }
 
     /// How raw I/O is best done.
-    pub fn manner(&self) -> Manner {
+    pub(crate) fn manner(&self) -> Manner {
         self.manner
     }
 
     /// File writes must hold their ranges. To be asked by an online reader of
     /// the map; who was told "no" is waited for by [`enter`](Self::enter).
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.live.load(Ordering::SeqCst)
     }
 
     /// No write changes the map, so that none has to hold its range. Means
     /// something only while the path is live.
-    pub fn is_fixed(&self) -> bool {
+    pub(crate) fn is_fixed(&self) -> bool {
         self.fixed.load(Ordering::SeqCst)
     }
 
     /// How often the path was entered.
-    pub fn entries(&self) -> u64 {
+    pub(crate) fn entries(&self) -> u64 {
         self.entries.load(Ordering::SeqCst)
     }
 
     /// How often a lease was taken: tells a worker that has found one lost
     /// that there is another. It is counted before the map is enabled.
-    pub fn leases(&self) -> u64 {
+    pub(crate) fn leases(&self) -> u64 {
         self.leases.load(Ordering::SeqCst)
     }
 
     /// Nobody has cut the image, which is possible without breaking the lease:
     /// through an overlay, or by a client of an NFS server on this host.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         let length = self.length.load(Ordering::SeqCst);
         self.image.metadata().is_ok_and(|stat| stat.len() >= length)
     }
 
     /// The kernel says that the lease is ours and nobody asks for it.
-    pub fn lease_is_held(&self) -> bool {
+    pub(crate) fn lease_is_held(&self) -> bool {
         #[cfg(debug_assertions)]
         if self.unguarded {
             return true;
@@ -308,13 +307,13 @@ impl DiskPath {
     }
 
     /// Becomes readable when somebody wants the image.
-    pub fn lease_event(&self) -> BorrowedFd<'_> {
+    pub(crate) fn lease_event(&self) -> BorrowedFd<'_> {
         self.lease.event()
     }
 
     /// Resets [`lease_event`](Self::lease_event); whether the lease is gone or
     /// wanted.
-    pub fn lease_is_broken(&self) -> bool {
+    pub(crate) fn lease_is_broken(&self) -> bool {
         #[cfg(debug_assertions)]
         if self.unguarded {
             return false;
@@ -323,12 +322,12 @@ impl DiskPath {
     }
 
     /// When a refused or lost lease is worth asking for again.
-    pub fn retry_at(&self) -> Option<Instant> {
+    pub(crate) fn retry_at(&self) -> Option<Instant> {
         self.lease.retry_at()
     }
 
     /// Where requests go, and why.
-    pub fn situation(&self) -> Situation {
+    pub(crate) fn situation(&self) -> Situation {
         let state = self
             .situation
             .lock()
@@ -341,12 +340,12 @@ impl DiskPath {
     }
 
     /// The map's counters.
-    pub fn stats(&self) -> Stats {
+    pub(crate) fn stats(&self) -> Stats {
         self.map.stats()
     }
 
     /// The path is not in use, for this reason. Called by the guard only.
-    pub fn stay_away(&self, reason: &str) {
+    pub(crate) fn stay_away(&self, reason: &str) {
         self.set_situation(false, reason);
     }
 
@@ -366,12 +365,12 @@ impl DiskPath {
     }
 
     /// The guard turns. Called by the guard only.
-    pub fn turn(&self) {
+    pub(crate) fn turn(&self) {
         self.turned.store(sys::boot_time_ns(), Ordering::Relaxed);
     }
 
     /// How the guard is doing.
-    pub fn guard_state(&self) -> GuardState {
+    pub(crate) fn guard_state(&self) -> GuardState {
         let turned = Duration::from_nanos(self.turned.load(Ordering::Relaxed));
         let since = Duration::from_nanos(sys::boot_time_ns()).saturating_sub(turned);
         GuardState {
@@ -385,7 +384,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// What is not.
-    pub fn check_conditions(&self) -> Result<(), Obstacle> {
+    pub(crate) fn check_conditions(&self) -> Result<(), Obstacle> {
         device::admit(&self.image)?;
         if !self.is_whole() {
             return Err(Obstacle::Short);
@@ -400,7 +399,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// The file system cannot be asked.
-    pub fn sync_reach(&self) -> io::Result<SyncReach> {
+    pub(crate) fn sync_reach(&self) -> io::Result<SyncReach> {
         if hardening::left_out("recheck") {
             return Ok(SyncReach::believed());
         }

@@ -60,7 +60,7 @@ fn list(shortfalls: &[Shortfall]) -> String {
 
 /// One property: whether it holds, and what that is read from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Property {
+pub(crate) struct Property {
     /// It does.
     pub held: bool,
     /// One sentence.
@@ -82,7 +82,7 @@ impl Property {
 
 /// The mode of a process that runs in it.
 #[derive(Debug)]
-pub struct SwapMode {
+pub(crate) struct SwapMode {
     grade: Swap,
     baseline: Counters,
 }
@@ -107,7 +107,7 @@ impl Counters {
 ///
 /// # Errors
 /// Privileges are missing, and `Swap::Demanded` was asked for.
-pub fn protect(grade: Swap) -> Result<(), SwapError> {
+pub(crate) fn protect(grade: Swap) -> Result<(), SwapError> {
     settle(grade, hardening::protect())
 }
 
@@ -130,7 +130,7 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
-pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
     if hardening::left_out("prepare") {
         return Ok(());
     }
@@ -193,7 +193,7 @@ impl SwapMode {
     ///
     /// # Errors
     /// The host does not allow it, and `Swap::Demanded` was asked for.
-    pub fn seal(grade: Swap) -> Result<Self, SwapError> {
+    pub(crate) fn seal(grade: Swap) -> Result<Self, SwapError> {
         hardening::trim();
         settle(grade, hardening::lock_memory().err().into_iter().collect())?;
         let baseline = Counters::now().map_err(system("read /proc/self/stat"))?;
@@ -201,7 +201,7 @@ impl SwapMode {
     }
 
     /// Each property by its name.
-    pub fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
+    pub(crate) fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
         vec![
             ("extents_written", extents_written(disk)),
             ("cow_fork_empty", cow_fork_empty(disk)),
@@ -223,7 +223,7 @@ impl SwapMode {
     }
 
     /// The mode and its properties, for operators.
-    pub fn describe(&self, disk: &Disk) -> Value {
+    pub(crate) fn describe(&self, disk: &Disk) -> Value {
         let properties = self.properties(disk);
         let holds = properties.iter().all(|(_, property)| property.held);
         let counts = allocations::counts();
@@ -237,7 +237,7 @@ impl SwapMode {
 
     /// Looks at each property, at data by both ways, and at the counters for a
     /// second.
-    pub fn selftest(&self, disk: &Disk) -> Value {
+    pub(crate) fn selftest(&self, disk: &Disk) -> Value {
         let before = Counters::now();
         let mut properties = self.properties(disk);
         properties.push(("paths_agree", paths_agree(disk)));

@@ -2,7 +2,7 @@
 //!
 //! The kernel calls writing to the blocks of a mounted file system's file undefined, so every condition
 //! known to matter is checked here ([`admit`]), the result is proved on real blocks
-//! ([`BackingDevice::prove`]), and the caller holds a [lease](crate::device::lease) for as long as it goes on.
+//! ([`BackingDevice::prove`]), and the caller holds a [lease] for as long as it goes on.
 
 mod admission;
 pub mod flush;
@@ -37,7 +37,7 @@ impl BackingDevice {
     /// Finds the file's block device and opens it, for writing only if `file` is. What the file is and its
     /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image that is a block device itself is its own backing device.
     ///
-    /// The device must not be used without a [lease](crate::device::lease) on the file, nor longer than `file` is
+    /// The device must not be used without a [lease] on the file, nor longer than `file` is
     /// open: an open file keeps the file system mounted.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ const MOST_CLAIMS: usize = BUFFERS * MAX_QUEUES as usize;
 
 /// One per disk.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// What direct I/O on the image takes.
     pub align: DirectAlign,
     /// Bytes that can be freed or zeroed by the file system: a power of two.
@@ -44,7 +44,7 @@ pub struct Shared {
 
 impl Shared {
     /// For an image with these properties.
-    pub fn new(align: DirectAlign, unit: u32) -> Self {
+    pub(crate) fn new(align: DirectAlign, unit: u32) -> Self {
         Self {
             align,
             unit,
@@ -64,7 +64,7 @@ impl Shared {
 
     /// As [`new`](Self::new), but nothing is ever freed, or zeroed but by
     /// writing zeros.
-    pub fn keeping_blocks(align: DirectAlign, unit: u32) -> Self {
+    pub(crate) fn keeping_blocks(align: DirectAlign, unit: u32) -> Self {
         Self {
             punch: AtomicBool::new(false),
             zero_range: AtomicBool::new(false),
@@ -85,7 +85,7 @@ impl Shared {
 
     /// Claims the blocks of the bytes `start..end`; false if another task has
     /// any of them.
-    pub fn claim_blocks(&self, start: u64, end: u64) -> bool {
+    pub(crate) fn claim_blocks(&self, start: u64, end: u64) -> bool {
         let (first, last) = self.blocks(start, end);
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if claimed.iter().any(|&(from, to)| first < to && from < last) {
@@ -96,7 +96,7 @@ impl Shared {
     }
 
     /// Gives back what [`claim_blocks`](Self::claim_blocks) claimed.
-    pub fn release_blocks(&self, start: u64, end: u64) {
+    pub(crate) fn release_blocks(&self, start: u64, end: u64) {
         let range = self.blocks(start, end);
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = claimed.iter().position(|&other| other == range) {
@@ -105,17 +105,17 @@ impl Shared {
     }
 
     /// The file system can free blocks, as far as is known.
-    pub fn can_punch(&self) -> bool {
+    pub(crate) fn can_punch(&self) -> bool {
         self.punch.load(Ordering::Relaxed)
     }
 
     /// The file system can zero blocks, as far as is known.
-    pub fn can_zero_range(&self) -> bool {
+    pub(crate) fn can_zero_range(&self) -> bool {
         self.zero_range.load(Ordering::Relaxed)
     }
 
     /// fallocate(2) with this mode is not supported here.
-    pub fn cannot(&self, mode: i32) {
+    pub(crate) fn cannot(&self, mode: i32) {
         let (what, flag) = if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
             ("free blocks: discards free nothing", &self.punch)
         } else {
@@ -128,7 +128,7 @@ impl Shared {
 
     /// From now on nothing is begun that changes what lies at `bytes` or
     /// behind. What was begun before may still be under way.
-    pub fn set_capacity(&self, bytes: u64) {
+    pub(crate) fn set_capacity(&self, bytes: u64) {
         self.capacity.store(bytes, Ordering::SeqCst);
     }
 
@@ -140,7 +140,7 @@ impl Shared {
 
     /// A sync failed: what was written before may be gone, and the kernel
     /// does not say so a second time, so no later FLUSH may claim otherwise.
-    pub fn lose_writes(&self) {
+    pub(crate) fn lose_writes(&self) {
         if !self.lost_writes.swap(true, Ordering::SeqCst) {
             log::error!(
                 "the image could not be synced: every FLUSH fails from now on; check the disk and restart"
@@ -149,19 +149,19 @@ impl Shared {
     }
 
     /// A sync has failed before.
-    pub fn has_lost_writes(&self) -> bool {
+    pub(crate) fn has_lost_writes(&self) -> bool {
         self.lost_writes.load(Ordering::SeqCst)
     }
 
     /// The file system's records may have changed. To be called before the
     /// request that changed them is reported.
-    pub fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many changes a sync that begins now covers, and whether a sync of
     /// the device alone will do for them.
-    pub fn begin_sync(&self) -> (u64, bool) {
+    pub(crate) fn begin_sync(&self) -> (u64, bool) {
         let covers = self.changes.load(Ordering::SeqCst);
         #[cfg(debug_assertions)]
         if self.no_file_sync {
@@ -171,18 +171,18 @@ impl Shared {
     }
 
     /// A sync of the file that covers so many changes has ended well.
-    pub fn end_sync(&self, covers: u64) {
+    pub(crate) fn end_sync(&self, covers: u64) {
         self.synced.fetch_max(covers, Ordering::SeqCst);
     }
 
     /// Failed requests.
-    pub fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
     /// Logs a failed request; ever more rarely, so that a broken disk does
     /// not fill the log.
-    pub fn report(&self, op: Op, errno: i32) {
+    pub(crate) fn report(&self, op: Op, errno: i32) {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             let error = std::io::Error::from_raw_os_error(errno);

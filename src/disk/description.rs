@@ -15,7 +15,7 @@ use crate::path::{GuardState, Situation};
 
 /// What `extentctl info` shows of the disk.
 #[derive(Debug, Clone, Serialize)]
-pub struct DiskDescription {
+pub(crate) struct DiskDescription {
     /// The image; what of its name is not UTF-8 is replaced.
     pub image: String,
     /// "file" or "block device".
@@ -64,7 +64,7 @@ pub struct DiskDescription {
 
 impl Disk {
     /// The disk as an operator sees it.
-    pub fn describe(&self) -> DiskDescription {
+    pub(crate) fn describe(&self) -> DiskDescription {
         let sectors = self.sectors.load(Ordering::Acquire);
         let situation = match &self.raw {
             Ok(path) => path.situation(),

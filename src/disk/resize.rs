@@ -42,7 +42,7 @@ impl Disk {
     ///
     /// # Errors
     /// The size is no multiple of the block, or the host refuses it.
-    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+    pub(crate) fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let failed = |source| DiskError::Open {
             path: self.path.clone(),
             source,
@@ -118,7 +118,7 @@ impl Disk {
     ///
     /// # Errors
     /// It is shorter than one block, or the host does not tell.
-    pub fn follow_size(&self) -> Result<(), DiskError> {
+    pub(crate) fn follow_size(&self) -> Result<(), DiskError> {
         let failed = |source| DiskError::Open {
             path: self.path.clone(),
             source,

@@ -228,7 +228,7 @@ fn slots_of(region: &HostRegion) -> impl Iterator<Item = Slot> {
 
 /// One worker's pinned memory.
 #[derive(Debug)]
-pub struct Pins {
+pub(crate) struct Pins {
     pinner: Arc<Pinner>,
     event: Arc<OwnedFd>,
     /// Of what this worker wants.
@@ -239,12 +239,12 @@ pub struct Pins {
 
 impl Pins {
     /// Signalled when there may be something to [`take`](Self::take).
-    pub fn event(&self) -> &OwnedFd {
+    pub(crate) fn event(&self) -> &OwnedFd {
         &self.event
     }
 
     /// The guest's memory is this from now on.
-    pub fn want(&mut self, regions: &[HostRegion], engine: &mut impl Engine) {
+    pub(crate) fn want(&mut self, regions: &[HostRegion], engine: &mut impl Engine) {
         engine.drop_buffers();
         self.generation = self.pinner.want(regions);
         self.cloned = false;
@@ -252,7 +252,7 @@ impl Pins {
     }
 
     /// Takes over what was registered, if it is what is wanted.
-    pub fn take(&mut self, engine: &mut impl Engine) {
+    pub(crate) fn take(&mut self, engine: &mut impl Engine) {
         if self.cloned {
             return;
         }
@@ -274,7 +274,7 @@ impl Pins {
     }
 
     /// There is nothing to be taken.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.cloned
     }
 }

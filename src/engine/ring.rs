@@ -18,7 +18,7 @@ const IO_THREADS: u32 = 64;
 /// What of io_uring the host's kernel has, found by trying it; each has a
 /// way round where it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Features {
+pub(crate) struct Features {
     /// Completions are posted when the worker asks (6.1): "deferred"; when it
     /// is in the kernel anyway (5.19): "cooperative"; else "interrupting".
     pub task_work: &'static str,

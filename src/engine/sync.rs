@@ -21,7 +21,7 @@ pub struct Sync {
 
 impl Sync {
     /// At most `depth` operations are in flight at a time.
-    pub fn new(files: Files, depth: usize) -> Self {
+    pub(crate) fn new(files: Files, depth: usize) -> Self {
         Self {
             files,
             queued: Vec::with_capacity(depth),

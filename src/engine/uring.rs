@@ -68,7 +68,7 @@ impl Uring {
     ///
     /// # Errors
     /// The kernel lacks or forbids io_uring.
-    pub fn new(files: Files, depth: usize) -> io::Result<Self> {
+    pub(crate) fn new(files: Files, depth: usize) -> io::Result<Self> {
         let (ring, features) = ring::set_up(&files, depth, false)?;
         let polled = if files.are_polled() {
             Polled::new(&files, depth)
@@ -105,7 +105,7 @@ impl Uring {
     }
 
     /// What of io_uring the kernel has.
-    pub fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         self.features
     }
 

@@ -26,7 +26,7 @@ static IN_REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// How often memory was allocated, since the process has started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// By threads that serve rings, for whatever reason: a new session makes
     /// them allocate, a request does not.
     pub by_workers: u64,
@@ -35,7 +35,7 @@ pub struct Counts {
 }
 
 /// The counts so far.
-pub fn counts() -> Counts {
+pub(crate) fn counts() -> Counts {
     Counts {
         by_workers: BY_WORKERS.load(Ordering::Relaxed),
         in_requests: IN_REQUESTS.load(Ordering::Relaxed),
@@ -43,19 +43,19 @@ pub fn counts() -> Counts {
 }
 
 /// From now on the calling thread serves rings.
-pub fn serve_rings() {
+pub(crate) fn serve_rings() {
     SCOPE.set(Scope::Worker);
 }
 
 /// While this lives, the calling thread moves requests on.
 #[derive(Debug)]
-pub struct InRequests {
+pub(crate) struct InRequests {
     before: Scope,
 }
 
 impl InRequests {
     /// Begins.
-    pub fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Self {
             before: SCOPE.replace(Scope::Request),
         }

@@ -38,7 +38,7 @@ pub(crate) fn left_out(measure: &str) -> bool {
 
 /// No measure is ever left out.
 #[cfg(not(debug_assertions))]
-pub fn left_out(_measure: &str) -> bool {
+pub(crate) fn left_out(_measure: &str) -> bool {
     false
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn lease_delay() -> Option<std::time::Duration> {
 
 /// The delay grows, as it should.
 #[cfg(not(debug_assertions))]
-pub fn lease_delay() -> Option<std::time::Duration> {
+pub(crate) fn lease_delay() -> Option<std::time::Duration> {
     None
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn count_request() {
 /// Nobody panics on purpose.
 #[cfg(not(debug_assertions))]
 #[inline]
-pub fn count_request() {}
+pub(crate) fn count_request() {}
 
 /// Bytes of the stacks of threads that do little: all of a stack is locked.
 pub(crate) const SMALL_STACK: usize = 256 << 10;

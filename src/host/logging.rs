@@ -102,7 +102,7 @@ impl Write for Stderr {
 }
 
 /// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
-/// it. Lines wait until [`start`] is called.
+/// it. Lines wait until `start` is called.
 pub fn init() {
     log::set_max_level(FILTER.filter());
     let set = if hardening::left_out("log") {
@@ -121,7 +121,7 @@ pub fn init() {
 ///
 /// # Errors
 /// The host refuses a thread.
-pub fn start() -> io::Result<()> {
+pub(crate) fn start() -> io::Result<()> {
     if WRITTEN.swap(true, Ordering::AcqRel) {
         return Ok(());
     }

@@ -57,14 +57,14 @@ pub enum SocketError {
 /// A socket file that this process has made; removed when dropped, if it is
 /// still the same one.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl SocketFile {
     /// Leaves the file to who listens there next.
-    pub fn leave(self) {
+    pub(crate) fn leave(self) {
         std::mem::forget(self);
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 /// Alignments that direct I/O on a file asks for, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirectAlign {
+pub(crate) struct DirectAlign {
     /// Of buffers in memory.
     pub memory: u32,
     /// Of offsets and lengths.
@@ -19,7 +19,7 @@ pub struct DirectAlign {
 
 impl DirectAlign {
     /// Everything is a multiple of `bytes`.
-    pub fn all(bytes: u32) -> Self {
+    pub(crate) fn all(bytes: u32) -> Self {
         Self {
             memory: bytes,
             offset: bytes,

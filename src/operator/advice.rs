@@ -46,7 +46,7 @@ impl fmt::Display for Advice {
 
 /// Why advice was not taken: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
-pub enum AdviceError {
+pub(crate) enum AdviceError {
     /// Nothing can be loaded now.
     #[error("the disk path is not in use ({0}), and only then is the map loaded")]
     NotInUse(String),
@@ -75,7 +75,7 @@ pub enum AdviceError {
 ///
 /// # Errors
 /// Why it cannot be followed.
-pub fn follow(
+pub(crate) fn follow(
     path: &DiskPath,
     advice: Advice,
     range: Range<u64>,

@@ -78,7 +78,7 @@ pub enum Answer {
 }
 
 /// What carries out requests; called from several threads.
-pub trait Controlled: Send + Sync + 'static {
+pub(crate) trait Controlled: Send + Sync + 'static {
     /// Carries out one request.
     fn carry_out(&self, request: Request) -> Answer;
 }
@@ -87,7 +87,7 @@ pub trait Controlled: Send + Sync + 'static {
 ///
 /// # Errors
 /// As [`socket::bind`].
-pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
+pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
     socket::bind(path, Access::Owner, "--control-path")
 }
 
@@ -96,7 +96,7 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io::Result<()> {
+pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io::Result<()> {
     thread::Builder::new()
         .name("control".to_owned())
         .spawn(move || accept(&listener, &target))?;

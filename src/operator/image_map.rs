@@ -48,7 +48,7 @@ pub struct Page {
 ///
 /// # Errors
 /// The file system cannot tell.
-pub fn page(disk: &Disk, range: Range<u64>, most: u32) -> io::Result<Page> {
+pub(crate) fn page(disk: &Disk, range: Range<u64>, most: u32) -> io::Result<Page> {
     let most = usize::try_from(most.clamp(1, MOST)).unwrap_or(1);
     let size = disk.capacity_bytes();
     let path = disk.disk_path().ok();

@@ -140,7 +140,7 @@ impl MapStatistics {
 }
 
 /// The counters of `disk`.
-pub fn gather(disk: &Disk) -> Statistics {
+pub(crate) fn gather(disk: &Disk) -> Statistics {
     let sums = disk.sums();
     let description = disk.describe();
     let path = disk.disk_path().ok();

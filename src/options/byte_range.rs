@@ -62,7 +62,7 @@ impl ByteRange {
     ///
     /// # Errors
     /// It is empty or reaches beyond the end.
-    pub fn of(self, size: u64) -> Result<Range<u64>, RangeError> {
+    pub(crate) fn of(self, size: u64) -> Result<Range<u64>, RangeError> {
         let end = self.end.unwrap_or(size);
         if end > size {
             return Err(RangeError::BeyondEnd { end, size });

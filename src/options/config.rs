@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use vhost_backend::PollTime;
 
 /// Most queues of a disk.
-pub const MAX_QUEUES: u16 = 64;
+pub(crate) const MAX_QUEUES: u16 = 64;
 /// Smallest value of `--queue-size`, in entries.
-pub const MIN_QUEUE_SIZE: u16 = 16;
+pub(crate) const MIN_QUEUE_SIZE: u16 = 16;
 /// Largest value of `--queue-size`, in entries.
-pub const MAX_QUEUE_SIZE: u16 = 1024;
+pub(crate) const MAX_QUEUE_SIZE: u16 = 1024;
 
 /// Everything about one disk server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +23,10 @@ pub struct Config {
     pub image: PathBuf,
     /// Open for reading only, and offer RO.
     pub read_only: bool,
-    /// Queues offered, 1 to [`MAX_QUEUES`].
+    /// Queues offered, 1 to `MAX_QUEUES`.
     pub queues: u16,
-    /// Largest ring in entries: a power of two, [`MIN_QUEUE_SIZE`] to
-    /// [`MAX_QUEUE_SIZE`].
+    /// Largest ring in entries: a power of two, `MIN_QUEUE_SIZE` to
+    /// `MAX_QUEUE_SIZE`.
     pub queue_size: u16,
     /// Worker threads, 1 to `queues`.
     pub threads: usize,
@@ -92,7 +92,7 @@ pub enum Swap {
 
 impl Swap {
     /// As it is shown.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Demanded => "demanded",
             Self::BestEffort => "best-effort",

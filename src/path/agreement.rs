@@ -15,7 +15,7 @@ const TRIES: usize = 20;
 
 /// What comparing the whole map with the file system has found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Agreement {
+pub(crate) struct Agreement {
     /// Bytes of the image that the map knows.
     pub known: u64,
     /// Bytes of which the map has nothing, or that were changing.
@@ -39,7 +39,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// What FIEMAP says, or too many readers of the map.
-    pub fn agreement(&self) -> io::Result<Agreement> {
+    pub(crate) fn agreement(&self) -> io::Result<Agreement> {
         let mut reader = self.map.reader().map_err(io::Error::other)?;
         let size = self.map.size();
         let mut found = Agreement::default();

@@ -29,7 +29,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// Why it was not entered; everything is as before then.
-    pub fn enter(&self) -> Result<(), Obstacle> {
+    pub(crate) fn enter(&self) -> Result<(), Obstacle> {
         let result = self.try_enter();
         if let Err(obstacle) = &result {
             self.live.store(false, Ordering::SeqCst);
@@ -189,7 +189,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// They differ each time, or cannot be read.
-    pub fn compare(&self) -> Result<Proof, Refusal> {
+    pub(crate) fn compare(&self) -> Result<Proof, Refusal> {
         for _ in 1..EMPTYING {
             match self.device.prove(&self.image) {
                 Err(Refusal::Mismatch { .. }) => std::thread::sleep(Duration::from_millis(5)),
@@ -212,7 +212,7 @@ impl DiskPath {
 
     /// Stops raw I/O, waits until all of it has ended, and gives the lease
     /// back.
-    pub fn leave(&self, reason: &str) {
+    pub(crate) fn leave(&self, reason: &str) {
         let start = Instant::now();
         self.stop_raw();
         self.live.store(false, Ordering::SeqCst);
@@ -223,7 +223,7 @@ impl DiskPath {
 
     /// From now on no raw I/O is planned; what is in flight is not waited for.
     /// May be called by anybody, at any time: the path is left by its guard.
-    pub fn suspend(&self) {
+    pub(crate) fn suspend(&self) {
         let _in_flight = self.map.disable();
     }
 

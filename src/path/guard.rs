@@ -58,7 +58,7 @@ type Done = SyncSender<Result<(), Obstacle>>;
 
 /// The guard of one image; dropping it leaves the disk path.
 #[derive(Debug)]
-pub struct Guard {
+pub(crate) struct Guard {
     orders: Sender<(Order, Option<Done>)>,
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
@@ -71,7 +71,7 @@ impl Guard {
     ///
     /// # Errors
     /// The host refuses a descriptor or a thread.
-    pub fn spawn(path: Arc<DiskPath>) -> io::Result<Guard> {
+    pub(crate) fn spawn(path: Arc<DiskPath>) -> io::Result<Guard> {
         let event = Arc::new(sys::event()?);
         let stop = Arc::new(AtomicBool::new(false));
         let (orders, received) = mpsc::channel();
@@ -113,25 +113,25 @@ impl Guard {
     }
 
     /// A guest is there: use the disk path when possible. Returns at once.
-    pub fn want(&self) {
+    pub(crate) fn want(&self) {
         self.send(Order::Wanted(true), None);
     }
 
     /// Nobody uses the disk: leave the path, and return when it was left.
-    pub fn unwant(&self) {
+    pub(crate) fn unwant(&self) {
         // Without an answer the thread has gone, and with it the path.
         let _ = self.ask(Order::Wanted(false));
     }
 
     /// Leave the path and stay away from it until it is allowed again; returns
     /// when it was left.
-    pub fn forbid(&self) {
+    pub(crate) fn forbid(&self) {
         let _ = self.ask(Order::Allowed(false));
     }
 
     /// The path may be used when a guest is there and the image is ours, which
     /// is so from the start.
-    pub fn allow(&self) {
+    pub(crate) fn allow(&self) {
         let _ = self.ask(Order::Allowed(true));
     }
 
@@ -140,7 +140,7 @@ impl Guard {
     ///
     /// # Errors
     /// What is in the way. With a guest it is tried again later.
-    pub fn try_now(&self) -> Result<(), Obstacle> {
+    pub(crate) fn try_now(&self) -> Result<(), Obstacle> {
         self.ask(Order::Try)
     }
 

@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The end of the image, taken away from the map until this is dropped.
 #[derive(Debug)]
 #[must_use = "what is held may be loaded again when this is dropped"]
-pub struct Held(Vec<Hold>);
+pub(crate) struct Held(Vec<Hold>);
 
 impl DiskPath {
     /// Takes the blocks from the one that byte `from` lies in to the end of
@@ -27,7 +27,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// Requests in flight do not end.
-    pub fn hold_end(&self, from: u64) -> io::Result<Held> {
+    pub(crate) fn hold_end(&self, from: u64) -> io::Result<Held> {
         let until = Instant::now() + PATIENCE;
         self.length.fetch_min(from, Ordering::SeqCst);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "requests in flight do not end");
@@ -64,7 +64,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// The map cannot have that size.
-    pub fn set_length(&self, bytes: u64) -> io::Result<()> {
+    pub(crate) fn set_length(&self, bytes: u64) -> io::Result<()> {
         // Whatever raw I/O was in flight where it was cut, `hold_end` has
         // waited for.
         self.length.store(bytes, Ordering::SeqCst);

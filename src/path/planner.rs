@@ -20,7 +20,7 @@ pub(crate) const MAX_PIECES: usize = 8;
 
 /// What becomes of a request over more extents than a plan has pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
+pub(crate) enum Room {
     /// It goes by the file, which puts all of them in flight at once.
     Whole,
     /// Its first pieces are planned, and the rest when those are done: slower,
@@ -30,7 +30,7 @@ pub enum Room {
 
 /// How a piece goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// To the block device, at this byte offset.
     Disk(u64),
     /// To the image, at its own offset.
@@ -41,7 +41,7 @@ pub enum Way {
 
 /// A part of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// How it goes.
     pub way: Way,
     /// Where it begins in the image, in bytes.
@@ -52,14 +52,14 @@ pub struct Piece {
 
 /// The pieces of a request, in order.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub(crate) struct Plan {
     pieces: [Piece; MAX_PIECES],
     count: usize,
 }
 
 /// What raw I/O on the device takes, in bytes; powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RawAlign {
+pub(crate) struct RawAlign {
     /// Of offsets and lengths of reads.
     pub read: u64,
     /// Of offsets and lengths of writes.
@@ -77,20 +77,20 @@ impl Plan {
     };
 
     /// All of a request goes by the file.
-    pub fn by_file(range: Range<u64>) -> Plan {
+    pub(crate) fn by_file(range: Range<u64>) -> Plan {
         let mut plan = Plan::EMPTY;
         plan.add(range.start, Way::File, range.end);
         plan
     }
 
     /// The pieces.
-    pub fn pieces(&self) -> &[Piece] {
+    pub(crate) fn pieces(&self) -> &[Piece] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
 
     /// The piece that the byte at `offset` of the image is in; none behind
     /// the last.
-    pub fn piece_at(&self, offset: u64) -> Option<Piece> {
+    pub(crate) fn piece_at(&self, offset: u64) -> Option<Piece> {
         self.pieces()
             .iter()
             .copied()
@@ -98,12 +98,12 @@ impl Plan {
     }
 
     /// Some piece goes where the map says, or nowhere because it says so.
-    pub fn uses_map(&self) -> bool {
+    pub(crate) fn uses_map(&self) -> bool {
         self.pieces().iter().any(|piece| piece.way != Way::File)
     }
 
     /// Some piece goes to the device.
-    pub fn uses_disk(&self) -> bool {
+    pub(crate) fn uses_disk(&self) -> bool {
         self.pieces()
             .iter()
             .any(|piece| matches!(piece.way, Way::Disk(_)))

@@ -37,7 +37,7 @@ const LARGEST_PAGE: u64 = 2 << 20;
 /// be dropped.
 #[must_use = "a claim that is not released holds back every later fence"]
 #[derive(Debug, PartialEq, Eq)]
-pub struct Claim {
+pub(crate) struct Claim {
     odd: bool,
 }
 
@@ -60,7 +60,7 @@ struct Generation {
 
 /// What became of taking a range for a file write.
 #[derive(Debug)]
-pub enum Secured {
+pub(crate) enum Secured {
     /// The map knows nothing of it until this is dropped.
     Held(Hold),
     /// The map is not in use, and will not be before the claim is released;
@@ -83,7 +83,7 @@ struct Without {
 
 /// The disk path as one worker has it.
 #[derive(Debug)]
-pub struct Raw {
+pub(crate) struct Raw {
     path: Arc<DiskPath>,
     reader: Reader,
     old: Generation,
@@ -110,7 +110,7 @@ pub struct Raw {
 impl Raw {
     /// # Errors
     /// Too many workers, or no descriptor.
-    pub fn new(path: Arc<DiskPath>) -> std::io::Result<Raw> {
+    pub(crate) fn new(path: Arc<DiskPath>) -> std::io::Result<Raw> {
         let mut reader = path.map().reader().map_err(std::io::Error::other)?;
         let since = reader.mark();
         reader.offline();
@@ -137,19 +137,19 @@ impl Raw {
     }
 
     /// Readable when a request that waited for a fence can go on.
-    pub fn event(&self) -> RawFd {
+    pub(crate) fn event(&self) -> RawFd {
         self.event.as_raw_fd()
     }
 
     /// A sync of the file that has just ended has reached the disk. If that is
     /// not known, the device has to be synced as well.
-    pub fn syncs_reach_disk(&self) -> bool {
+    pub(crate) fn syncs_reach_disk(&self) -> bool {
         self.syncs.reaches_disk()
     }
 
     /// Drops the clean pages that the device's own cache has of a piece: a
     /// write that must not wait is refused because of them.
-    pub fn forget_pages(&self, piece: &planner::Piece) {
+    pub(crate) fn forget_pages(&self, piece: &planner::Piece) {
         let planner::Way::Disk(start) = piece.way else {
             return;
         };
@@ -164,12 +164,12 @@ impl Raw {
     }
 
     /// What the device takes in one piece.
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.path.limits()
     }
 
     /// To be called once in each turn, before anything is planned.
-    pub fn turn(&mut self) {
+    pub(crate) fn turn(&mut self) {
         self.now = sys::boot_time_ns();
         self.pass();
     }
@@ -197,7 +197,7 @@ impl Raw {
     }
 
     /// The worker is about to sleep.
-    pub fn idle(&mut self) {
+    pub(crate) fn idle(&mut self) {
         if self.old.claims == 0 && self.current.claims == 0 {
             self.reader.offline();
         } else {
@@ -207,17 +207,17 @@ impl Raw {
 
     /// What the map says may be acted upon in this turn: the lease was seen
     /// held within the last second.
-    pub fn trusts(&mut self) -> bool {
+    pub(crate) fn trusts(&mut self) -> bool {
         self.trusts_at(self.now)
     }
 
     /// Raw I/O may be given to the kernel at this very moment.
-    pub fn may_submit(&mut self) -> bool {
+    pub(crate) fn may_submit(&mut self) -> bool {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
     }
 
     /// From now on requests have their buffers in these regions.
-    pub fn memory(&mut self, regions: &[HostRegion]) {
+    pub(crate) fn memory(&mut self, regions: &[HostRegion]) {
         self.in_memory = regions.iter().all(|region| region.in_memory);
     }
 
@@ -246,7 +246,7 @@ impl Raw {
     }
 
     /// How to read `range`, and the claim to be held until it was.
-    pub fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+    pub(crate) fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::read(range.clone(), self.path.align(), room, |at| {
@@ -260,7 +260,7 @@ impl Raw {
     }
 
     /// How to write `range` raw, if that is possible.
-    pub fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub(crate) fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -269,7 +269,7 @@ impl Raw {
 
     /// How to make `range` read as zeros without the file system, if that is
     /// possible.
-    pub fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub(crate) fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -277,7 +277,7 @@ impl Raw {
     }
 
     /// There is nothing to free in `range`.
-    pub fn is_hole(&mut self, range: Range<u64>) -> bool {
+    pub(crate) fn is_hole(&mut self, range: Range<u64>) -> bool {
         let reader = &mut self.reader;
         planner::is_hole(range, |at| reader.lookup(at)) && self.trusts()
     }
@@ -287,7 +287,7 @@ impl Raw {
     /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
     /// of sharing that FIEMAP does not show. Where nothing was written there
     /// is no raw I/O.
-    pub fn may_move(&mut self, range: Range<u64>) -> bool {
+    pub(crate) fn may_move(&mut self, range: Range<u64>) -> bool {
         let mut at = range.start;
         while self.path.shares_extents() && at < range.end {
             match self.reader.lookup(at) {
@@ -304,7 +304,11 @@ impl Raw {
 
     /// Takes `range` away from the map, for a change by the file, unless that
     /// `is_beyond` the end of the disk.
-    pub fn secure(&mut self, range: Range<u64>, is_beyond: impl FnOnce() -> bool) -> Secured {
+    pub(crate) fn secure(
+        &mut self,
+        range: Range<u64>,
+        is_beyond: impl FnOnce() -> bool,
+    ) -> Secured {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
         self.reader.mark();
@@ -325,7 +329,7 @@ impl Raw {
 
     /// Whether a fence has passed; if not, [`event`](Self::event) tells when,
     /// which it is asked for once (`asked`).
-    pub fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
+    pub(crate) fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
         self.pass();
         if fence.passed() {
             return true;
@@ -342,7 +346,7 @@ impl Raw {
     }
 
     /// What was claimed is not in flight any more.
-    pub fn release(&mut self, claim: Claim) {
+    pub(crate) fn release(&mut self, claim: Claim) {
         let claim = ManuallyDrop::new(claim);
         let generation = if claim.odd == self.odd {
             &mut self.current

@@ -114,7 +114,7 @@ pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 ///
 /// # Errors
 /// What the file system says, as when it is full.
-pub fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
+pub(crate) fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
     if hardening::left_out("cow") || !sharing::can_share(source.file())? {
         return Ok(());
     }

@@ -25,7 +25,7 @@ use crate::path::survey::{self, PIECE, Survey, each_extent, pieces};
 
 mod error;
 
-pub use self::error::PrepareError;
+pub(crate) use self::error::PrepareError;
 
 /// Bytes of the file whose extents are looked at together.
 const WINDOW: u64 = 256 << 20;
@@ -35,7 +35,7 @@ const BLOCK: u64 = 4096;
 
 /// How far a preparation has come, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Written or made its own so far.
     pub done: u64,
     /// In all.
@@ -43,11 +43,11 @@ pub struct Progress {
 }
 
 /// Told how far it is; may ask to stop.
-pub type Report<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+pub(crate) type Report<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The size of the image in bytes.
     pub size: u64,
     /// Bytes that were written or unshared for it.
@@ -65,7 +65,7 @@ impl Prepared {
     /// What to say of an image that is prepared and still not as good as it
     /// could be: a swap-grade disk does not let the file system put a request
     /// together.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let average = self.size / self.extents.max(1);
         if average < SMALL_EXTENT {
@@ -90,7 +90,7 @@ impl Prepared {
 ///
 /// # Errors
 /// It cannot be made swap-grade, or `report` has asked to stop.
-pub fn prepare(
+pub(crate) fn prepare(
     path: &Path,
     size: Option<u64>,
     report: &mut Report<'_>,
