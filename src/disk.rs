@@ -139,6 +139,10 @@ impl Disk {
                 Err(error) => return Err(failed(error)),
             };
         drop(handed);
+        if block_device && !options.read_only && sys::is_read_only(&image).map_err(failed)? {
+            return Err(DiskError::ReadOnlyDevice(path.to_owned()));
+        }
+        image_file::warn_of_format(&image, path);
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)

@@ -85,6 +85,15 @@ impl Pool {
         unsafe { sys::preadv(fd, &raw const entry, 1, offset) }
     }
 
+    /// What the first `len` bytes of a buffer hold, or all of it.
+    pub fn bytes(&self, buffer: Buffer, len: i32) -> Vec<u8> {
+        let entry = self.entry(buffer);
+        let len = usize::try_from(len).unwrap_or(0).min(entry.iov_len);
+        // SAFETY: the buffer is ours, initialized, and has as many bytes; no
+        // operation is in flight that would change them while we are borrowed.
+        unsafe { std::slice::from_raw_parts(entry.iov_base.cast::<u8>(), len) }.to_vec()
+    }
+
     /// Copies `len` bytes of the guest's pieces, from their byte `from` on, to
     /// the buffer's byte `at`.
     ///

@@ -32,7 +32,12 @@ pub enum SocketError {
     },
     /// The host refuses.
     #[error(
-        "{option} {path}: cannot listen: {source}: check that its directory exists and can be written"
+        "{option} {path}: cannot listen: {source}: {remedy}",
+        remedy = if source.kind() == io::ErrorKind::InvalidInput {
+            "a socket's path has less than 108 bytes: give a shorter one"
+        } else {
+            "check that its directory exists and can be written"
+        }
     )]
     Bind {
         /// The option.

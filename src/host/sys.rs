@@ -93,6 +93,18 @@ pub(crate) fn device_size(file: &File) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// A block device takes no writes, as it was told (`BLKROGET`).
+///
+/// # Errors
+/// What the ioctl says.
+pub fn is_read_only(device: &File) -> io::Result<bool> {
+    const BLKROGET: libc::c_ulong = 0x125e;
+    let mut read_only: libc::c_int = 0;
+    // SAFETY: BLKROGET writes one int to the address given.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut read_only) })?;
+    Ok(read_only != 0)
+}
+
 /// The logical and the physical block size of a block device, in bytes.
 ///
 /// # Errors

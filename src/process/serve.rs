@@ -45,6 +45,9 @@ pub enum ServeError {
         /// What the host says.
         source: io::Error,
     },
+    /// `--cpus`.
+    #[error("--cpus: this process may not use CPU {0}: give some of {1}")]
+    Cpu(usize, String),
     /// `--swap`.
     #[error("{0}")]
     Swap(#[from] SwapError),
@@ -64,6 +67,7 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
+    check_cpus(config)?;
     if let Some(grade) = config.swap {
         swap::protect(grade)?;
     }
@@ -114,6 +118,26 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         successor.go(begun).map_err(host("run the new binary"))?;
     }
     Ok(result?)
+}
+
+/// The CPUs that workers are to run on are there, and ours to use.
+fn check_cpus(config: &Config) -> Result<(), ServeError> {
+    let allowed = rustix::thread::sched_getaffinity(None)
+        .map_err(|error| host("ask for its CPUs")(error.into()))?;
+    let most = rustix::thread::CpuSet::MAX_CPU;
+    let mine = |cpu: &usize| *cpu < most && allowed.is_set(*cpu);
+    match config
+        .cpus
+        .iter()
+        .take(config.threads)
+        .find(|&cpu| !mine(cpu))
+    {
+        None => Ok(()),
+        Some(&cpu) => {
+            let usable: Vec<String> = (0..most).filter(mine).map(|cpu| cpu.to_string()).collect();
+            Err(ServeError::Cpu(cpu, usable.join(",")))
+        }
+    }
 }
 
 /// Opens the image: the one that was handed over, or else what has its name.

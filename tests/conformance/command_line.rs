@@ -345,7 +345,13 @@ fn tools_of_qemu_leave_an_image_alone_that_a_guest_uses() {
     assert!(!refused.status.success());
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("lock"), "{said}");
+    // A guest that is paused goes on with what it has cached.
     front.session.stop(1).unwrap();
+    assert!(!qemu_img(&disk.image).status.success());
+    drop(front);
+    disk.daemon
+        .wait_stderr(|line| line.contains("the front-end has gone"))
+        .unwrap();
     assert!(qemu_img(&disk.image).status.success());
 }
 

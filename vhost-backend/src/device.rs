@@ -83,7 +83,8 @@ pub trait Device: Send + Sync + 'static {
     /// session asks again a little later.
     fn rings_started(&self) -> io::Result<()>;
 
-    /// The last ring has stopped and is drained: let others have the image.
+    /// No ring runs, and none will for this front-end, or its guest moves to
+    /// another process: let others have the image.
     fn rings_stopped(&self);
 }
 

@@ -49,7 +49,9 @@ pub(crate) enum InflightError {
     Short,
     #[error("the record of requests in flight is not aligned")]
     Unaligned,
-    #[error("the record of requests in flight is for {0} queues of {1}")]
+    #[error(
+        "the record of requests in flight is for {0} queues of {1}: give --num-queues and --queue-size to match"
+    )]
     Shape(u16, u16),
     #[error("the record of requests in flight of queue {0} is damaged")]
     Damaged(u16),

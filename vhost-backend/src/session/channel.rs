@@ -190,10 +190,14 @@ impl Channel {
                 Ok(received) => {
                     self.filled += received.bytes;
                     self.fds.extend(received.fds);
-                    // Some could not be opened here, or there is no end of
-                    // them: more than anybody sends.
-                    if received.truncated || self.fds.len() > MAX_FDS {
+                    // No end of them: more than anybody sends.
+                    if self.fds.len() > MAX_FDS {
                         return Ok(Some(Next::Garbage));
+                    }
+                    if received.truncated {
+                        return Err(io::Error::other(
+                            "a descriptor that it sent could not be opened: the limit on open files is reached (LimitNOFILE=, ulimit -n)",
+                        ));
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

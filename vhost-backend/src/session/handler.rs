@@ -189,7 +189,7 @@ impl<D: Device> Handler<D> {
         let good = u16::try_from(size)
             .ok()
             .filter(|s| s.is_power_of_two() && *s <= largest);
-        let size = good.ok_or(Refusal::RingSize(size))?;
+        let size = good.ok_or(Refusal::RingSize(size, largest))?;
         if ring.running.is_some() && ring.size != Some(size) {
             return Err(Refusal::RingRuns);
         }
@@ -315,6 +315,7 @@ impl<D: Device> Handler<D> {
     /// The front-end has gone: nothing of it is used any more (VU-43).
     pub(crate) fn disconnect(&mut self) {
         self.reset();
+        self.release_image();
         for queue in 0..self.vrings.len() {
             self.workers.tell(queue, Command::Call { queue, fd: None });
             self.workers.tell(queue, Command::Err { queue, fd: None });
@@ -414,13 +415,23 @@ impl<D: Device> Handler<D> {
         }
     }
 
-    /// Gives the image back once no ring runs, and stops asking for it once
-    /// no ring wants to.
+    /// Stops asking for the image once no ring wants it. One that is ours stays
+    /// so while the front-end is there, for its guest may only be paused; but
+    /// where what requests write was logged, the guest moves to another
+    /// process, which needs the image.
     fn release_unused_image(&mut self) {
-        let waits = self.retry_at().is_some() && self.vrings.iter().any(Vring::is_ready);
-        if self.rings_running() == 0 && !waits {
-            self.image.release(|| self.device.rings_stopped());
+        if self.rings_running() > 0 {
+            return;
         }
+        let waits = self.retry_at().is_some();
+        let wanted = waits && self.vrings.iter().any(Vring::is_ready);
+        if !wanted && (waits || self.negotiated.logs_data()) {
+            self.release_image();
+        }
+    }
+
+    fn release_image(&mut self) {
+        self.image.release(|| self.device.rings_stopped());
     }
 
     fn ring(&mut self, index: u32) -> Result<(usize, &mut Vring), Refusal> {

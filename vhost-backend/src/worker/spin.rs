@@ -189,11 +189,13 @@ mod tests {
     #[test]
     fn short_sleeps_tell_as_well() {
         let mut spin = Spin::new(PollTime::Adaptive);
-        for _ in 0..8 {
+        // A busy machine makes some of them long.
+        let told = (0..100_000).any(|_| {
             spin.look(|| false);
             spin.idle_since = Some(Instant::now());
             spin.busy();
-        }
-        assert!(spin.score >= PAYS);
+            spin.score >= PAYS
+        });
+        assert!(told, "the score is {}", spin.score);
     }
 }

@@ -499,8 +499,10 @@ fn a_ring_starts_by_itself_as_soon_as_the_image_is_free() {
     assert_eq!(busy.asked.load(Ordering::Acquire), 2);
     io.end(pending[0].tag, Status::Ok);
     front.get_vring_base();
-    assert_eq!(busy.given_back.load(Ordering::Acquire), 1);
+    // Its guest may only be paused.
+    assert_eq!(busy.given_back.load(Ordering::Acquire), 0);
     handle.stop();
     thread.join().unwrap();
+    assert_eq!(busy.given_back.load(Ordering::Acquire), 1);
     std::fs::remove_file(&path).unwrap();
 }
