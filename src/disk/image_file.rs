@@ -111,7 +111,7 @@ pub(super) fn warn_of_format(image: &File, path: &Path) {
 
 /// The first bytes of an image, up to 4096, aligned for direct I/O.
 fn first_block(image: &File) -> io::Result<Vec<u8>> {
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
+    let mut pool = Pool::new(1, 4096)?;
     let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
     let entry = pool.entry(buffer);
     let moved = pool.read_at(image.as_raw_fd(), entry, 0)?;

@@ -86,7 +86,7 @@ impl Pool {
     }
 
     /// What the first `len` bytes of a buffer hold, or all of it.
-    pub fn bytes(&self, buffer: Buffer, len: i32) -> Vec<u8> {
+    pub(crate) fn bytes(&self, buffer: Buffer, len: i32) -> Vec<u8> {
         let entry = self.entry(buffer);
         let len = usize::try_from(len).unwrap_or(0).min(entry.iov_len);
         // SAFETY: the buffer is ours, initialized, and has as many bytes; no

@@ -97,7 +97,7 @@ pub(crate) fn device_size(file: &File) -> io::Result<u64> {
 ///
 /// # Errors
 /// What the ioctl says.
-pub fn is_read_only(device: &File) -> io::Result<bool> {
+pub(crate) fn is_read_only(device: &File) -> io::Result<bool> {
     const BLKROGET: libc::c_ulong = 0x125e;
     let mut read_only: libc::c_int = 0;
     // SAFETY: BLKROGET writes one int to the address given.
