@@ -35,7 +35,7 @@ use crate::engine::limits::Limits;
 use crate::engine::pin::Pins;
 use crate::engine::{self, Engine, Target, Work};
 use crate::host::allocations::InRequests;
-use crate::host::hardening;
+use crate::host::switches;
 use crate::path::raw::Raw;
 
 /// Bytes of each of a worker's aligned buffers.
@@ -341,7 +341,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
 
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         let _counted = InRequests::begin();
-        hardening::count_request();
+        switches::count_request();
         self.tasks[tag.0 as usize].begin(op, data, &self.shared);
         self.advance(tag.0);
     }

@@ -18,7 +18,7 @@ use crate::block_io::{BlockIo, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::host::allocations;
-use crate::host::hardening;
+use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
 use crate::options::config::{IoPath, Swap};
 use crate::path::guard::Guard;
@@ -252,7 +252,7 @@ impl Disk {
     }
 
     fn lacks_path(&self, grade: Swap, reason: &str) -> Result<(), DiskError> {
-        if grade == Swap::Demanded && !hardening::left_out("prepare") {
+        if grade == Swap::Demanded && !switches::left_out("prepare") {
             return Err(DiskError::NoSwapPath(reason.to_owned()));
         }
         log::warn!("not swap-grade: {reason}");

@@ -6,4 +6,5 @@ pub(crate) mod hardening;
 pub(crate) mod log_queue;
 pub mod logging;
 pub(crate) mod socket;
+pub(crate) mod switches;
 pub(crate) mod sys;

@@ -22,7 +22,7 @@ use self::planner::{RawAlign, Room};
 use self::survey::Survey;
 use crate::engine::limits::Limits;
 use crate::engine::manner::Manner;
-use crate::host::hardening;
+use crate::host::switches;
 use crate::host::sys;
 use crate::options::config::Swap;
 
@@ -137,10 +137,6 @@ pub(crate) struct DiskPath {
     /// Every extent is written and the image's own, so that no write of ours
     /// changes the map. Believed only while the path is live.
     fixed: AtomicBool,
-    /// For the negative control of tests: no lease is taken, and the path is
-    /// never left, whatever others do to the image.
-    #[cfg(debug_assertions)]
-    unguarded: bool,
 }
 
 impl DiskPath {
@@ -182,13 +178,13 @@ impl DiskPath {
         // Where files can share blocks, whoever may read the image can have its
         // blocks replaced (FIDEDUPERANGE).
         let shares = sharing::can_share(image)?;
-        let mode = if read_only && (!shares || hardening::left_out("writelease")) {
+        let mode = if read_only && (!shares || switches::left_out("writelease")) {
             Mode::ReadOnly
         } else {
             Mode::Exclusive
         };
         let lease = Lease::new(Arc::clone(image), mode)?;
-        if let Some(delay) = hardening::lease_delay() {
+        if let Some(delay) = switches::lease_delay() {
             lease.retry_after(delay);
         }
         let reason = match device::admit(image) {
@@ -212,8 +208,6 @@ impl DiskPath {
             shares,
             swap,
             fixed: AtomicBool::new(false),
-            #[cfg(debug_assertions)]
-            unguarded: std::env::var_os("EXTENTD_TEST_UNGUARDED").is_some(),
         })
     }
 
@@ -299,8 +293,7 @@ impl DiskPath {
 
     /// The kernel says that the lease is ours and nobody asks for it.
     pub(crate) fn lease_is_held(&self) -> bool {
-        #[cfg(debug_assertions)]
-        if self.unguarded {
+        if switches::unguarded() {
             return true;
         }
         self.lease.is_held()
@@ -314,8 +307,7 @@ impl DiskPath {
     /// Resets [`lease_event`](Self::lease_event); whether the lease is gone or
     /// wanted.
     pub(crate) fn lease_is_broken(&self) -> bool {
-        #[cfg(debug_assertions)]
-        if self.unguarded {
+        if switches::unguarded() {
             return false;
         }
         self.lease.broken()
@@ -400,7 +392,7 @@ impl DiskPath {
     /// # Errors
     /// The file system cannot be asked.
     pub(crate) fn sync_reach(&self) -> io::Result<SyncReach> {
-        if hardening::left_out("recheck") {
+        if switches::left_out("recheck") {
             return Ok(SyncReach::believed());
         }
         SyncReach::of(&self.image)

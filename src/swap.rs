@@ -21,6 +21,7 @@ use self::progress::{Display, percent};
 use crate::disk::Disk;
 use crate::host::allocations::{self, Counts};
 use crate::host::hardening::{self, Shortfall};
+use crate::host::switches;
 use crate::options::config::{Config, Swap};
 use crate::options::size;
 use crate::path::Agreement;
@@ -131,7 +132,7 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
 pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
-    if hardening::left_out("prepare") {
+    if switches::left_out("prepare") {
         return Ok(());
     }
     let mut display = Display::new(&config.image, |line| log::info!("{line}"));

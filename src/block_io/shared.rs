@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use vhost_backend::Op;
 
+use crate::host::switches;
 use crate::host::sys::DirectAlign;
 use crate::options::config::MAX_QUEUES;
 
@@ -36,10 +37,6 @@ pub(crate) struct Shared {
     /// Block ranges, in units of `align.offset`, that are being read, changed
     /// and written back.
     claimed: Mutex<Vec<(u64, u64)>>,
-    /// For the negative control of tests: a FLUSH leaves the file system's
-    /// records alone.
-    #[cfg(debug_assertions)]
-    no_file_sync: bool,
 }
 
 impl Shared {
@@ -57,8 +54,6 @@ impl Shared {
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
             claimed: Mutex::new(Vec::with_capacity(MOST_CLAIMS)),
-            #[cfg(debug_assertions)]
-            no_file_sync: std::env::var_os("EXTENTD_TEST_NO_FILE_SYNC").is_some(),
         }
     }
 
@@ -163,8 +158,7 @@ impl Shared {
     /// the device alone will do for them.
     pub(crate) fn begin_sync(&self) -> (u64, bool) {
         let covers = self.changes.load(Ordering::SeqCst);
-        #[cfg(debug_assertions)]
-        if self.no_file_sync {
+        if switches::no_file_sync() {
             return (covers, true);
         }
         (covers, self.synced.load(Ordering::SeqCst) >= covers)

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Files;
 use crate::host::logging;
+use crate::host::switches;
 
 /// Threads that the kernel may use for what would wait.
 const IO_THREADS: u32 = 64;
@@ -45,13 +46,10 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
         .min(32768);
     let (ring, task_work) = build(entries, polled)?;
     let submitter = ring.submitter();
-    #[cfg(not(debug_assertions))]
-    let image = files.image;
-    // For the negative control of tests.
-    #[cfg(debug_assertions)]
-    let image = match std::env::var_os("EXTENTD_TEST_UNREGISTERED") {
-        Some(_) => -1,
-        None => files.image,
+    let image = if switches::unregistered() {
+        -1
+    } else {
+        files.image
     };
     submitter.register_files(&[image, files.device.unwrap_or(-1)])?;
     // Allocating writes wait for locks of the file system in threads of the

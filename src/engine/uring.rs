@@ -14,7 +14,7 @@ use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
 use super::{Engine, Files, Slot, WITHDRAWN, Work, sync};
-use crate::host::hardening;
+use crate::host::switches;
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.
@@ -89,7 +89,7 @@ impl Uring {
             buffers: Buffers {
                 slots: Vec::new(),
                 vectored: features.vectored_buffers,
-                raw_flags: if hardening::left_out("nowait") {
+                raw_flags: if switches::left_out("nowait") {
                     0
                 } else {
                     libc::RWF_NOWAIT

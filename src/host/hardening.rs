@@ -4,6 +4,8 @@
 
 use std::io;
 
+use crate::host::switches;
+
 /// `PR_SET_IO_FLUSHER` (Linux 5.6): allocations that the kernel makes for the
 /// thread never wait for I/O.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
@@ -29,64 +31,6 @@ fn check(result: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// For tests that show what a measure is good for: `EXTENTD_TEST_WITHOUT`
-/// names those that are left out, in builds with debug assertions only.
-#[cfg(debug_assertions)]
-pub(crate) fn left_out(measure: &str) -> bool {
-    std::env::var("EXTENTD_TEST_WITHOUT").is_ok_and(|all| all.split(',').any(|one| one == measure))
-}
-
-/// No measure is ever left out.
-#[cfg(not(debug_assertions))]
-pub(crate) fn left_out(_measure: &str) -> bool {
-    false
-}
-
-/// For tests that break the lease all the time: `EXTENTD_TEST_LEASE_DELAY`
-/// says after how many milliseconds it is asked for again.
-#[cfg(debug_assertions)]
-pub(crate) fn lease_delay() -> Option<std::time::Duration> {
-    let text = std::env::var("EXTENTD_TEST_LEASE_DELAY").ok()?;
-    text.parse().ok().map(std::time::Duration::from_millis)
-}
-
-/// The delay grows, as it should.
-#[cfg(not(debug_assertions))]
-pub(crate) fn lease_delay() -> Option<std::time::Duration> {
-    None
-}
-
-/// For tests of what workers do by themselves: with the fault "deaf" the
-/// calling thread never goes on.
-pub(crate) fn go_deaf() {
-    while left_out("deaf") {
-        std::thread::park();
-    }
-}
-
-/// For tests of what a panic does: `EXTENTD_TEST_PANIC` says at which request
-/// of the process, counted from 1. To be called for each.
-#[cfg(debug_assertions)]
-#[allow(clippy::panic)]
-pub(crate) fn count_request() {
-    use std::sync::LazyLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    static WANTED: LazyLock<Option<u64>> =
-        LazyLock::new(|| std::env::var("EXTENTD_TEST_PANIC").ok()?.parse().ok());
-    static REQUESTS: AtomicU64 = AtomicU64::new(0);
-    if let Some(wanted) = *WANTED
-        && REQUESTS.fetch_add(1, Ordering::Relaxed) + 1 == wanted
-    {
-        panic!("EXTENTD_TEST_PANIC wants a panic at request {wanted}");
-    }
-}
-
-/// Nobody panics on purpose.
-#[cfg(not(debug_assertions))]
-#[inline]
-pub(crate) fn count_request() {}
-
 /// Bytes of the stacks of threads that do little: all of a stack is locked.
 pub(crate) const SMALL_STACK: usize = 256 << 10;
 
@@ -95,7 +39,7 @@ pub(crate) const SMALL_STACK: usize = 256 << 10;
 pub(crate) fn protect() -> Vec<Shortfall> {
     let mut shortfalls = Vec::new();
     let mut take = |measure, what, remedy, action: &dyn Fn() -> io::Result<()>| {
-        if left_out(measure) {
+        if switches::left_out(measure) {
             return;
         }
         if let Err(source) = action() {
@@ -186,7 +130,7 @@ fn may_lock() -> io::Result<()> {
 /// # Errors
 /// The host does not allow it.
 pub(crate) fn lock_memory() -> Result<(), Shortfall> {
-    if left_out("lock") {
+    if switches::left_out("lock") {
         return Ok(());
     }
     // What a thread that has just begun maps between the two calls is locked

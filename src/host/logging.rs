@@ -11,8 +11,9 @@ use log::{Level, Log, Metadata, Record};
 
 use rustix::event::{PollFd, PollFlags};
 
-use crate::host::hardening::{self, SMALL_STACK};
+use crate::host::hardening::SMALL_STACK;
 use crate::host::log_queue::Queue;
+use crate::host::switches;
 use crate::host::sys;
 
 /// How long the end of the process waits for its last lines.
@@ -105,7 +106,7 @@ impl Write for Stderr {
 /// it. Lines wait until `start` is called.
 pub fn init() {
     log::set_max_level(FILTER.filter());
-    let set = if hardening::left_out("log") {
+    let set = if switches::left_out("log") {
         log::set_logger(&Direct)
     } else {
         log::set_logger(&Queued)
@@ -156,7 +157,7 @@ pub fn finish() {
 /// reads the log: a worker that unwound would let fences pass while its raw
 /// I/O is in flight. The record of requests in flight carries them over.
 pub fn end_on_panic() {
-    if hardening::left_out("abort") {
+    if switches::left_out("abort") {
         return;
     }
     std::panic::set_hook(Box::new(|info| {

@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use mapping::device::Refusal;
 use mapping::lease::LeaseError;
 
-use crate::host::hardening::{self, SMALL_STACK};
+use crate::host::hardening::SMALL_STACK;
+use crate::host::switches;
 use crate::host::sys;
 use crate::path::close_watch::CloseWatch;
 use crate::path::lookout::{Lookout, Seen};
@@ -334,7 +335,7 @@ impl Watch {
         self.used = result.is_ok();
         if self.used {
             sys::event_set(&*self.entered);
-            hardening::go_deaf();
+            switches::go_deaf();
         }
         self.next = match &result {
             Ok(()) => None,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mapping::Hold;
 
 use super::DiskPath;
-use crate::host::hardening;
+use crate::host::switches;
 
 /// How long requests in flight may keep a change of the length waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ impl DiskPath {
         self.length.fetch_min(from, Ordering::SeqCst);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "requests in flight do not end");
         let mut held = Held(Vec::new());
-        if !hardening::left_out("resizehold") {
+        if !switches::left_out("resizehold") {
             let (grain, size) = (self.map.config().grain, self.map.size());
             let block = from - from % grain;
             // The block that is cut apart from what follows: of that the guest

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::host::hardening::{self, SMALL_STACK};
+use crate::host::hardening::SMALL_STACK;
+use crate::host::switches;
 use crate::host::sys;
 use crate::path::{DiskPath, Obstacle};
 
@@ -117,7 +118,7 @@ impl<T: Fn(Seen)> Watch<T> {
     }
 
     fn look(&self) {
-        if hardening::left_out("recheck") {
+        if switches::left_out("recheck") {
             return;
         }
         if let Err(obstacle) = self.path.check_conditions() {

@@ -17,7 +17,7 @@ use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
 use vhost_backend::HostRegion;
 
 use crate::engine::limits::Limits;
-use crate::host::hardening;
+use crate::host::switches;
 use crate::host::sys;
 use crate::path::DiskPath;
 use crate::path::planner::{self, Plan};
@@ -124,10 +124,10 @@ impl Raw {
             now: sys::boot_time_ns(),
             looked: 0,
             without: Without {
-                look: hardening::left_out("look"),
-                clock: hardening::left_out("clock"),
-                straddle: hardening::left_out("straddle"),
-                cow: hardening::left_out("cow"),
+                look: switches::left_out("look"),
+                clock: switches::left_out("clock"),
+                straddle: switches::left_out("straddle"),
+                cow: switches::left_out("cow"),
             },
             event: Arc::new(sys::event()?),
             syncs: path.sync_reach()?,

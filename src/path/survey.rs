@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 
 use mapping::{ExtentSource, Fiemap, Kind, sharing};
 
-use crate::host::hardening;
+use crate::host::switches;
 
 /// Bytes by which a file is unshared that shares nothing.
 const BLOCK: u64 = 4096;
@@ -54,7 +54,7 @@ impl Survey {
                 Kind::Opaque(_) => &mut survey.opaque,
             } += bytes;
         })?;
-        if !hardening::left_out("cow") {
+        if !switches::left_out("cow") {
             survey.set_aside = sharing::set_aside(source.file(), extents, allocated)?;
         }
         Ok(survey)
@@ -115,7 +115,7 @@ pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 /// # Errors
 /// What the file system says, as when it is full.
 pub(crate) fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
-    if hardening::left_out("cow") || !sharing::can_share(source.file())? {
+    if switches::left_out("cow") || !sharing::can_share(source.file())? {
         return Ok(());
     }
     let size = source.file().metadata()?.len();

@@ -12,6 +12,7 @@ use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
 use crate::disk::{Disk, DiskError, DiskOptions};
 use crate::host::logging;
 use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
+use crate::host::switches;
 use crate::host::sys;
 use crate::operator::Operator;
 use crate::operator::control;
@@ -67,6 +68,7 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
+    switches::pass_on();
     check_cpus(config)?;
     if let Some(grade) = config.swap {
         swap::protect(grade)?;

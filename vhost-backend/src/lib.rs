@@ -31,6 +31,9 @@ pub use device::{
     WriteZeroesLimits,
 };
 pub use error::Error;
+#[cfg(feature = "test-switches")]
+#[doc(hidden)]
+pub use memory::dirty::leave_pages_unmarked;
 pub use options::{Options, PollTime};
 pub use session::listener::Endpoint;
 pub use session::server::{Handle, Server};

@@ -55,6 +55,16 @@ impl Log {
     }
 }
 
+#[cfg(feature = "test-switches")]
+static UNMARKED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// For negative controls of tests: from now on no request marks the pages that
+/// it writes, in no log of this process.
+#[cfg(feature = "test-switches")]
+pub fn leave_pages_unmarked() {
+    UNMARKED.store(true, Ordering::Relaxed);
+}
+
 /// What is to be logged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Logging {
@@ -105,9 +115,6 @@ pub(crate) struct Tracker {
     ranges: Box<[Range]>,
     /// The first range that is not in use, or [`NONE`].
     free: u32,
-    /// For the negative control of tests: nothing is marked.
-    #[cfg(debug_assertions)]
-    forgets: bool,
 }
 
 impl Tracker {
@@ -124,8 +131,6 @@ impl Tracker {
             noted: vec![Noted::NOTHING; tags].into(),
             ranges: (0..count).map(range).collect(),
             free: if count == 0 { NONE } else { 0 },
-            #[cfg(debug_assertions)]
-            forgets: std::env::var_os("EXTENTD_TEST_NO_DIRTY").is_some(),
         }
     }
 
@@ -173,8 +178,8 @@ impl Tracker {
     /// All that was noted for this tag has been written.
     #[cold]
     pub(crate) fn mark(&mut self, tag: u32) {
-        #[cfg(debug_assertions)]
-        if self.forgets {
+        #[cfg(feature = "test-switches")]
+        if UNMARKED.load(Ordering::Relaxed) {
             return;
         }
         let slot = usize::try_from(tag)
