@@ -107,7 +107,7 @@ fn a_replaced_window_is_freed_only_after_its_readers() {
         let writer = thread::spawn({
             let map = map.clone();
             move || {
-                map.forget(0..1);
+                let _ = map.forget(0..1);
                 let _ = map.stats();
             }
         });
@@ -132,7 +132,7 @@ fn a_replaced_table_is_freed_only_after_its_readers() {
         let writer = thread::spawn({
             let map = map.clone();
             move || {
-                map.resize(WINDOW).unwrap();
+                let _ = map.resize(WINDOW).unwrap();
                 let _ = map.stats();
             }
         });

@@ -19,12 +19,12 @@ use crate::queue::disk::Disk;
 use crate::queue::epochs::Epochs;
 use crate::queue::request::{self, ChainReader, Data, Parsed, Terms};
 use crate::queue::{Common, Queue};
-use crate::testing::fake::{FakeDisk, Io, memfd};
+use crate::testing::fake::{self, FakeDisk, Io, memfd};
 
 pub use records::{Claim, Recovered, mark, recover};
 
 /// What a read puts into its buffers.
-pub use crate::testing::fake::PATTERN;
+pub const PATTERN: u8 = fake::PATTERN;
 
 /// A file of this many bytes that can be shared as guest memory.
 #[must_use]
