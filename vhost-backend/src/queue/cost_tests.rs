@@ -19,7 +19,8 @@ use crate::command::Mode;
 use crate::device::{Completion, DiskInfo, HostRegion, Op};
 use crate::memory::dirty::tests::log;
 use crate::memory::inflight::{self, Inflight, Shape};
-use crate::testing::fake::{CAPACITY, Driver, Guest, WRITE, header, info};
+use crate::testing::fake::{CAPACITY, info};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 64;
 /// Requests that are fetched and answered together.

@@ -10,7 +10,8 @@ use super::*;
 use crate::command::Mode;
 use crate::device::Completion;
 use crate::memory::dirty::tests::{log, take_pages};
-use crate::testing::fake::{Driver, FakeDisk, Guest, Io, NEXT, WRITE, header};
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, NEXT, WRITE, header};
 
 const SIZE: u16 = 16;
 /// Bytes of a log of 1024 pages, of which guest memory has 256.

@@ -19,7 +19,8 @@ use crate::queue::disk::Disk;
 use crate::queue::epochs::Epochs;
 use crate::queue::request::{self, ChainReader, Data, Parsed, Terms};
 use crate::queue::{Common, Queue};
-use crate::testing::fake::{self, FakeDisk, Io, memfd};
+use crate::testing::fake::{self, FakeDisk, Io};
+use crate::testing::guest::memfd;
 
 pub use records::{Claim, Recovered, mark, recover};
 

@@ -2,7 +2,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::sys;
-use crate::testing::fake::Guest;
+use crate::testing::guest::Guest;
 
 /// A log of so many bytes, and its file.
 pub(crate) fn log(bytes: u64) -> (Arc<Log>, File) {

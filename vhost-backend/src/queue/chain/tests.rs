@@ -5,7 +5,7 @@ use virtio_queue::{Queue as StockQueue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::testing::fake::{Driver, Guest, INDIRECT, NEXT, WRITE, descriptor};
+use crate::testing::guest::{Driver, Guest, INDIRECT, NEXT, WRITE, descriptor};
 
 const SIZE: u16 = 16;
 /// Where buffers are.

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::fake::{CAPACITY, header, info};
+use crate::testing::fake::{CAPACITY, info};
+use crate::testing::guest::header;
 
 /// A chain over plain bytes.
 #[derive(Debug, Default)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::fake::{Driver, Guest};
+use crate::testing::guest::{Driver, Guest};
 
 fn rig(size: u16, event_idx: bool) -> (Driver, Ring) {
     let guest = Guest::new(&[(0, 0x10_0000)]);

@@ -14,7 +14,7 @@ use crate::memory::dirty::tests::take_pages;
 use crate::memory::inflight::{Inflight, Shape};
 use crate::session::features::LOG_ALL;
 use crate::sys;
-use crate::testing::fake::{WRITE, header};
+use crate::testing::guest::{WRITE, header};
 
 const SHAPE: Shape = Shape {
     queues: 2,

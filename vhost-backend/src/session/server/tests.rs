@@ -17,7 +17,8 @@ use super::*;
 use crate::device::{Device, Status};
 use crate::memory::{Memory, RegionSpec};
 use crate::session::features::PROTOCOL;
-use crate::testing::fake::{Driver, FakeDisk, Guest, Io, WRITE, header};
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 pub(super) const NEED_REPLY: u32 = 8;
 pub(super) const USER: u64 = 0x7f00_0000_0000;

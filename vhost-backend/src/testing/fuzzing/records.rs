@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::memory::dirty::Log;
 use crate::memory::inflight::{Inflight, Shape};
-use crate::testing::fake::memfd;
+use crate::testing::guest::memfd;
 
 /// What a front-end says of the record of requests in flight, and the ring
 /// that is to go on with it.

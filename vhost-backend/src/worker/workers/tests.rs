@@ -5,7 +5,8 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN};
 use super::*;
 use crate::command::RingSetup;
 use crate::device::{Status, Tag};
-use crate::testing::fake::{Driver, FakeDisk, Guest, Io, WRITE, header};
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 16;
 
