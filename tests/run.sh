@@ -17,6 +17,8 @@ Environment:
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
   EXTENTD_TEST_KILLS, EXTENTD_TEST_GUEST_KILLS, EXTENTD_TEST_MIGRATIONS
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
+  EXTENTD_TEST_STORM_SECONDS
+                     how long each file system's disk path is disturbed in every way at once (default 8, in CI 60)
   EXTENTD_TEST_DOWNTIMES
                      rounds of migrations beside qemu-storage-daemon (default 2)
   EXTENTD_TEST_LATENCY_ROUNDS
@@ -70,8 +72,11 @@ scripts_parse() {
     done
 }
 tested() {
+    if [[ ${CI:-} == true ]]; then
+        export EXTENTD_TEST_STORM_SECONDS=${EXTENTD_TEST_STORM_SECONDS:-60}
+    fi
     # The time limit only keeps a stuck test from holding the run for ever.
-    timeout 2400 cargo test --workspace --no-fail-fast -- --show-output
+    timeout 4200 cargo test --workspace --no-fail-fast -- --show-output
 }
 # Model checks of the lock-free parts, in the crates that have them.
 modelled() {

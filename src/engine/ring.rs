@@ -115,6 +115,42 @@ pub(super) unsafe fn place(ring: &mut IoUring, entry: &squeue::Entry) {
     }
 }
 
+/// How many entries can be placed before others have to be given.
+pub(super) fn room(ring: &mut IoUring) -> usize {
+    let submission = ring.submission();
+    submission.capacity() - submission.len()
+}
+
+/// Gives entries to the kernel with all that was placed before, unless `may`
+/// forbids it, which is asked last. Whether they were given.
+///
+/// # Safety
+/// What the entries point to is valid until they have ended.
+pub(super) unsafe fn enter_if(
+    ring: &mut IoUring,
+    entries: &[squeue::Entry],
+    may: &mut impl FnMut() -> bool,
+) -> bool {
+    let mut submission = ring.submission();
+    // SAFETY: the caller's promise.
+    let placed = unsafe { submission.push_multiple(entries) }.is_ok();
+    let queued = u32::try_from(submission.len()).unwrap_or(u32::MAX);
+    if !placed || !may() {
+        // Without this the kernel would be shown them.
+        std::mem::forget(submission);
+        return false;
+    }
+    drop(submission);
+    let flags = EnterFlags::GETEVENTS.bits();
+    // SAFETY: no argument struct is passed, so none is read.
+    let result = unsafe {
+        ring.submitter()
+            .enter::<libc::sigset_t>(queued, 0, flags, None)
+    };
+    check(result);
+    true
+}
+
 /// Submits, lets the kernel post completions, and waits for `want`.
 pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) {
     let result = match timeout {
@@ -136,6 +172,11 @@ pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) 
             }
         }
     };
+    check(result);
+}
+
+/// What entering the ring has said.
+fn check(result: io::Result<usize>) {
     match result.map_err(|error| error.raw_os_error()) {
         Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
         // Nothing can be given to the kernel any more: no request would

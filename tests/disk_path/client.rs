@@ -1,34 +1,29 @@
 //! Random requests on one queue, each answer compared with a model.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use front_end::codes::status;
-use front_end::{Buffer, Done, Driver, GuestMemory, LIMIT, Op, Segment};
+use front_end::{Buffer, Done, Driver, Error, GuestMemory, LIMIT, Op, Segment};
 
-use crate::model::{Model, SECTOR, Value, content};
+use crate::image::FIRST;
+use crate::length::{Length, Seen};
+use crate::model::{Found, Model, SECTOR, Value, content};
 use crate::random::Random;
+use crate::requests::{Habits, Past, Request, changes};
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
 /// number, so that neither blocks nor windows of the map begin where they do.
 const PART: usize = 193;
+/// Sectors of a request that is not long.
+const SHORT: usize = 16;
 /// Requests in flight.
 const DEPTH: usize = 8;
 /// Guest memory of a request, in bytes.
 const ROOM: u64 = 256 << 10;
-
-#[derive(Debug, Clone)]
-struct Request {
-    op: Op,
-    sectors: Range<usize>,
-    value: Value,
-    /// Write-zeroes may free what it zeroes.
-    unmap: bool,
-    at: u64,
-    /// The file system was full when it began.
-    pardoned: bool,
-}
 
 /// Which queue a sector belongs to.
 pub fn owner(sector: usize) -> usize {
@@ -42,13 +37,20 @@ pub struct Client<'a> {
     queue: usize,
     pub model: Model,
     random: Random,
+    habits: Habits,
     value: Value,
-    sectors: usize,
+    length: Arc<Length>,
+    /// The disk is being cut off here, or was while requests were on their way
+    /// to what is beyond.
+    cut: Option<usize>,
     requests: Vec<Option<Request>>,
+    past: Past,
     /// Requests may fail now: the file system is full.
     full: &'a AtomicBool,
     /// What came out wrong.
     pub wrong: Vec<String>,
+    /// Sectors that came out wrong.
+    pub found: Found,
     /// Requests that ended well, and those that failed while they might.
     pub ended: usize,
     pub pardoned: usize,
@@ -67,15 +69,32 @@ impl<'a> Client<'a> {
             memory: memory.clone(),
             queue,
             model,
-            random: Random(0x9e37_79b9 + 77 * queue as u64),
+            random: Random(Habits::default().seed + 77 * queue as u64),
+            habits: Habits::default(),
             value: 1000,
-            sectors,
+            length: Arc::new(Length::new(sectors)),
+            cut: None,
             requests: vec![None; DEPTH],
+            past: Past::new(),
             full,
             wrong: Vec::new(),
+            found: Found::default(),
             ended: 0,
             pardoned: 0,
         }
+    }
+
+    /// With other habits, on a disk whose length others change.
+    pub fn with(mut self, habits: Habits, length: &Arc<Length>) -> Self {
+        self.random = Random(habits.seed + 77 * self.queue as u64);
+        self.habits = habits;
+        self.length = Arc::clone(length);
+        self
+    }
+
+    /// The ring, for a process that is to serve it.
+    pub fn driver(&self) -> &Driver {
+        &self.driver
     }
 
     /// Another process serves the disk now, and another ring leads to it.
@@ -99,6 +118,13 @@ impl<'a> Client<'a> {
         self.drain();
     }
 
+    /// Keeps the ring full, and takes what ends within `patience`; whether
+    /// anything has.
+    pub fn step(&mut self, patience: Duration) -> bool {
+        self.submit();
+        self.take(patience)
+    }
+
     /// So many requests; as many as possible stay in flight.
     pub fn requests(&mut self, count: usize) {
         for _ in 0..count {
@@ -119,6 +145,8 @@ impl<'a> Client<'a> {
             unmap,
             at: self.room(0),
             pardoned: false,
+            there: true,
+            began: Instant::now(),
         };
         self.send(0, request);
         self.driver.publish().unwrap();
@@ -159,39 +187,81 @@ impl<'a> Client<'a> {
 
     /// A request whose sectors are not in flight.
     fn choose(&mut self, slot: usize) -> Option<Request> {
-        let parts = self.sectors / PART / QUEUES;
-        let part = (self.random.below(parts) * QUEUES + self.queue) * PART;
-        let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(PART));
-        if self.random.below(3) > 0 {
+        let length = self.follow();
+        let parts = length.most.div_ceil(PART * QUEUES);
+        // Where the end is being moved, many requests reach beyond it.
+        let at_end = length.least < length.most && self.random.below(2) == 0;
+        let part = if at_end {
+            length.least / (PART * QUEUES)
+        } else {
+            self.random.below(parts)
+        };
+        let part = (part * QUEUES + self.queue) * PART;
+        let end = (part + PART).min(length.most);
+        let most = match self.random.below(self.habits.long) {
+            _ if at_end => PART,
+            0 => PART,
+            _ => SHORT,
+        };
+        let (mut start, mut len) = (part + self.random.below(PART), 1 + self.random.below(most));
+        if self.random.below(self.habits.ragged) > 0 {
             start = start.next_multiple_of(8);
             len = len
                 .next_multiple_of(8)
-                .min((part + PART).saturating_sub(start) / 8 * 8);
+                .min(end.saturating_sub(start) / 8 * 8);
         }
-        let sectors = start..(start + len).min(part + PART);
+        let mut sectors = start..(start + len).min(end);
+        let still = start < self.habits.still;
+        if still {
+            sectors.end = sectors.end.min(self.habits.still);
+        }
         let flying = |other: &Request| {
             other.sectors.start < sectors.end && sectors.start < other.sectors.end
         };
         if sectors.is_empty() || self.requests.iter().flatten().any(flying) {
             return None;
         }
-        let op = match self.random.below(20) {
-            0..8 => Op::Write,
-            8..15 => Op::Read,
-            15..17 => Op::Discard,
-            17..19 => Op::WriteZeroes,
-            _ => Op::Flush,
+        let op = match self.habits.op(&mut self.random) {
+            Op::Discard | Op::WriteZeroes if still => Op::Write,
+            Op::Read if at_end && self.habits.discards > 0 => Op::Discard,
+            op => op,
         };
         self.value += 1;
         let shift = if self.random.below(8) == 0 { 64 } else { 512 };
         Some(Request {
             op,
+            there: op == Op::Flush || sectors.end <= length.least,
             sectors: if op == Op::Flush { 0..0 } else { sectors },
-            value: if op == Op::Write { self.value } else { 0 },
+            value: match op {
+                Op::Write if still => FIRST,
+                Op::Write => self.value,
+                _ => 0,
+            },
             unmap: self.random.below(2) == 0,
             at: self.room(slot) + (shift * self.random.below(32)) as u64,
             pardoned: self.full.load(Ordering::Relaxed),
+            began: Instant::now(),
         })
+    }
+
+    /// Learns how long the disk is. What was cut off is zeros when it comes
+    /// back, once nothing is on its way there.
+    fn follow(&mut self) -> Seen {
+        let seen = self.length.seen(self.queue);
+        if seen.cut {
+            let beyond = seen.least..self.model.sectors();
+            if self.cut.is_none() {
+                self.cut = Some(seen.least);
+                self.model.maybe(beyond.clone(), 0);
+            }
+            let flying = |request: &Request| request.sectors.end > seen.least;
+            if seen.least == seen.most && !self.requests.iter().flatten().any(flying) {
+                self.model.end(beyond, 0);
+                self.cut = None;
+                self.length.settle(self.queue);
+            }
+        }
+        seen
     }
 
     /// Guest memory for the data of a slot's requests.
@@ -250,25 +320,59 @@ impl<'a> Client<'a> {
 
     /// Waits for one request, and looks at what it did.
     fn finish(&mut self) {
-        if self.requests.iter().all(Option::is_none) {
-            return;
+        if self.requests.iter().any(Option::is_some) {
+            assert!(self.take(LIMIT), "a request does not end");
         }
-        let Done { tag, status, .. } = self.driver.wait(LIMIT).unwrap();
+    }
+
+    /// As [`finish`](Self::finish), if one ends within `patience`.
+    fn take(&mut self, patience: Duration) -> bool {
+        match self.driver.wait(patience) {
+            Ok(done) => self.judge(done),
+            Err(Error::Late(_)) => return false,
+            Err(Error::NotInFlight(head)) => self.wrong.push(format!("{head} ended twice")),
+            Err(error) => panic!("{error}"),
+        }
+        true
+    }
+
+    fn judge(&mut self, Done { tag, status, .. }: Done) {
+        // Before: what is judged now may have been cut off.
+        let least = self.follow().least;
         let request = self.requests[usize::try_from(tag).unwrap()].take().unwrap();
         let sectors = request.sectors.clone();
         self.ended += 1;
-        if status != status::OK {
-            if changes(request.op) {
-                self.model.maybe(sectors, request.value);
+        match (request.op, status) {
+            (_, status::OK) => self.succeed(&request),
+            (op, status::IOERR) if !request.there || sectors.end > least => {
+                // What is not there is not changed.
+                if changes(op) {
+                    let there = sectors.start..sectors.end.min(least);
+                    self.model.maybe(there, request.value);
+                }
             }
-            let full = request.pardoned || self.full.load(Ordering::Relaxed);
-            if changes(request.op) && full && status == status::IOERR {
-                self.pardoned += 1;
-            } else {
-                self.wrong.push(format!("status {status} of {request:?}"));
+            (op, status) => {
+                if changes(op) {
+                    self.model.maybe(sectors.clone(), request.value);
+                }
+                let full = request.pardoned || self.full.load(Ordering::Relaxed);
+                if changes(op) && full && status == status::IOERR {
+                    self.pardoned += 1;
+                } else {
+                    self.wrong.push(format!("status {status} of {request:?}"));
+                }
             }
-            return;
         }
+        self.past.remember(request, status);
+        if let Some(cut) = self.cut
+            && cut < sectors.end
+        {
+            self.model.maybe(cut.max(sectors.start)..sectors.end, 0);
+        }
+    }
+
+    fn succeed(&mut self, request: &Request) {
+        let sectors = request.sectors.clone();
         match request.op {
             Op::Write | Op::WriteZeroes => self.model.end(sectors, request.value),
             Op::Discard => self.model.maybe(sectors, 0),
@@ -277,15 +381,16 @@ impl<'a> Client<'a> {
                     .memory
                     .read(request.at, sectors.len() * SECTOR)
                     .unwrap();
-                if let Err(wrong) = self.model.read(sectors, &bytes) {
-                    self.wrong.push(wrong);
+                let faults: Vec<_> = self.model.faults(sectors.clone(), &bytes).collect();
+                for fault in &faults {
+                    self.found.count(fault.kind);
+                }
+                if let Some(first) = faults.into_iter().next() {
+                    self.wrong.push(first.text);
+                    self.wrong.extend(self.past.tell(&sectors));
                 }
             }
             _ => {}
         }
     }
-}
-
-fn changes(op: Op) -> bool {
-    matches!(op, Op::Write | Op::WriteZeroes | Op::Discard)
 }

@@ -65,11 +65,31 @@ impl Others {
         self.0.retain(|(other, _)| other != path);
     }
 
+    /// Removes all of them.
+    pub fn remove_all(self) {
+        for (path, _) in self.0 {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    /// Removes a file; what is wrong with it, if anything is.
+    pub fn remove(&mut self, path: &Path) -> Option<String> {
+        let spoilt = self.spoilt_of(path);
+        self.forget(path);
+        std::fs::remove_file(path).unwrap();
+        spoilt
+    }
+
+    fn spoilt_of(&self, path: &Path) -> Option<String> {
+        let (_, wanted) = self.0.iter().find(|(other, _)| other == path)?;
+        let changed = digest(&read_direct(path)) != *wanted;
+        changed.then(|| format!("{} has changed", path.display()))
+    }
+
     /// The files that are not as they should be.
     pub fn spoilt(&self) -> Vec<String> {
-        let spoilt = |(path, wanted): &&(PathBuf, u64)| digest(&read_direct(path)) != *wanted;
-        let name = |(path, _): &(PathBuf, u64)| format!("{} has changed", path.display());
-        self.0.iter().filter(spoilt).map(name).collect()
+        let spoilt = |(path, _): &(PathBuf, u64)| self.spoilt_of(path);
+        self.0.iter().filter_map(spoilt).collect()
     }
 }
 

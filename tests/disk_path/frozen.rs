@@ -28,10 +28,10 @@ const WRITES: usize = 16;
 const A_WHILE: Duration = Duration::from_millis(700);
 
 /// A file system that does not change until this is dropped.
-struct Frozen<'a>(&'a Mounted);
+pub struct Frozen<'a>(&'a Mounted);
 
 impl<'a> Frozen<'a> {
-    fn new(host: &'a Mounted) -> Frozen<'a> {
+    pub fn new(host: &'a Mounted) -> Frozen<'a> {
         run(Command::new("fsfreeze").arg("-f").arg(host.root())).unwrap();
         Frozen(host)
     }

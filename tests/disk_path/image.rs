@@ -17,6 +17,12 @@ pub const SECTORS: usize = BYTES / SECTOR;
 pub const PIECE: usize = 72 << 10;
 /// Bytes of a piece of free space.
 const GAP: u64 = 64 << 10;
+/// The same where some pieces are small.
+pub const MIXED: [u64; 11] = {
+    let mut gaps = [8 << 10; 11];
+    (gaps[0], gaps[1], gaps[2]) = (GAP, GAP, GAP);
+    gaps
+};
 /// What the sectors that are not zeros hold at first.
 pub const FIRST: Value = 1;
 
@@ -77,17 +83,27 @@ pub fn occupy(host: &Mounted, name: &str) -> (File, u64) {
 
 /// A buffer for direct I/O; the kernel takes what `Vec` gives only by chance.
 pub fn write_direct(file: &File, bytes: &[u8], offset: usize) {
+    try_write_direct(file, bytes, offset).unwrap();
+}
+
+/// As [`write_direct`], where there may be no room.
+pub fn try_write_direct(file: &File, bytes: &[u8], offset: usize) -> std::io::Result<()> {
     let mut room = vec![0; bytes.len() + 4096];
     let start = room.as_ptr().align_offset(4096);
     room[start..start + bytes.len()].copy_from_slice(bytes);
     file.write_all_at(&room[start..start + bytes.len()], offset as u64)
-        .unwrap();
 }
 
 impl Image {
     /// Makes one, in a file system whose free space is in small pieces then.
     /// Where extents cannot be shared, those that should are just written.
     pub fn scattered(host: &Mounted) -> Image {
+        Image::in_gaps(host, &[GAP])
+    }
+
+    /// As [`scattered`](Self::scattered), in pieces of free space of these
+    /// sizes.
+    pub fn in_gaps(host: &Mounted, gaps: &[u64]) -> Image {
         let path = host.path("image");
         let open = |path: &Path| {
             OpenOptions::new()
@@ -101,8 +117,13 @@ impl Image {
         let image = open(&path);
         image.set_len(BYTES as u64).unwrap();
         let (spacer, end) = occupy(host, "spacer");
-        for hole in (0..end / GAP).step_by(2) {
-            punch(&spacer, hole * GAP, GAP);
+        let mut at = 0;
+        for gap in gaps.iter().cycle() {
+            if at + gap > end {
+                break;
+            }
+            punch(&spacer, at, *gap);
+            at += 2 * gap;
         }
         sync(host);
         let fill = |wanted: &[Kind]| {
@@ -158,11 +179,21 @@ impl Image {
 
 /// What is on the disk of a file, past the page cache.
 pub fn read_direct(path: &Path) -> Vec<u8> {
-    let output = Command::new("dd")
-        .arg(format!("if={}", path.display()))
-        .args(["iflag=direct", "bs=1M", "status=none"])
-        .output()
+    const CHUNK: usize = 1 << 20;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
         .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    output.stdout
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let mut room = vec![0; CHUNK + 4096];
+    let start = room.as_ptr().align_offset(4096);
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let chunk = &mut room[start..start + CHUNK];
+        let count = file.read_at(chunk, bytes.len() as u64).unwrap();
+        assert!(count > 0, "{} has become shorter", path.display());
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+    bytes
 }

@@ -2,6 +2,53 @@
 
 use std::ops::Range;
 
+/// What the sectors of other files hold is at least this, so that it is told
+/// from what a guest has written.
+pub const FOREIGN: Value = 1 << 31;
+
+/// What a sector is that does not hold what it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes of another sector, or of no sector at all.
+    Wrong,
+    /// What was right before it was overwritten.
+    Stale,
+    /// Another file's.
+    Foreign,
+}
+
+/// How many sectors were found to be what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
+    pub wrong: usize,
+    pub stale: usize,
+    pub foreign: usize,
+}
+
+impl Found {
+    pub fn count(&mut self, kind: Kind) {
+        match kind {
+            Kind::Wrong => self.wrong += 1,
+            Kind::Stale => self.stale += 1,
+            Kind::Foreign => self.foreign += 1,
+        }
+    }
+
+    pub fn add(&mut self, other: Found) {
+        self.wrong += other.wrong;
+        self.stale += other.stale;
+        self.foreign += other.foreign;
+    }
+}
+
+/// A sector that does not hold what it may.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub kind: Kind,
+    /// One sentence.
+    pub text: String,
+}
+
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;
 
@@ -54,6 +101,19 @@ pub fn value(sector: usize, bytes: &[u8]) -> Option<Value> {
         .find(|&value| holds(value, sector, bytes))
 }
 
+/// What a sector is that holds none of what it may.
+fn kind(sector: usize, bytes: &[u8]) -> Kind {
+    if value(sector, bytes).is_some_and(|value| value < FOREIGN) {
+        return Kind::Stale;
+    }
+    let first = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    let other = usize::try_from(first & 0xffff_ffff).unwrap();
+    match value(other, bytes) {
+        Some(FOREIGN..) => Kind::Foreign,
+        _ => Kind::Wrong,
+    }
+}
+
 fn describe(bytes: &[u8]) -> String {
     if holds(0, 0, bytes) {
         return "zeros".to_owned();
@@ -91,11 +151,21 @@ impl Model {
         }
     }
 
+    /// Where there is never a crash, so that nothing is remembered for it.
+    pub fn without_crash(values: &[Value]) -> Self {
+        Self {
+            stable: Vec::new(),
+            ..Self::new(values)
+        }
+    }
+
     /// A request is on its way that makes sectors hold `value`.
     pub fn begin(&mut self, sectors: Range<usize>, value: Value) {
         for sector in sectors {
-            self.stable[sector].push(value);
-            self.touched.push(sector);
+            if let Some(stable) = self.stable.get_mut(sector) {
+                stable.push(value);
+                self.touched.push(sector);
+            }
         }
     }
 
@@ -123,25 +193,33 @@ impl Model {
         }
     }
 
-    /// What was read is what may be there; from now on it is known. The first
-    /// sector that is wrong is told.
-    pub fn read(&mut self, sectors: Range<usize>, bytes: &[u8]) -> Result<(), String> {
-        for (sector, bytes) in sectors.zip(bytes.chunks_exact(SECTOR)) {
+    /// What was read is what may be there; from now on it is known. The
+    /// sectors that are wrong.
+    pub fn faults<'a>(
+        &'a mut self,
+        sectors: Range<usize>,
+        bytes: &'a [u8],
+    ) -> impl Iterator<Item = Fault> + 'a {
+        let look = |(sector, bytes): (usize, &[u8])| {
             let now = &mut self.now[sector];
             match now.iter().find(|&&value| holds(value, sector, bytes)) {
                 Some(&value) => {
                     now.clear();
                     now.push(value);
+                    None
                 }
-                None => {
-                    return Err(format!(
-                        "sector {sector} holds {}, not {now:?}",
-                        describe(bytes)
-                    ));
-                }
+                None => Some(Fault {
+                    kind: kind(sector, bytes),
+                    text: format!("sector {sector} holds {}, not {now:?}", describe(bytes)),
+                }),
             }
-        }
-        Ok(())
+        };
+        sectors.zip(bytes.chunks_exact(SECTOR)).filter_map(look)
+    }
+
+    /// How many sectors there are.
+    pub fn sectors(&self) -> usize {
+        self.now.len()
     }
 
     /// What a sector may hold now.

@@ -14,6 +14,8 @@ use tempfile::TempDir;
 pub const QUEUES: usize = 2;
 /// Guest memory of a queue in bytes: its ring lies in the first MiB.
 pub const QUEUE_MEMORY: u64 = 8 << 20;
+/// Guest memory of all queues in bytes.
+pub const MEMORY: u64 = QUEUES as u64 * QUEUE_MEMORY;
 /// Where data of a queue may lie in it.
 pub const QUEUE_DATA: u64 = 1 << 20;
 
@@ -33,8 +35,36 @@ pub struct Info {
     pub entries: u64,
     pub disk_operations: u64,
     pub file_operations: u64,
+    pub bounced_operations: u64,
     pub zero_fills: u64,
     pub requests: u64,
+}
+
+impl Info {
+    /// What it says of its disk, read.
+    pub fn of(disk: &Value) -> Info {
+        let count = |value: &Value| value.as_u64().unwrap();
+        let operations = &disk["operations"];
+        Info {
+            on_disk: disk["path"] == "disk",
+            reason: disk["path_reason"].as_str().unwrap().to_owned(),
+            entries: count(&disk["path_entries"]),
+            disk_operations: count(&operations["disk_operations"]),
+            file_operations: count(&operations["file_operations"]),
+            bounced_operations: count(&operations["bounced_operations"]),
+            zero_fills: count(&operations["zero_fills"]),
+            requests: count(&operations["requests"]),
+        }
+    }
+}
+
+/// What every process here is told besides `arguments`.
+fn with_common(control: &Path, arguments: &[&str]) -> Vec<String> {
+    let queues = QUEUES.to_string();
+    let mut all = vec!["--num-queues", &queues, "--threads", &queues];
+    all.extend(["--control-path", control.to_str().unwrap()]);
+    all.extend(arguments);
+    all.into_iter().map(str::to_owned).collect()
 }
 
 /// The binary under test.
@@ -79,10 +109,8 @@ impl Served {
             .tempdir_in(parent)
             .unwrap();
         let (socket, control) = (files.path().join("socket"), files.path().join("control"));
-        let queues = QUEUES.to_string();
-        let mut all = vec!["--num-queues", &queues, "--threads", &queues];
-        all.extend(["--control-path", control.to_str().unwrap()]);
-        all.extend(arguments);
+        let all = with_common(&control, arguments);
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
         let daemon = Daemon::start_to(binary, &socket, image, &all, variables, stderr).unwrap();
         Served {
             daemon,
@@ -90,6 +118,21 @@ impl Served {
             control,
             _files: files,
         }
+    }
+
+    /// Has another process do the same in the same place, once this one has
+    /// ended.
+    pub fn restart(&mut self, image: &Path, arguments: &[&str], variables: &[(&str, &str)]) {
+        self.daemon.wait().unwrap();
+        let all = with_common(&self.control, arguments);
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        let daemon = Daemon::start_with(&binary(), &self.socket, image, &all, variables);
+        self.daemon = daemon.unwrap();
+    }
+
+    /// Where it listens to operators.
+    pub fn control(&self) -> &Path {
+        &self.control
     }
 
     /// What it answers to an operator, if it does within `limit`.
@@ -126,18 +169,7 @@ impl Served {
 
     /// What it says of itself.
     pub fn info(&self) -> Info {
-        let disk = self.disk();
-        let count = |value: &Value| value.as_u64().unwrap();
-        let operations = &disk["operations"];
-        Info {
-            on_disk: disk["path"] == "disk",
-            reason: disk["path_reason"].as_str().unwrap().to_owned(),
-            entries: count(&disk["path_entries"]),
-            disk_operations: count(&operations["disk_operations"]),
-            file_operations: count(&operations["file_operations"]),
-            zero_fills: count(&operations["zero_fills"]),
-            requests: count(&operations["requests"]),
-        }
+        Info::of(&self.disk())
     }
 
     /// Waits until what it says is as wanted; there is no event for it.
@@ -194,8 +226,14 @@ impl Guest {
 
     /// Attaches with these features at most.
     pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let memory = GuestMemory::flat(MEMORY).unwrap();
+        Guest::attach_in(served, features, memory)
+    }
+
+    /// As [`attach_with`](Self::attach_with), with this memory, whose first
+    /// [`MEMORY`] bytes are used.
+    pub fn attach_in(served: &Served, features: u64, memory: GuestMemory) -> Guest {
         let mut session = Guest::open(served, features);
-        let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
         let setup = Setup {
             size: 128,
             features: session.features,

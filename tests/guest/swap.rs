@@ -16,6 +16,7 @@ const EXT4: Made = Made {
     mkfs: &["mkfs.ext4", "-q", "-F"],
     options: "",
     megabytes: 800,
+    sector: 512,
 };
 
 /// What the group has beyond what is locked, in bytes: for the kernel's own memory, and for what it takes to

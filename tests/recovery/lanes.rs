@@ -256,8 +256,8 @@ impl Lanes {
                 let queue = lane % QUEUES;
                 let at = queue as u64 * QUEUE_MEMORY + QUEUE_DATA + (lane / QUEUES) as u64 * ROOM;
                 let bytes = self.memory.read(at, sectors.len() * SECTOR).unwrap();
-                if let Err(wrong) = self.model.read(sectors, &bytes) {
-                    self.wrong.push(wrong);
+                if let Some(wrong) = self.model.faults(sectors, &bytes).next() {
+                    self.wrong.push(wrong.text);
                 }
             }
             _ => {}
@@ -267,8 +267,8 @@ impl Lanes {
     /// Compares a whole disk that nothing works on with the model.
     pub fn check(&mut self, disk: &[u8]) {
         let sectors = 0..disk.len() / SECTOR;
-        if let Err(wrong) = self.model.read(sectors, disk) {
-            self.wrong.push(format!("at the end {wrong}"));
+        if let Some(wrong) = self.model.faults(sectors, disk).next() {
+            self.wrong.push(format!("at the end {}", wrong.text));
         }
     }
 }

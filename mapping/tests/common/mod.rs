@@ -19,6 +19,8 @@ pub struct Made {
     pub mkfs: &'static [&'static str],
     pub options: &'static str,
     pub megabytes: u64,
+    /// Bytes of a sector of the disk.
+    pub sector: u32,
 }
 
 pub const EXT4: Made = Made {
@@ -26,48 +28,66 @@ pub const EXT4: Made = Made {
     mkfs: &["mkfs.ext4", "-q", "-F"],
     options: "",
     megabytes: 160,
+    sector: 512,
 };
 pub const EXT4_1K: Made = Made {
     name: "ext4-1k",
     mkfs: &["mkfs.ext4", "-q", "-F", "-b", "1024"],
     options: "",
     megabytes: 160,
+    sector: 512,
 };
 pub const EXT4_BIGALLOC: Made = Made {
     name: "ext4-bigalloc",
     mkfs: &["mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", "65536"],
     options: "",
     megabytes: 160,
+    sector: 512,
 };
 pub const EXT4_INLINE: Made = Made {
     name: "ext4-inline",
     mkfs: &["mkfs.ext4", "-q", "-F", "-O", "inline_data"],
     options: "",
     megabytes: 160,
+    sector: 512,
 };
 pub const EXT4_JOURNAL: Made = Made {
     name: "ext4-journal",
     mkfs: &["mkfs.ext4", "-q", "-F"],
     options: "data=journal",
     megabytes: 160,
+    sector: 512,
 };
 pub const XFS: Made = Made {
     name: "xfs",
     mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
     options: "",
     megabytes: 320,
+    sector: 512,
+};
+pub const XFS_1K: Made = Made {
+    name: "xfs-1k",
+    mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1", "-b", "size=1024"],
+    ..XFS
+};
+pub const XFS_4KN: Made = Made {
+    name: "xfs-4kn",
+    sector: 4096,
+    ..XFS
 };
 pub const BTRFS: Made = Made {
     name: "btrfs",
     mkfs: &["mkfs.btrfs", "-q", "-f"],
     options: "",
     megabytes: 256,
+    sector: 512,
 };
 pub const BTRFS_COMPRESSED: Made = Made {
     name: "btrfs-compressed",
     mkfs: &["mkfs.btrfs", "-q", "-f"],
     options: "compress-force=zstd",
     megabytes: 256,
+    sector: 512,
 };
 
 /// A mounted file system on a loop device; dropping it unmounts and detaches.
@@ -118,7 +138,11 @@ impl Mounted {
         };
         let attach = |way: &[&str]| {
             let mut losetup = Command::new("losetup");
-            run(losetup.args(["--find", "--show"]).args(way).arg(&backing))
+            losetup.args(["--find", "--show"]).args(way);
+            if made.sector != 512 {
+                losetup.args(["--sector-size", &made.sector.to_string()]);
+            }
+            run(losetup.arg(&backing))
         };
         let device = if direct {
             attach(&["--direct-io=on"]).or_else(|_| attach(&[]))?
