@@ -80,8 +80,8 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
     Ok(())
 }
 
-/// Prepares the image and shows how far that is. An image that somebody else has must have been prepared before. To be
-/// called when signals are blocked.
+/// Prepares the image and shows how far that is. An image that somebody else has must have been
+/// prepared before. To be called when signals are blocked.
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.

@@ -35,7 +35,8 @@ pub struct BackingDevice {
 
 impl BackingDevice {
     /// Finds the file's block device and opens it, for writing only if `file` is. What the file is and its
-    /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image that is a block device itself is its own backing device.
+    /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image
+    /// that is a block device itself is its own backing device.
     ///
     /// The device must not be used without a [lease] on the file, nor longer than `file` is
     /// open: an open file keeps the file system mounted.

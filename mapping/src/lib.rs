@@ -8,7 +8,8 @@
 //!   files, [`Identity`] for block devices.
 //! - [`Map::hold`] takes a range away while it changes; a [`Fence`] tells when nobody uses what was known.
 //! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
-//!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks that were shared.
+//!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks
+//!   that were shared.
 //!
 //! All offsets and sizes are bytes.
 #![warn(unreachable_pub)]

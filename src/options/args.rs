@@ -28,7 +28,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub socket_path: Option<PathBuf>,
 
-    /// Use an inherited socket, listening or already connected (without either, systemd's LISTEN_FDS is used)
+    /// Use an inherited socket, listening or already connected (without either, systemd's
+    /// LISTEN_FDS is used)
     #[arg(long, value_name = "N", conflicts_with = "socket_path", value_parser = clap::value_parser!(i32).range(0..))]
     pub fd: Option<RawFd>,
 
@@ -69,8 +70,9 @@ pub struct Args {
     #[arg(long)]
     pub pin_guest_memory: bool,
 
-    /// How long a worker looks for work before it sleeps, in microseconds (0 never); auto learns it.
-    /// Unless it is 0, a device with queues that never interrupt (io_poll) is polled while that pays
+    /// How long a worker looks for work before it sleeps, in microseconds (0 never); auto learns
+    /// it. Unless it is 0, a device with queues that never interrupt (io_poll) is polled while that
+    /// pays
     #[arg(long, value_name = "N|auto", default_value = "auto", value_parser = poll_time)]
     pub poll_us: PollTime,
 
@@ -78,12 +80,13 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = map_budget)]
     pub map_budget: u64,
 
-    /// Memory besides that for parts of the map that extentctl advise pin keeps: bytes, or with K, M, G or T
+    /// Memory besides that for parts of the map that extentctl advise pin keeps: bytes, or with K,
+    /// M, G or T
     #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size::parse)]
     pub pin_reserve: u64,
 
-    /// Be fit to swap on: the image is prepared, all memory is locked, nothing is allocated on the way. With
-    /// =best-effort, go on where that is not possible
+    /// Be fit to swap on: the image is prepared, all memory is locked, nothing is allocated on the
+    /// way. With =best-effort, go on where that is not possible
     #[arg(long, value_enum, value_name = "demanded|best-effort", num_args = 0..=1, require_equals = true, default_missing_value = "demanded")]
     pub swap: Option<SwapArg>,
 

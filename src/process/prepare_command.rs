@@ -24,7 +24,8 @@ pub struct PrepareCommand {
     /// The image; made if there is none
     pub image: PathBuf,
 
-    /// Its size: bytes, or with K, M, G or T; needed for a new image, and makes a shorter one longer
+    /// Its size: bytes, or with K, M, G or T; needed for a new image, and makes a shorter one
+    /// longer
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     pub size: Option<u64>,
 }

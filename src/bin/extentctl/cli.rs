@@ -59,8 +59,8 @@ pub enum Command {
     Info,
     /// Check whether the disk is swap-grade; the exit status is 1 if it is not
     Selftest,
-    /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes on where
-    /// it was interrupted
+    /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes
+    /// on where it was interrupted
     Prepare(PrepareCommand),
     /// Change the size of the disk; a running guest is told
     Resize {
