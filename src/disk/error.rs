@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::disk_path::Obstacle;
+use crate::path::Obstacle;
 
 /// What an operator can do wrong with an image; each says what to do.
 #[derive(Debug, thiserror::Error)]

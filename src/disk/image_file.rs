@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
-use crate::disk_path::Obstacle;
-use crate::sys::{self, DirectAlign};
+use crate::engine::bounce::Pool;
+use crate::host::sys::{self, DirectAlign};
+use crate::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
@@ -110,7 +111,7 @@ pub(super) fn warn_of_format(image: &File, path: &Path) {
 
 /// The first bytes of an image, up to 4096, aligned for direct I/O.
 fn first_block(image: &File) -> io::Result<Vec<u8>> {
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
+    let mut pool = Pool::new(1, 4096)?;
     let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
     let entry = pool.entry(buffer);
     let moved = pool.read_at(image.as_raw_fd(), entry, 0)?;
@@ -134,7 +135,7 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
 /// Finds the smallest alignment that direct reads take, where the kernel does
 /// not tell.
 pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
+    let mut pool = Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };

@@ -10,6 +10,8 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use serde::Serialize;
 
 use super::Files;
+use crate::host::logging;
+use crate::host::switches;
 
 /// Threads that the kernel may use for what would wait.
 const IO_THREADS: u32 = 64;
@@ -17,7 +19,7 @@ const IO_THREADS: u32 = 64;
 /// What of io_uring the host's kernel has, found by trying it; each has a
 /// way round where it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Features {
+pub(crate) struct Features {
     /// Completions are posted when the worker asks (6.1): "deferred"; when it
     /// is in the kernel anyway (5.19): "cooperative"; else "interrupting".
     pub task_work: &'static str,
@@ -44,13 +46,10 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
         .min(32768);
     let (ring, task_work) = build(entries, polled)?;
     let submitter = ring.submitter();
-    #[cfg(not(debug_assertions))]
-    let image = files.image;
-    // For the negative control of tests.
-    #[cfg(debug_assertions)]
-    let image = match std::env::var_os("EXTENTD_TEST_UNREGISTERED") {
-        Some(_) => -1,
-        None => files.image,
+    let image = if switches::unregistered() {
+        -1
+    } else {
+        files.image
     };
     submitter.register_files(&[image, files.device.unwrap_or(-1)])?;
     // Allocating writes wait for locks of the file system in threads of the
@@ -184,7 +183,7 @@ fn check(result: io::Result<usize>) {
         // ever end, so the front-end is better served by a new process.
         Err(errno) => {
             log::error!("io_uring_enter failed: errno {errno:?}");
-            crate::logging::finish();
+            logging::finish();
             std::process::abort();
         }
     }

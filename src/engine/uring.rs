@@ -14,7 +14,7 @@ use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
 use super::{Engine, Files, Slot, WITHDRAWN, Work, sync};
-use crate::hardening;
+use crate::host::switches;
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.
@@ -70,7 +70,7 @@ impl Uring {
     ///
     /// # Errors
     /// The kernel lacks or forbids io_uring.
-    pub fn new(files: Files, depth: usize) -> io::Result<Self> {
+    pub(crate) fn new(files: Files, depth: usize) -> io::Result<Self> {
         let (ring, features) = ring::set_up(&files, depth, false)?;
         let polled = if files.are_polled() {
             Polled::new(&files, depth)
@@ -92,7 +92,7 @@ impl Uring {
             buffers: Buffers {
                 slots: Vec::new(),
                 vectored: features.vectored_buffers,
-                raw_flags: if hardening::left_out("nowait") {
+                raw_flags: if switches::left_out("nowait") {
                     0
                 } else {
                     libc::RWF_NOWAIT
@@ -108,7 +108,7 @@ impl Uring {
     }
 
     /// What of io_uring the kernel has.
-    pub fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         self.features
     }
 

@@ -5,8 +5,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use extentd::config::IoPath;
-use extentd::control::Request;
+use extentd::operator::control::Request;
+use extentd::options::config::IoPath;
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::feature;
 use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
 use serde_json::Value;

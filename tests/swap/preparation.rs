@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use extentd::survey::Survey;
+use extentd::path::survey::Survey;
 use mapping::Fiemap;
 
 use crate::common::{

@@ -3,9 +3,9 @@
 
 use std::io;
 
-use crate::inflight::InflightError;
 use crate::memory::MemoryError;
-use crate::shared::SharedError;
+use crate::memory::inflight::InflightError;
+use crate::memory::shared::SharedError;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
