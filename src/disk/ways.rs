@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::{DiskError, DiskOptions, image_file};
+use super::error::DiskError;
+use super::image_file;
+use super::options::DiskOptions;
 use crate::engine::pin::Pinner;
 use crate::options::config::IoPath;
 use crate::path::DiskPath;

@@ -2,7 +2,7 @@
 //! time and with a bounded request. It knows GET and HEAD of `/metrics`.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,19 +13,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// An address from `127.0.0.1:9100`, `[::1]:9100`, or `9100` for loopback.
-///
-/// # Errors
-/// It is something else.
-pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.parse() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    text.parse().map_err(|_| {
-        format!("'{text}' is not ADDRESS:PORT: give for example 127.0.0.1:9100, or 9100 for that")
-    })
-}
 
 /// Answers with what `text` tells, on a thread of its own, for the life of
 /// the process.
@@ -126,6 +113,8 @@ fn request(head: &[u8]) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
 
     fn listening() -> SocketAddr {
@@ -195,19 +184,5 @@ mod tests {
             ),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_port_alone_is_loopback() {
-        for (text, address) in [
-            ("9100", "127.0.0.1:9100"),
-            ("[::1]:9100", "[::1]:9100"),
-            ("0.0.0.0:1", "0.0.0.0:1"),
-        ] {
-            assert_eq!(parse_address(text), Ok(address.parse().unwrap()));
-        }
-        for text in ["", "localhost:9100", "1.2.3.4", "65536", ":9100"] {
-            parse_address(text).unwrap_err();
-        }
     }
 }

@@ -9,7 +9,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use vhost_backend::PollTime;
 
 use crate::host::socket;
-use crate::operator::metrics_listener;
+use crate::options::address;
 use crate::options::config::{
     Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket, Swap,
 };
@@ -107,7 +107,7 @@ pub struct Args {
     pub control_path: Option<PathBuf>,
 
     /// Tell OpenMetrics over HTTP here, at /metrics: ADDRESS:PORT, or PORT on loopback
-    #[arg(long, value_name = "ADDR", value_parser = metrics_listener::parse_address)]
+    #[arg(long, value_name = "ADDR", value_parser = address::parse)]
     pub metrics_listen: Option<SocketAddr>,
 
     /// Print what this back-end can do as JSON, and exit
