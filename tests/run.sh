@@ -17,6 +17,9 @@ Environment:
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
   EXTENTD_TEST_KILLS, EXTENTD_TEST_GUEST_KILLS, EXTENTD_TEST_MIGRATIONS
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
+  EXTENTD_TEST_STORM_SECONDS, EXTENTD_TEST_STORM_SEED
+                     how long each stress of the disk path takes (default 8), and what its random numbers
+                     begin with (default: anything)
   EXTENTD_TEST_DOWNTIMES
                      rounds of migrations beside qemu-storage-daemon (default 2)
   EXTENTD_TEST_LATENCY_ROUNDS
