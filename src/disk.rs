@@ -14,26 +14,28 @@ use mapping::lease::LeaseError;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
-use crate::allocations;
-use crate::block_io::{BlockIo, Raw, Shared, Sums, Tally};
-use crate::config::{IoPath, Swap};
-use crate::disk_path::{DiskPath, Obstacle};
+use crate::block_io::{BlockIo, Shared, Sums, Tally};
+use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
-use crate::guard::Guard;
-use crate::hardening;
-use crate::image_lock;
-use crate::pin::Pinner;
-use crate::sys::{self, DirectAlign};
+use crate::host::allocations;
+use crate::host::switches;
+use crate::host::sys::{self, DirectAlign};
+use crate::options::config::{IoPath, Swap};
+use crate::path::guard::Guard;
+use crate::path::raw::Raw;
+use crate::path::{DiskPath, Obstacle};
 
 mod description;
 mod error;
 mod image_file;
+mod image_lock;
 mod resize;
+mod ways;
 
-pub use self::description::DiskDescription;
-pub use self::error::DiskError;
+pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
+use self::ways::{disk_path, pinner};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
 const MAX_CHANGE_SECTORS: u32 = 1 << 21;
@@ -106,7 +108,7 @@ impl Disk {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_again(
+    pub(crate) fn open_again(
         path: &Path,
         handed: Option<OwnedFd>,
         options: &DiskOptions,
@@ -139,6 +141,10 @@ impl Disk {
                 Err(error) => return Err(failed(error)),
             };
         drop(handed);
+        if block_device && !options.read_only && sys::is_read_only(&image).map_err(failed)? {
+            return Err(DiskError::ReadOnlyDevice(path.to_owned()));
+        }
+        image_file::warn_of_format(&image, path);
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)
@@ -248,7 +254,7 @@ impl Disk {
     }
 
     fn lacks_path(&self, grade: Swap, reason: &str) -> Result<(), DiskError> {
-        if grade == Swap::Demanded && !hardening::left_out("prepare") {
+        if grade == Swap::Demanded && !switches::left_out("prepare") {
             return Err(DiskError::NoSwapPath(reason.to_owned()));
         }
         log::warn!("not swap-grade: {reason}");
@@ -263,7 +269,7 @@ impl Disk {
     }
 
     /// What all workers have done so far.
-    pub fn sums(&self) -> Sums {
+    pub(crate) fn sums(&self) -> Sums {
         let mut sums = Sums::default();
         for tally in self.tallies().iter() {
             tally.add_to(&mut sums);
@@ -272,7 +278,7 @@ impl Disk {
     }
 
     /// Requests that failed for what the host said.
-    pub fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> u64 {
         self.shared.errors()
     }
 
@@ -280,32 +286,32 @@ impl Disk {
     ///
     /// # Errors
     /// Why there is none.
-    pub fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
+    pub(crate) fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
         self.raw.as_ref().map_err(String::as_str)
     }
 
     /// What decides whether the disk path is used, if there is one.
-    pub fn guard(&self) -> Option<&Guard> {
+    pub(crate) fn guard(&self) -> Option<&Guard> {
         self.guard.as_ref()
     }
 
     /// Since the image was opened.
-    pub fn uptime(&self) -> Duration {
+    pub(crate) fn uptime(&self) -> Duration {
         self.opened.elapsed()
     }
 
     /// The capacity that the guest sees, in bytes.
-    pub fn capacity_bytes(&self) -> u64 {
+    pub(crate) fn capacity_bytes(&self) -> u64 {
         self.sectors.load(Ordering::Acquire) * SECTOR
     }
 
     /// The open image.
-    pub fn image(&self) -> &Arc<File> {
+    pub(crate) fn image(&self) -> &Arc<File> {
         &self.image
     }
 
     /// The image is a block device.
-    pub fn is_block_device(&self) -> bool {
+    pub(crate) fn is_block_device(&self) -> bool {
         self.block_device
     }
 
@@ -314,7 +320,7 @@ impl Disk {
     ///
     /// # Errors
     /// It cannot be tried.
-    pub fn is_exclusive(&self) -> io::Result<bool> {
+    pub(crate) fn is_exclusive(&self) -> io::Result<bool> {
         if !self.options.lock {
             return Ok(false);
         }
@@ -339,59 +345,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         if let Some(pinner) = &self.pinner {
             pinner.stop();
-        }
-    }
-}
-
-fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
-    if !options.pin_guest_memory {
-        return None;
-    }
-    Pinner::spawn()
-        .map_err(|error| log::error!("--pin-guest-memory: {error}: plain buffers are used"))
-        .ok()
-}
-
-/// The way past the file system, if it is wanted and possible, or a sentence
-/// that says why not.
-fn disk_path(
-    image: &Arc<File>,
-    block_device: bool,
-    direct: bool,
-    grain: u64,
-    options: &DiskOptions,
-) -> Result<Result<Arc<DiskPath>, String>, DiskError> {
-    if block_device {
-        return Ok(Err("the image is a block device itself".to_owned()));
-    }
-    if options.io_path == IoPath::File {
-        return Ok(Err("--io-path file was given".to_owned()));
-    }
-    let demanded = options.io_path == IoPath::Disk;
-    if !direct && !demanded {
-        return Ok(Err("the image allows no direct I/O".to_owned()));
-    }
-    let path = DiskPath::new(
-        image,
-        options.read_only,
-        grain,
-        options.map_budget,
-        options.pin_reserve,
-        options.swap,
-        options.may_poll,
-    );
-    match path {
-        Ok(path) => {
-            if demanded && options.swap.is_none() {
-                image_file::enter_soon(|| path.enter()).map_err(DiskError::NoDiskPath)?;
-                path.leave("no guest uses the disk");
-            }
-            Ok(Ok(Arc::new(path)))
-        }
-        Err(obstacle) if demanded => Err(DiskError::NoDiskPath(obstacle)),
-        Err(obstacle) => {
-            log::info!("requests go by the file: {obstacle}");
-            Ok(Err(obstacle.to_string()))
         }
     }
 }

@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use extentd::allocations::Counting;
-use extentd::args::Args;
-use extentd::{logging, serve};
+use extentd::host::allocations::Counting;
+use extentd::host::logging;
+use extentd::options::args::Args;
+use extentd::process::serve;
 use listenfd::ListenFd;
 
 #[global_allocator]

@@ -1,22 +1,27 @@
 //! What the control socket reaches: carries out what an operator asks of a
 //! disk.
 
+pub mod advice;
+pub mod control;
+pub mod image_map;
+pub mod metrics;
+pub(crate) mod metrics_listener;
+pub mod statistics;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use vhost_backend::{Device, Handle};
 
-use crate::advice::{self, Advice};
-use crate::byte_range::ByteRange;
-use crate::config::{Config, IoPath};
-use crate::control::{Answer, Controlled, Request};
+use self::advice::Advice;
+use self::control::{Answer, Controlled, Request};
 use crate::disk::Disk;
-use crate::image_map;
-use crate::statistics;
+use crate::options::byte_range::ByteRange;
+use crate::options::config::{Config, IoPath};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
-pub struct Operator {
+pub(crate) struct Operator {
     config: Config,
     disk: Arc<Disk>,
     handle: Handle,
@@ -30,7 +35,12 @@ type Done = Result<Value, String>;
 
 impl Operator {
     /// For a disk, the server that offers it, and swap-grade mode.
-    pub fn new(config: Config, disk: Arc<Disk>, handle: Handle, swap: Option<SwapMode>) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        disk: Arc<Disk>,
+        handle: Handle,
+        swap: Option<SwapMode>,
+    ) -> Self {
         Self {
             config,
             disk,
@@ -87,7 +97,7 @@ impl Operator {
 
     /// The image may have another size than it had: then that of the disk
     /// follows, and the guest is told.
-    pub fn reread(&self) {
+    pub(crate) fn reread(&self) {
         let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.disk.capacity_bytes();
         if let Err(error) = self.disk.follow_size() {

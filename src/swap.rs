@@ -1,33 +1,29 @@
 //! Swap-grade mode: what is done for it at the start, and whether each of its
 //! properties holds, as the kernel tells.
 
-use std::fs;
+pub mod prepare;
+pub(crate) mod progress;
+mod properties;
+
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
-use mapping::{Fiemap, sharing};
 use sd_notify::NotifyState;
-use serde::Serialize;
 use serde_json::{Map, Value, json};
-use vhost_backend::Device;
 
-use crate::allocations::{self, Counts};
-use crate::config::{Config, Swap};
+use self::prepare::PrepareError;
+use self::progress::{Display, percent};
+use self::properties::{Counters, Property, major_faults};
 use crate::disk::Disk;
-use crate::disk_path::Agreement;
-use crate::hardening::{self, Shortfall};
-use crate::prepare::{self, PrepareError};
-use crate::progress::{Display, percent};
-use crate::size;
-use crate::survey::Survey;
+use crate::host::allocations::{self};
+use crate::host::hardening::{self, Shortfall};
+use crate::host::switches;
+use crate::options::config::{Config, Swap};
+use crate::options::size;
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);
-/// `PF_MEMALLOC_NOIO`, which makes a thread an I/O flusher, among the flags of
-/// /proc/PID/stat.
-const FLUSHER: u64 = 0x0008_0000;
 /// How long a manager is to wait for the next sign of life, in microseconds.
 const PATIENCE: u32 = 120_000_000;
 
@@ -55,56 +51,18 @@ fn list(shortfalls: &[Shortfall]) -> String {
     lines.join("; ")
 }
 
-/// One property: whether it holds, and what that is read from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Property {
-    /// It does.
-    pub held: bool,
-    /// One sentence.
-    pub detail: String,
-}
-
-impl Property {
-    fn new(held: bool, detail: impl Into<String>) -> Self {
-        Self {
-            held,
-            detail: detail.into(),
-        }
-    }
-
-    fn unknown(error: &io::Error) -> Self {
-        Self::new(false, format!("cannot be read: {error}"))
-    }
-}
-
 /// The mode of a process that runs in it.
 #[derive(Debug)]
-pub struct SwapMode {
+pub(crate) struct SwapMode {
     grade: Swap,
     baseline: Counters,
-}
-
-/// What must not rise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Counters {
-    major_faults: u64,
-    allocations: Counts,
-}
-
-impl Counters {
-    fn now() -> io::Result<Self> {
-        Ok(Self {
-            major_faults: major_faults()?,
-            allocations: allocations::counts(),
-        })
-    }
 }
 
 /// Takes what every later thread inherits. To be called before there is one.
 ///
 /// # Errors
 /// Privileges are missing, and `Swap::Demanded` was asked for.
-pub fn protect(grade: Swap) -> Result<(), SwapError> {
+pub(crate) fn protect(grade: Swap) -> Result<(), SwapError> {
     settle(grade, hardening::protect())
 }
 
@@ -122,13 +80,13 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
     Ok(())
 }
 
-/// Prepares the image and shows how far that is. An image that somebody else has must have been prepared before. To be
-/// called when signals are blocked.
+/// Prepares the image and shows how far that is. An image that somebody else has must have been
+/// prepared before. To be called when signals are blocked.
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
-pub fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
-    if hardening::left_out("prepare") {
+pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+    if switches::left_out("prepare") {
         return Ok(());
     }
     let mut display = Display::new(&config.image, |line| log::info!("{line}"));
@@ -190,7 +148,7 @@ impl SwapMode {
     ///
     /// # Errors
     /// The host does not allow it, and `Swap::Demanded` was asked for.
-    pub fn seal(grade: Swap) -> Result<Self, SwapError> {
+    pub(crate) fn seal(grade: Swap) -> Result<Self, SwapError> {
         hardening::trim();
         settle(grade, hardening::lock_memory().err().into_iter().collect())?;
         let baseline = Counters::now().map_err(system("read /proc/self/stat"))?;
@@ -198,29 +156,29 @@ impl SwapMode {
     }
 
     /// Each property by its name.
-    pub fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
+    pub(crate) fn properties(&self, disk: &Disk) -> Vec<(&'static str, Property)> {
         vec![
-            ("extents_written", extents_written(disk)),
-            ("cow_fork_empty", cow_fork_empty(disk)),
-            ("map_pinned", map_pinned(disk)),
-            ("lease_held", lease_held(disk)),
+            ("extents_written", properties::extents_written(disk)),
+            ("cow_fork_empty", properties::cow_fork_empty(disk)),
+            ("map_pinned", properties::map_pinned(disk)),
+            ("lease_held", properties::lease_held(disk)),
             (
                 "memory_locked",
-                memory_locked().unwrap_or_else(|error| Property::unknown(&error)),
+                properties::memory_locked().unwrap_or_else(|error| Property::unknown(&error)),
             ),
             ("no_major_faults", self.no_major_faults()),
             ("no_allocations", self.no_allocations()),
             (
                 "io_flusher",
-                io_flusher().unwrap_or_else(|error| Property::unknown(&error)),
+                properties::io_flusher().unwrap_or_else(|error| Property::unknown(&error)),
             ),
-            ("oom_protected", oom_protected()),
-            ("no_discard", no_discard(disk)),
+            ("oom_protected", properties::oom_protected()),
+            ("no_discard", properties::no_discard(disk)),
         ]
     }
 
     /// The mode and its properties, for operators.
-    pub fn describe(&self, disk: &Disk) -> Value {
+    pub(crate) fn describe(&self, disk: &Disk) -> Value {
         let properties = self.properties(disk);
         let holds = properties.iter().all(|(_, property)| property.held);
         let counts = allocations::counts();
@@ -234,13 +192,13 @@ impl SwapMode {
 
     /// Looks at each property, at data by both ways, and at the counters for a
     /// second.
-    pub fn selftest(&self, disk: &Disk) -> Value {
+    pub(crate) fn selftest(&self, disk: &Disk) -> Value {
         let before = Counters::now();
         let mut properties = self.properties(disk);
-        properties.push(("paths_agree", paths_agree(disk)));
-        properties.push(("map_true", map_true(disk)));
+        properties.push(("paths_agree", properties::paths_agree(disk)));
+        properties.push(("map_true", properties::map_true(disk)));
         std::thread::sleep(WATCH);
-        properties.push(("counters_flat", counters_flat(before)));
+        properties.push(("counters_flat", properties::counters_flat(before)));
         let holds = properties.iter().all(|(_, property)| property.held);
         json!({ "holds": holds, "properties": table(properties) })
     }
@@ -272,276 +230,4 @@ fn table(properties: Vec<(&'static str, Property)>) -> Map<String, Value> {
         .into_iter()
         .map(|(name, property)| (name.to_owned(), cell(property)))
         .collect()
-}
-
-/// What is open is a block device, as the kernel says now.
-fn is_block_device(disk: &Disk) -> bool {
-    let open = disk.image().metadata();
-    open.is_ok_and(|stat| stat.file_type().is_block_device())
-}
-
-fn extents_written(disk: &Disk) -> Property {
-    if is_block_device(disk) {
-        return Property::new(true, "a block device has no extents");
-    }
-    let source = Fiemap::new(disk.image().clone());
-    match Survey::of(&source) {
-        Ok(survey) => Property::new(survey.unfit() == 0, survey.to_string()),
-        Err(error) => Property::unknown(&error),
-    }
-}
-
-/// On XFS no write goes elsewhere because of what was shared before.
-fn cow_fork_empty(disk: &Disk) -> Property {
-    if is_block_device(disk) {
-        return Property::new(true, "a block device has no extents");
-    }
-    match sharing::can_share(disk.image()) {
-        Ok(true) => {}
-        Ok(false) => return Property::new(true, "files do not share blocks here"),
-        Err(error) => return Property::unknown(&error),
-    }
-    let unshared = disk
-        .disk_path()
-        .is_ok_and(|path| path.is_live() && path.is_fixed());
-    match Survey::of(&Fiemap::new(disk.image().clone())) {
-        Ok(survey) => Property::new(
-            unshared && survey.shared + survey.set_aside == 0,
-            format!(
-                "{} bytes shared, {} set aside for copies on write, {}",
-                survey.shared,
-                survey.set_aside,
-                if unshared {
-                    "unshared when the lease was taken"
-                } else {
-                    "not unshared under a lease"
-                }
-            ),
-        ),
-        Err(error) => Property::unknown(&error),
-    }
-}
-
-/// All of the map is what the file system says now.
-fn map_true(disk: &Disk) -> Property {
-    let path = match disk.disk_path() {
-        Ok(path) if path.situation().on_disk => path,
-        Ok(path) => return Property::new(false, path.situation().reason),
-        Err(reason) => return Property::new(is_block_device(disk), reason),
-    };
-    match path.agreement() {
-        Ok(Agreement {
-            differs: Some(at), ..
-        }) => Property::new(
-            false,
-            format!("byte {at} of the image is not where the map says"),
-        ),
-        Ok(found) => Property::new(
-            true,
-            format!(
-                "{} bytes compared with FIEMAP, {} not loaded or changing",
-                found.known, found.unknown
-            ),
-        ),
-        Err(error) => Property::unknown(&error),
-    }
-}
-
-fn map_pinned(disk: &Disk) -> Property {
-    if is_block_device(disk) {
-        return Property::new(true, "a block device needs no map");
-    }
-    let path = match disk.disk_path() {
-        Ok(path) => path,
-        Err(reason) => return Property::new(false, reason),
-    };
-    let stats = path.stats();
-    let windows = stats.size.div_ceil(path.map().config().window);
-    let whole = stats.resident_windows == windows && stats.pinned_bytes == stats.resident_bytes;
-    Property::new(
-        whole && stats.enabled,
-        format!(
-            "{} of {windows} windows in memory, {} of {} bytes pinned",
-            stats.resident_windows, stats.pinned_bytes, stats.resident_bytes
-        ),
-    )
-}
-
-fn lease_held(disk: &Disk) -> Property {
-    if is_block_device(disk) {
-        return match disk.is_exclusive() {
-            Ok(true) => Property::new(true, "the block device is open exclusively"),
-            Ok(false) => Property::new(
-                false,
-                "others may use the block device: it is not open exclusively (--lock off)",
-            ),
-            Err(error) => Property::unknown(&error),
-        };
-    }
-    match disk.disk_path() {
-        Ok(path) => Property::new(
-            path.lease_is_held() && path.situation().on_disk,
-            path.situation().reason,
-        ),
-        Err(reason) => Property::new(false, reason),
-    }
-}
-
-fn no_discard(disk: &Disk) -> Property {
-    let info = disk.info();
-    let frees = info.write_zeroes.is_some_and(|zeroes| zeroes.may_unmap);
-    Property::new(
-        info.discard.is_none() && !frees,
-        "what is offered frees no block",
-    )
-}
-
-fn oom_protected() -> Property {
-    match hardening::oom_score_adj() {
-        Ok(score) => Property::new(score == -1000, format!("oom_score_adj is {score}")),
-        Err(error) => Property::unknown(&error),
-    }
-}
-
-/// The fields of /proc/.../stat behind the name, which may hold anything.
-fn stat_fields(path: &std::path::Path) -> io::Result<Vec<u64>> {
-    let text = fs::read_to_string(path)?;
-    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    Ok(fields
-        .split_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect())
-}
-
-fn major_faults() -> io::Result<u64> {
-    let fields = stat_fields("/proc/self/stat".as_ref())?;
-    fields
-        .get(9)
-        .copied()
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn io_flusher() -> io::Result<Property> {
-    let (mut all, mut flushers) = (0, 0);
-    for thread in fs::read_dir("/proc/self/task")? {
-        let Ok(fields) = stat_fields(&thread?.path().join("stat")) else {
-            // A thread that has just ended.
-            continue;
-        };
-        all += 1;
-        if fields.get(6).is_some_and(|flags| flags & FLUSHER != 0) {
-            flushers += 1;
-        }
-    }
-    Ok(Property::new(
-        all == flushers,
-        format!("{flushers} of {all} threads"),
-    ))
-}
-
-fn memory_locked() -> io::Result<Property> {
-    let smaps = fs::read_to_string("/proc/self/smaps")?;
-    let status = fs::read_to_string("/proc/self/status")?;
-    let locked = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmLck:"))
-        .unwrap_or("0 kB")
-        .trim();
-    let loose = loose_mappings(&smaps);
-    Ok(match loose.first() {
-        None => Property::new(true, format!("VmLck {locked}, all but guest memory")),
-        Some(first) => Property::new(
-            false,
-            format!(
-                "VmLck {locked}; {} mappings are not, as {first}",
-                loose.len()
-            ),
-        ),
-    })
-}
-
-/// Mappings that are neither locked, nor a guest's memory, nor of a kind that
-/// is in memory anyway.
-fn loose_mappings(smaps: &str) -> Vec<&str> {
-    let mut loose = Vec::new();
-    let mut header = "";
-    for line in smaps.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if !first.ends_with(':') {
-            header = line;
-        } else if first == "VmFlags:" {
-            let has = |flag| line.split_whitespace().any(|one| one == flag);
-            // As vhost-backend marks guest memory, and how the kernel marks
-            // memory of its own (rings, the vdso).
-            let guest = has("dc") && has("dd");
-            let kernel = ["io", "pf", "mm", "de"].into_iter().any(has) || header.contains("[v");
-            if !has("lo") && !guest && !kernel {
-                loose.push(header);
-            }
-        }
-    }
-    loose
-}
-
-/// Data are the same by the file and by the device.
-fn paths_agree(disk: &Disk) -> Property {
-    let path = match disk.disk_path() {
-        Ok(path) if path.situation().on_disk => path,
-        Ok(path) => return Property::new(false, path.situation().reason),
-        Err(reason) => return Property::new(is_block_device(disk), reason),
-    };
-    match path.compare() {
-        Ok(proof) => Property::new(true, format!("{} blocks compared", proof.blocks)),
-        Err(refusal) => Property::new(false, refusal.to_string()),
-    }
-}
-
-fn counters_flat(before: io::Result<Counters>) -> Property {
-    match (before, Counters::now()) {
-        (Ok(before), Ok(after)) => Property::new(
-            before.major_faults == after.major_faults
-                && before.allocations.in_requests == after.allocations.in_requests,
-            format!(
-                "{} major faults, {} allocations in requests during the test",
-                after.major_faults - before.major_faults,
-                after.allocations.in_requests - before.allocations.in_requests
-            ),
-        ),
-        (Err(error), _) | (_, Err(error)) => Property::unknown(&error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mappings_that_are_not_locked_are_found() {
-        let smaps = "\
-1000-2000 r-xp 00000000 fe:00 1 /usr/bin/extentd
-Rss:                   4 kB
-VmFlags: rd ex mr mw me lo
-3000-4000 rw-s 00000000 00:01 2 /memfd:guest (deleted)
-VmFlags: rd wr sh mr mw me ms dc dd
-5000-6000 rw-s 00000000 00:0f 3 anon_inode:[io_uring]
-VmFlags: rd wr sh mr mw me ms dc de mm
-7000-8000 rw-p 00000000 00:00 0 [heap]
-Size:                  4 kB
-VmFlags: rd wr mr mw me ac
-9000-a000 r-xp 00000000 00:00 0 [vdso]
-VmFlags: rd ex mr mw me de
-";
-        assert_eq!(
-            loose_mappings(smaps),
-            ["7000-8000 rw-p 00000000 00:00 0 [heap]"]
-        );
-        assert!(loose_mappings(&smaps.replace("ac\n", "lo\n")).is_empty());
-    }
-
-    #[test]
-    fn this_thread_is_no_flusher_unless_the_kernel_says_so() {
-        let property = io_flusher().unwrap();
-        assert!(!property.held, "{}", property.detail);
-        assert!(property.detail.starts_with("0 of "), "{}", property.detail);
-    }
 }

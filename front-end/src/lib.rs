@@ -9,6 +9,7 @@
 //!
 //! Addresses are guest physical unless named `user`; offsets and lengths are
 //! bytes, sectors always 512 bytes.
+#![warn(unreachable_pub)]
 
 pub mod codes;
 mod connection;

@@ -116,6 +116,7 @@ fn full_map(extents: u64) -> Map {
         },
     )
     .unwrap();
+    map.enable();
     map.load(&Comb::new(SIZE, extents), 0..SIZE).unwrap();
     map
 }
@@ -277,6 +278,7 @@ fn open(criterion: &mut Criterion) {
             },
             |(source, let_go)| {
                 let map = Map::new(SIZE, Config::default()).unwrap();
+                map.enable();
                 let filler = Filler::spawn(&map, source).unwrap();
                 let mut reader = map.reader().unwrap();
                 assert_eq!(reader.lookup(SIZE / 3), Lookup::Missing);
@@ -310,6 +312,7 @@ fn steady(criterion: &mut Criterion<CpuTime>) {
         },
     )
     .unwrap();
+    lazy.enable();
     let _filler = Filler::spawn(&lazy, Arc::new(Comb::new(SIZE, 1_000_000))).unwrap();
     let mut reader = lazy.reader().unwrap();
     let (mut at, end) = (Random(5), Instant::now() + Duration::from_secs(60));

@@ -82,6 +82,7 @@ fn run(image: &str, copy: &str) -> Result<(), Box<dyn Error>> {
 
     let size = file.metadata()?.len();
     let map = Map::new(size, Config::default())?;
+    map.enable();
     let source = Fiemap::new(Arc::clone(&file))
         .align(device.logical_block())
         .exclusive();
@@ -144,7 +145,7 @@ fn copy_part(
     buffer: &mut Buffer,
     out: &File,
 ) -> Result<u64, Box<dyn Error>> {
-    let disk = extent.disk_at(start).ok_or("an extent without a place")? + device.offset();
+    let disk = extent.disk_at(start).ok_or("an extent without a place")?;
     let len = usize::try_from(end - start)?;
     let block = usize::try_from(device.logical_block())?;
     buffer.read(device.file(), disk, len.next_multiple_of(block))?;

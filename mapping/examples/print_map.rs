@@ -42,6 +42,7 @@ fn print(args: &[String]) -> Result<(), Box<dyn Error>> {
     }
 
     let map = Map::new(size, Config::default())?;
+    map.enable();
     let source = Fiemap::new(file);
     let mut reader = map.reader()?;
     let mut at = start;

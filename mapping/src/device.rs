@@ -2,134 +2,26 @@
 //!
 //! The kernel calls writing to the blocks of a mounted file system's file undefined, so every condition
 //! known to matter is checked here ([`admit`]), the result is proved on real blocks
-//! ([`BackingDevice::prove`]), and the caller holds a [lease](crate::lease) for as long as it goes on.
+//! ([`BackingDevice::prove`]), and the caller holds a [lease] for as long as it goes on.
+
+mod admission;
+pub mod flush;
+pub mod lease;
+mod proof;
+pub(crate) mod refusal;
+pub mod sharing;
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
+use self::admission::admit_file;
+use self::refusal::failed;
+use crate::sys::{self, major, minor};
 
-use crate::admission::admit_file;
-use crate::sys;
-
-pub use crate::admission::admit;
-pub use crate::proof::Proof;
-
-/// Why a file's disk may not be used directly. One sentence each, made to be shown to users.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// Neither a regular file nor a block device.
-    #[error("the image is neither a regular file nor a block device")]
-    NotRegular,
-    /// Only ext4 and XFS are known to keep blocks where their extents say.
-    #[error("the file system ({0}) is not ext4 or XFS, whose block addresses can be trusted")]
-    FileSystem(String),
-    /// `st_dev` names no block device.
-    #[error("the file system has no block device of its own (device number {major}:{minor})")]
-    NoDevice {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// There is no node for the device.
-    #[error("there is no device node for block device {major}:{minor} in /dev")]
-    NoNode {
-        /// Major number.
-        major: u32,
-        /// Minor number.
-        minor: u32,
-    },
-    /// The node cannot be opened.
-    #[error("{} cannot be opened: {source}{}", path.display(), hint(source))]
-    DeviceOpen {
-        /// The node.
-        path: PathBuf,
-        /// The error of open(2).
-        source: io::Error,
-    },
-    /// The device's blocks are larger than extents of 4 KiB blocks can be checked for.
-    #[error("the device's logical blocks of {0} bytes are larger than 4096")]
-    BlockSize(u32),
-    /// XFS keeps the data on a realtime device.
-    #[error("the file's data are on the XFS realtime device")]
-    Realtime,
-    /// The file is accessed through DAX.
-    #[error("the file is in DAX mode")]
-    Dax,
-    /// The file is encrypted by the file system.
-    #[error("the file is encrypted by its file system")]
-    Encrypted,
-    /// The file is protected by fs-verity.
-    #[error("the file is protected by fs-verity")]
-    Verity,
-    /// The data are inside the inode.
-    #[error("the file's data are stored inside its inode")]
-    Inline,
-    /// The file's data go through the journal.
-    #[error("the file's data go through the journal")]
-    DataJournal,
-    /// The file is marked immutable.
-    #[error("the file is marked immutable")]
-    Immutable,
-    /// The file is marked append-only.
-    #[error("the file is marked append-only")]
-    AppendOnly,
-    /// XFS puts every write elsewhere.
-    #[error("XFS puts every write elsewhere (/sys/fs/xfs/debug/always_cow)")]
-    AlwaysCow,
-    /// A mount option that makes the disk path unsafe.
-    #[error("the file system is mounted with {0}")]
-    MountOption(String),
-    /// An overlay has the file in the folder that it writes to: it truncates files there without breaking a lease.
-    #[error("an overlay file system writes to {} and can change the file there", .0.display())]
-    Overlaid(PathBuf),
-    /// The file is not open with `O_DIRECT`.
-    #[error("the file is not open for direct I/O")]
-    NotDirect,
-    /// The page cache keeps data of the file.
-    #[error("{0} pages of the file stay in the page cache: somebody has it mapped")]
-    Cached(u64),
-    /// cachestat(2) does not exist: the page cache cannot be proved empty.
-    #[error(
-        "this kernel has no cachestat (it is older than Linux 6.5), so the page cache cannot be proved empty"
-    )]
-    NoCachestat,
-    /// A block read by the file and by the device differs.
-    #[error(
-        "byte {file} of the file and byte {disk} of the device differ, where the file system says they are the same"
-    )]
-    Mismatch {
-        /// Offset in the file.
-        file: u64,
-        /// Offset on the device.
-        disk: u64,
-    },
-    /// A system call failed that the checks need.
-    #[error("{what} failed: {source}")]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Its error.
-        source: io::Error,
-    },
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM | libc::EBUSY) => " (the kernel may forbid writing to mounted devices)",
-        Some(libc::EACCES) => " (no permission on the node)",
-        _ => "",
-    }
-}
-
-/// Makes an I/O error a refusal that says what was tried.
-pub(crate) fn failed(what: &'static str) -> impl FnOnce(io::Error) -> Refusal {
-    move |source| Refusal::System { what, source }
-}
+pub use self::admission::admit;
+pub use self::proof::Proof;
+pub use self::refusal::Refusal;
 
 /// The block device that holds a file's blocks, open for direct I/O in the mode the file is open in.
 #[derive(Debug)]
@@ -143,9 +35,10 @@ pub struct BackingDevice {
 
 impl BackingDevice {
     /// Finds the file's block device and opens it, for writing only if `file` is. What the file is and its
-    /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image that is a block device itself is its own backing device.
+    /// attributes are checked; how its file system is mounted is not, as that may change ([`admit`] does). An image
+    /// that is a block device itself is its own backing device.
     ///
-    /// The device must not be used without a [lease](crate::lease) on the file, nor longer than `file` is
+    /// The device must not be used without a [lease] on the file, nor longer than `file` is
     /// open: an open file keeps the file system mounted.
     ///
     /// # Errors
@@ -225,13 +118,6 @@ impl BackingDevice {
         self.identity
     }
 
-    /// Added to an extent's disk offset: where the file system begins on the device. The file systems admitted
-    /// count from the beginning of the device (or partition) that they are mounted from, so it is 0.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        0
-    }
-
     /// Bytes of the device.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -244,28 +130,12 @@ impl BackingDevice {
         self.sizes.logical
     }
 
-    /// Bytes of a physical block: writing less makes the device read, change and write.
-    #[must_use]
-    pub fn physical_block(&self) -> u32 {
-        self.sizes.physical
-    }
-
     /// Bytes of a block of the device's own page cache (`BLKBSZGET`; a mounted file system sets it). Raw
     /// writes are legal only in multiples of this; anything smaller goes by the file.
     #[must_use]
     pub fn page_block(&self) -> u32 {
         self.sizes.page_cache
     }
-}
-
-/// The major number of a device number.
-pub(crate) fn major(number: u64) -> u32 {
-    libc::major(number)
-}
-
-/// The minor number of a device number.
-pub(crate) fn minor(number: u64) -> u32 {
-    libc::minor(number)
 }
 
 /// The node of a block device, named by the kernel's own listing.

@@ -1,17 +1,20 @@
 //! The helper thread that loads what readers miss.
 
+pub(crate) mod advise;
+pub(crate) mod stream;
+
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use self::stream::{Access, Streams};
 use crate::error::Error;
-use crate::load::{Ready, Style};
 use crate::map::Map;
+use crate::map::load::{Ready, Style};
+use crate::map::wish::Wish;
 use crate::source::ExtentSource;
-use crate::stream::{Access, Streams};
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
-use crate::wish::Wish;
 
 /// Windows read at a time ahead of streams and by advice, between two looks at what readers miss.
 const CHUNK: usize = 16;

@@ -3,8 +3,8 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use crate::extent::Extent;
-use crate::fiemap;
+use crate::source::extent::Extent;
+use crate::source::fiemap;
 use crate::sys::FiemapRecord;
 
 /// Logical and physical offset, length and flags of a FIEMAP record.

@@ -8,50 +8,36 @@
 //!   files, [`Identity`] for block devices.
 //! - [`Map::hold`] takes a range away while it changes; a [`Fence`] tells when nobody uses what was known.
 //! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
-//!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks that were shared.
+//!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks
+//!   that were shared.
 //!
 //! All offsets and sizes are bytes.
+#![warn(unreachable_pub)]
 
-mod admission;
-mod advise;
 pub mod device;
 mod error;
-mod extent;
-mod fiemap;
 mod filler;
-pub mod flush;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod hold;
-pub mod lease;
-mod load;
 mod map;
-mod proof;
-mod quiesce;
-mod reader;
-mod residency;
-mod shared;
-pub mod sharing;
-mod slab;
 mod source;
-mod stream;
 mod sync;
 mod sys;
-mod table;
-mod wish;
 
-pub use advise::Progress;
+pub use device::{flush, lease, sharing};
 pub use error::Error;
-pub use extent::{Extent, Kind, Reason};
-pub use fiemap::{Fiemap, SyncPolicy};
 pub use filler::Filler;
-pub use hold::Hold;
-pub use map::{Config, Map, Stats};
-pub use quiesce::{Fence, MAX_READERS};
-pub use reader::{Lookup, Mark, Reader};
+pub use filler::advise::Progress;
+pub use filler::stream::Access;
+pub use map::config::Config;
+pub use map::hold::Hold;
+pub use map::quiesce::{Fence, MAX_READERS};
+pub use map::reader::{Lookup, Mark, Reader};
+pub use map::{Map, Stats};
+pub use source::extent::{Extent, Kind, Reason};
+pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};
-pub use stream::Access;
 
 /// The example of the README compiles and runs.
 #[cfg(doctest)]

@@ -1,65 +1,28 @@
-//! The map and its configuration, counters and whole-map operations.
+//! The map: its counters and whole-map operations.
+
+pub(crate) mod config;
+pub(crate) mod hold;
+pub(crate) mod load;
+pub(crate) mod quiesce;
+pub(crate) mod reader;
+pub(crate) mod residency;
+pub(crate) mod shared;
+pub(crate) mod slab;
+pub(crate) mod table;
+pub(crate) mod wish;
 
 use std::ops::Range;
-use std::time::Duration;
 
+use self::config::Config;
+use self::hold::Hold;
+use self::load::Style;
+use self::quiesce::{Fence, Slot};
+use self::reader::Reader;
+use self::shared::Shared;
 use crate::error::Error;
-use crate::extent::Kind;
-use crate::hold::Hold;
-use crate::quiesce::Fence;
-use crate::reader::Reader;
-use crate::shared::Shared;
-use crate::slab::bytes_for;
-use crate::sync::{Arc, Ordering};
-
-/// How a map is built. All sizes are bytes.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Size of a window, the unit of loading and eviction: a power of two, 64 KiB to 1 GiB. Default 4 MiB.
-    pub window: u64,
-    /// Memory that loaded windows may take before some are evicted; pinned windows do not count. Default 64 MiB.
-    pub budget: u64,
-    /// Memory set aside for pinned windows; pinning fails at once when it would not suffice. Default 0.
-    pub pin_reserve: u64,
-    /// Holds are widened to multiples of this: the larger of the file system's block and the page, because
-    /// a file write can move or cache the whole block around it. A power of two. Default 4096.
-    pub grain: u64,
-    /// How many wishes may wait for the filler; those beyond are dropped. Default 1024.
-    pub queue: usize,
-    /// How long no hold may have ended in a window before it is read again; it is read again anyway after
-    /// sixteen times as long. Default 10 ms.
-    pub quiet: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            window: 4 << 20,
-            budget: 64 << 20,
-            pin_reserve: 0,
-            grain: 4096,
-            queue: 1024,
-            quiet: Duration::from_millis(10),
-        }
-    }
-}
-
-impl Config {
-    /// With a reserve that suffices to pin the whole map of a file of `size` bytes, which now has `extents`
-    /// extents ([`ExtentSource::count`](crate::ExtentSource::count)). As much again is added, because file systems
-    /// do not count the same extents each time.
-    #[must_use]
-    pub fn reserve_whole(self, size: u64, extents: u64) -> Config {
-        let windows = size.div_ceil(self.window);
-        // Every window but the first may begin with the rest of the extent before.
-        let entries = usize::try_from(extents.saturating_add(windows)).unwrap_or(usize::MAX);
-        let needed = bytes_for(entries).saturating_add(windows.saturating_mul(bytes_for(0)));
-        Config {
-            pin_reserve: needed.saturating_mul(2),
-            ..self
-        }
-    }
-}
+use crate::source::ExtentSource;
+use crate::source::extent::{DISK_LIMIT, Kind};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 /// A lazily built map from the offsets of a file to offsets of its disk.
 ///
@@ -118,7 +81,9 @@ pub struct Stats {
 }
 
 impl Map {
-    /// A map of a file of `size` bytes with nothing loaded. Costs an allocation of untouched zero pages.
+    /// A map of a file of `size` bytes with nothing loaded, which loads nothing until [`Map::enable`]: before that
+    /// the caller has to see to it that the file's extents stay where they are. Costs an allocation of untouched
+    /// zero pages.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration cannot work.
@@ -133,7 +98,7 @@ impl Map {
                 "the grain must be a power of two and no larger than a window",
             ));
         }
-        if size >= crate::extent::DISK_LIMIT {
+        if size >= DISK_LIMIT {
             return Err(Error::Config(
                 "the file is larger than a map can cover (64 PiB)",
             ));
@@ -149,6 +114,29 @@ impl Map {
     /// [`Error::TooManyReaders`].
     pub fn reader(&self) -> Result<Reader, Error> {
         Reader::new(&self.shared)
+    }
+
+    /// Reads the extents of all windows that overlap `range` and are not loaded, or are only in part,
+    /// and publishes them. Blocks for as long as the source does: not for the data path.
+    ///
+    /// Ranges held, or released during the load, are left as changing. Other windows may be evicted.
+    ///
+    /// # Errors
+    /// [`Error::Source`] if the source failed, [`Error::Unsettled`] if a cache holds data of the range,
+    /// [`Error::Disabled`] if loading is disabled or the map was resized meanwhile, [`Error::Budget`].
+    pub fn load<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
+        let mut windows = {
+            let writer = self.shared.lock();
+            self.shared.windows_over(&writer, &range)
+        };
+        while let Some(missing) = self.shared.next_missing(&mut windows, usize::MAX) {
+            self.shared.load_windows(source, missing, Style::Wanted)?;
+        }
+        Ok(())
     }
 
     /// Declares that `range` is going to change: from now on every lookup inside it (widened to
@@ -177,7 +165,7 @@ impl Map {
         self.shared.disable()
     }
 
-    /// Lets windows be loaded again after [`Map::disable`]. Held ranges stay held.
+    /// Lets windows be loaded, at first or again after [`Map::disable`]. Held ranges stay held.
     pub fn enable(&self) {
         self.shared.lock().enabled = true;
         self.shared.wishes.poke();
@@ -185,7 +173,6 @@ impl Map {
 
     /// A fence that every reader has to pass which is online now, whether anything was replaced or not:
     /// for users who tell their readers something else than extents, and need to know when all have heard.
-    #[must_use]
     pub fn barrier(&self) -> Fence {
         Fence::new(&self.shared.quiesce, self.shared.quiesce.raise())
     }
@@ -203,7 +190,7 @@ impl Map {
     /// # Errors
     /// [`Error::Config`] if the size is larger than a map can cover.
     pub fn resize(&self, size: u64) -> Result<Fence, Error> {
-        if size >= crate::extent::DISK_LIMIT {
+        if size >= DISK_LIMIT {
             return Err(Error::Config(
                 "the file is larger than a map can cover (64 PiB)",
             ));
@@ -238,7 +225,7 @@ impl Map {
         self.shared.reclaim(&mut writer);
         let table = self.shared.table(&writer);
         let slots = self.shared.quiesce.used_slots();
-        let sum = |f: fn(&crate::quiesce::Slot) -> &crate::sync::AtomicU64| {
+        let sum = |f: fn(&Slot) -> &AtomicU64| {
             slots
                 .iter()
                 .map(|slot| f(slot).load(Ordering::Relaxed))

@@ -1,9 +1,12 @@
 //! Where extents come from.
 
+pub(crate) mod extent;
+pub(crate) mod fiemap;
+
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use crate::extent::{DISK_LIMIT, Extent, Kind};
+use self::extent::{DISK_LIMIT, Extent, Kind};
 
 /// Takes extents as a source finds them. `Break` asks the source to stop early, without an error.
 pub type Sink<'a> = dyn FnMut(Extent) -> ControlFlow<()> + 'a;

@@ -258,6 +258,14 @@ pub(crate) fn extended_flags(file: &File) -> io::Result<u32> {
     Ok(attributes[0])
 }
 
+/// `FS_XFLAG_REALTIME`
+pub(crate) const XFLAG_REALTIME: u32 = 0x1;
+
+/// The file's data are, or will be, on another device than its file system's.
+pub(crate) fn is_realtime(file: &File) -> io::Result<bool> {
+    Ok(extended_flags(file)? & XFLAG_REALTIME != 0)
+}
+
 /// `FALLOC_FL_UNSHARE_RANGE`.
 pub(crate) fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
     let start = i64::try_from(range.start).map_err(io::Error::other)?;
@@ -295,13 +303,11 @@ pub(crate) fn open_flags(file: &File) -> io::Result<libc::c_int> {
 pub(crate) struct BlockSizes {
     pub(crate) device: u64,
     pub(crate) logical: u32,
-    pub(crate) physical: u32,
     pub(crate) page_cache: u32,
 }
 
 pub(crate) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     const BLKSSZGET: libc::c_ulong = 0x1268;
-    const BLKPBSZGET: libc::c_ulong = 0x127B;
     const BLKBSZGET: libc::c_ulong = 0x8008_1270;
     const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
     let int = |request: libc::c_ulong| -> io::Result<u32> {
@@ -316,7 +322,6 @@ pub(crate) fn block_sizes(device: &File) -> io::Result<BlockSizes> {
     Ok(BlockSizes {
         device: bytes,
         logical: int(BLKSSZGET)?,
-        physical: int(BLKPBSZGET)?,
         page_cache: int(BLKBSZGET)?,
     })
 }
@@ -399,4 +404,14 @@ pub(crate) fn wait_readable(a: &OwnedFd, b: &OwnedFd) -> io::Result<(bool, bool)
         Err(error) => Err(error),
         Ok(_) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
     }
+}
+
+/// The major number of a device number.
+pub(crate) fn major(number: u64) -> u32 {
+    libc::major(number)
+}
+
+/// The minor number of a device number.
+pub(crate) fn minor(number: u64) -> u32 {
+    libc::minor(number)
 }

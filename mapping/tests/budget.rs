@@ -32,7 +32,9 @@ fn map(config: Config) -> Map {
         window: WINDOW,
         ..config
     };
-    Map::new(WINDOWS * WINDOW, config).unwrap()
+    let map = Map::new(WINDOWS * WINDOW, config).unwrap();
+    map.enable();
+    map
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn run(made: Made) {
         ..Config::default()
     };
     let map = Map::new(BLOCKS * BLOCK, config).unwrap();
+    map.enable();
     let source = Arc::new(Fiemap::new(Arc::clone(&file)).exclusive());
     let _filler = Filler::spawn(&map, source).unwrap();
     let versions = (0..BLOCKS).map(|_| AtomicU64::new(0)).collect();

@@ -57,6 +57,7 @@ fn complaint_1_setup_takes_no_time_whatever_the_file_is_like() {
         .map(|_| {
             let start = Instant::now();
             let map = Map::new(size, Config::default()).unwrap();
+            map.enable();
             let filler = Filler::spawn(&map, Arc::clone(&source)).unwrap();
             let mut reader = map.reader().unwrap();
             // The file system does not answer yet, and still the first lookup is.
@@ -91,6 +92,7 @@ fn complaint_2_what_is_never_touched_takes_no_memory() {
     let size = 64u64 << 40;
     let before = resident();
     let map = Map::new(size, Config::default()).unwrap();
+    map.enable();
     let source = mapping::Identity::new(size);
     let mut reader = map.reader().unwrap();
     for window in 0..100 {
@@ -131,6 +133,7 @@ fn complaint_3_mapping_never_allocates_blocks_of_the_file() {
         let file = Arc::new(File::open(fs.path("sparse")).unwrap());
         let before = (file.metadata().unwrap().blocks(), extents(&file));
         let map = Map::new(512 << 20, Config::default()).unwrap();
+        map.enable();
         let filler =
             Filler::spawn(&map, Arc::new(Fiemap::new(Arc::clone(&file)).exclusive())).unwrap();
         filler

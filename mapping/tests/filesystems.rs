@@ -34,6 +34,7 @@ fn extents_of(file: &Arc<File>) -> Vec<Extent> {
         },
     )
     .unwrap();
+    map.enable();
     map.load(&Fiemap::new(Arc::clone(file)), 0..size).unwrap();
     let mut reader = map.reader().unwrap();
     let mut extents = Vec::new();

@@ -87,6 +87,7 @@ fn setup(windows: u64, config: Config) -> (Map, Arc<Comb>, Filler<Comb>, Reader)
         },
     )
     .unwrap();
+    map.enable();
     let source = Comb::new(windows);
     let filler = Filler::spawn(&map, Arc::clone(&source)).unwrap();
     let reader = map.reader().unwrap();
@@ -309,7 +310,7 @@ fn willneed_and_dontneed_do_what_they_say() {
     assert!(filler.willneed(10 * WINDOW..60 * WINDOW).unwrap());
     until("fifty windows", || map.stats().resident_windows == 50);
     assert_eq!(map.stats().misses, 0);
-    filler.dontneed(20 * WINDOW + 1..31 * WINDOW).unwrap();
+    let _ = filler.dontneed(20 * WINDOW + 1..31 * WINDOW).unwrap();
     assert_eq!(
         map.stats().resident_windows,
         40,
@@ -351,14 +352,14 @@ fn pins_stay_whatever_the_budget_and_fail_at_once_beyond_the_reserve() {
             "window {window} was evicted"
         );
     }
-    map.dontneed(0..100 * WINDOW).unwrap();
+    let _ = map.dontneed(0..100 * WINDOW).unwrap();
     assert_eq!(
         map.stats().resident_windows,
         20,
         "advice does not undo a pin"
     );
     // What was pinned comes back by itself after the map was lost.
-    map.disable();
+    let _ = map.disable();
     assert_eq!(map.stats().resident_windows, 0);
     let calls = source.calls();
     map.enable();
@@ -510,7 +511,7 @@ fn a_resized_map_keeps_what_lies_in_both_sizes() {
     filler
         .populate(0..10 * WINDOW, &mut |_| ControlFlow::Continue(()))
         .unwrap();
-    map.resize(5 * WINDOW + 4096).unwrap();
+    let _ = map.resize(5 * WINDOW + 4096).unwrap();
     assert_eq!(map.stats().resident_windows, 5);
     assert!(matches!(reader.lookup(4 * WINDOW), Lookup::Found(_)));
     assert_eq!(reader.lookup(5 * WINDOW), Lookup::Missing);
@@ -523,7 +524,7 @@ fn a_resized_map_keeps_what_lies_in_both_sizes() {
         5 * WINDOW + 4096,
         "clamped to the file"
     );
-    map.resize(8 * WINDOW).unwrap();
+    let _ = map.resize(8 * WINDOW).unwrap();
     assert_eq!(
         found(&mut reader, 5 * WINDOW + 8192).kind,
         Kind::Written,

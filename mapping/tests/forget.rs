@@ -4,7 +4,7 @@
 use std::io;
 use std::ops::Range;
 
-use mapping::{Config, Extent, ExtentSource, Kind, Lookup, Map, Sink};
+use mapping::{Config, Error, Extent, ExtentSource, Identity, Kind, Lookup, Map, Sink};
 
 const WINDOW: u64 = 64 << 10;
 
@@ -40,6 +40,7 @@ fn a_byte_that_is_forgotten_takes_its_window_out_of_loads_under_way() {
         ..Config::default()
     };
     let map = Map::new(4 * WINDOW, config).unwrap();
+    map.enable();
     let source = Forgetful {
         map: map.clone(),
         byte: 2 * WINDOW + 5000,
@@ -52,4 +53,15 @@ fn a_byte_that_is_forgotten_takes_its_window_out_of_loads_under_way() {
         unreachable!("windows beside it were loaded");
     };
     assert_eq!(beside.kind, Kind::Written);
+}
+
+#[test]
+fn a_new_map_loads_nothing_until_it_is_enabled() {
+    let map = Map::new(WINDOW, Config::default()).unwrap();
+    let source = Identity::new(WINDOW);
+    assert!(matches!(map.load(&source, 0..1), Err(Error::Disabled)));
+    assert_eq!(map.reader().unwrap().lookup(0), Lookup::Missing);
+    map.enable();
+    map.load(&source, 0..1).unwrap();
+    assert_ne!(map.reader().unwrap().lookup(0), Lookup::Missing);
 }

@@ -49,7 +49,7 @@ impl ExtentSource for Moving {
 }
 
 fn map(size: u64) -> Map {
-    Map::new(
+    let map = Map::new(
         size,
         Config {
             window: WINDOW,
@@ -57,7 +57,9 @@ fn map(size: u64) -> Map {
             ..Config::default()
         },
     )
-    .unwrap()
+    .unwrap();
+    map.enable();
+    map
 }
 
 fn disk(found: Lookup, offset: u64) -> Option<u64> {
@@ -105,7 +107,7 @@ fn a_replaced_window_is_freed_only_after_its_readers() {
         let writer = thread::spawn({
             let map = map.clone();
             move || {
-                map.forget(0..1);
+                let _ = map.forget(0..1);
                 let _ = map.stats();
             }
         });
@@ -130,7 +132,7 @@ fn a_replaced_table_is_freed_only_after_its_readers() {
         let writer = thread::spawn({
             let map = map.clone();
             move || {
-                map.resize(WINDOW).unwrap();
+                let _ = map.resize(WINDOW).unwrap();
                 let _ = map.stats();
             }
         });
@@ -268,6 +270,7 @@ fn a_budget_of_one_window_is_kept_while_readers_run() {
             ..Config::default()
         };
         let map = Map::new(WINDOW * 2, config).unwrap();
+        map.enable();
         map.load(&*source, 0..WINDOW).unwrap();
         let loader = thread::spawn({
             let (map, source) = (map.clone(), source.clone());

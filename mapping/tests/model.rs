@@ -137,6 +137,7 @@ impl World {
             },
         )
         .unwrap();
+        map.enable();
         let reader = Mutex::new(map.reader().unwrap());
         let file = Arc::new(File(Mutex::new(blocks)));
         Arc::new(World {
@@ -225,14 +226,14 @@ impl World {
             }
             Op::Forget(range) => {
                 let bytes = self.bytes(&range);
-                self.map.forget(bytes.clone());
+                let _ = self.map.forget(bytes.clone());
                 let mut reader = self.reader.lock().unwrap();
                 assert_eq!(reader.lookup(bytes.start), Lookup::Missing);
                 assert_eq!(reader.lookup(bytes.end - 1), Lookup::Missing);
             }
             Op::DontNeed(range) => drop(self.map.dontneed(self.bytes(&range)).unwrap()),
             Op::Disable => {
-                self.map.disable();
+                let _ = self.map.disable();
                 assert_eq!(self.map.stats().resident_windows, 0);
             }
             Op::Enable => self.map.enable(),
@@ -295,7 +296,7 @@ impl World {
             stats.resident_windows * 8 + entries * 16
         );
         assert_eq!(stats.holds, 0);
-        self.map.disable();
+        let _ = self.map.disable();
         self.reader.lock().unwrap().quiescent();
         let stats = self.map.stats();
         assert_eq!(

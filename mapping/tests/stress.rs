@@ -161,6 +161,7 @@ fn everything_at_once_never_shows_what_was() {
         ..Config::default()
     };
     let map = Map::new(size, config).unwrap();
+    map.enable();
     let disk = Arc::new(Disk {
         blocks: (0..BLOCKS).map(|_| UnsafeCell::new(0)).collect(),
         versions: (0..BLOCKS).map(|_| AtomicU64::new(0)).collect(),
@@ -228,7 +229,7 @@ fn everything_at_once_never_shows_what_was() {
         reads[0] > 0 && reads[1] > 0 && changes > 10,
         "{reads:?} reads, {changes} changes"
     );
-    map.disable();
+    let _ = map.disable();
     let stats = map.stats();
     assert_eq!(
         (stats.resident_bytes, stats.retired, stats.holds),

@@ -12,10 +12,10 @@ use std::ops::Range;
 
 use vhost_backend::Op;
 
-use super::Shared;
-use super::raw::{Claim, Raw, Secured};
+use super::shared::Shared;
 use super::task::{Task, Way};
-use crate::planner::Plan;
+use crate::path::planner::Plan;
+use crate::path::raw::{Claim, Raw, Secured};
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ fn secure(
     range: Range<u64>,
     drains: bool,
 ) -> Choice {
-    match raw.secure(range, || shared.is_beyond(task)) {
+    match raw.secure(range, || shared.is_beyond(task.changes_until())) {
         Secured::Held(hold) => {
             task.fence = drains.then(|| hold.fence());
             task.hold = Some(hold);

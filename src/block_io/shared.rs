@@ -7,15 +7,18 @@ use std::sync::{Mutex, PoisonError};
 
 use vhost_backend::Op;
 
-use super::task::Task;
-use crate::sys::DirectAlign;
+use crate::host::switches;
+use crate::host::sys::DirectAlign;
+use crate::options::config::MAX_QUEUES;
 
+/// Aligned buffers of a worker.
+pub(super) const BUFFERS: usize = 8;
 /// Ranges that can be claimed at a time: each takes a buffer of a worker.
-const MOST_CLAIMS: usize = super::BUFFERS * crate::config::MAX_QUEUES as usize;
+const MOST_CLAIMS: usize = BUFFERS * MAX_QUEUES as usize;
 
 /// One per disk.
 #[derive(Debug)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// What direct I/O on the image takes.
     pub align: DirectAlign,
     /// Bytes that can be freed or zeroed by the file system: a power of two.
@@ -34,15 +37,11 @@ pub struct Shared {
     /// Block ranges, in units of `align.offset`, that are being read, changed
     /// and written back.
     claimed: Mutex<Vec<(u64, u64)>>,
-    /// For the negative control of tests: a FLUSH leaves the file system's
-    /// records alone.
-    #[cfg(debug_assertions)]
-    no_file_sync: bool,
 }
 
 impl Shared {
     /// For an image with these properties.
-    pub fn new(align: DirectAlign, unit: u32) -> Self {
+    pub(crate) fn new(align: DirectAlign, unit: u32) -> Self {
         Self {
             align,
             unit,
@@ -55,14 +54,12 @@ impl Shared {
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
             claimed: Mutex::new(Vec::with_capacity(MOST_CLAIMS)),
-            #[cfg(debug_assertions)]
-            no_file_sync: std::env::var_os("EXTENTD_TEST_NO_FILE_SYNC").is_some(),
         }
     }
 
     /// As [`new`](Self::new), but nothing is ever freed, or zeroed but by
     /// writing zeros.
-    pub fn keeping_blocks(align: DirectAlign, unit: u32) -> Self {
+    pub(crate) fn keeping_blocks(align: DirectAlign, unit: u32) -> Self {
         Self {
             punch: AtomicBool::new(false),
             zero_range: AtomicBool::new(false),
@@ -83,7 +80,7 @@ impl Shared {
 
     /// Claims the blocks of the bytes `start..end`; false if another task has
     /// any of them.
-    pub fn claim_blocks(&self, start: u64, end: u64) -> bool {
+    pub(crate) fn claim_blocks(&self, start: u64, end: u64) -> bool {
         let (first, last) = self.blocks(start, end);
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if claimed.iter().any(|&(from, to)| first < to && from < last) {
@@ -94,7 +91,7 @@ impl Shared {
     }
 
     /// Gives back what [`claim_blocks`](Self::claim_blocks) claimed.
-    pub fn release_blocks(&self, start: u64, end: u64) {
+    pub(crate) fn release_blocks(&self, start: u64, end: u64) {
         let range = self.blocks(start, end);
         let mut claimed = self.claimed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = claimed.iter().position(|&other| other == range) {
@@ -103,17 +100,17 @@ impl Shared {
     }
 
     /// The file system can free blocks, as far as is known.
-    pub fn can_punch(&self) -> bool {
+    pub(crate) fn can_punch(&self) -> bool {
         self.punch.load(Ordering::Relaxed)
     }
 
     /// The file system can zero blocks, as far as is known.
-    pub fn can_zero_range(&self) -> bool {
+    pub(crate) fn can_zero_range(&self) -> bool {
         self.zero_range.load(Ordering::Relaxed)
     }
 
     /// fallocate(2) with this mode is not supported here.
-    pub fn cannot(&self, mode: i32) {
+    pub(crate) fn cannot(&self, mode: i32) {
         let (what, flag) = if mode & libc::FALLOC_FL_PUNCH_HOLE != 0 {
             ("free blocks: discards free nothing", &self.punch)
         } else {
@@ -126,19 +123,19 @@ impl Shared {
 
     /// From now on nothing is begun that changes what lies at `bytes` or
     /// behind. What was begun before may still be under way.
-    pub fn set_capacity(&self, bytes: u64) {
+    pub(crate) fn set_capacity(&self, bytes: u64) {
         self.capacity.store(bytes, Ordering::SeqCst);
     }
 
-    /// The disk has become too short for a change since it was asked for.
-    pub(super) fn is_beyond(&self, task: &Task) -> bool {
-        task.changes_until()
-            .is_some_and(|end| end > self.capacity.load(Ordering::SeqCst))
+    /// The disk has become too short for a change of the bytes before `end`
+    /// since it was asked for.
+    pub(super) fn is_beyond(&self, end: Option<u64>) -> bool {
+        end.is_some_and(|end| end > self.capacity.load(Ordering::SeqCst))
     }
 
     /// A sync failed: what was written before may be gone, and the kernel
     /// does not say so a second time, so no later FLUSH may claim otherwise.
-    pub fn lose_writes(&self) {
+    pub(crate) fn lose_writes(&self) {
         if !self.lost_writes.swap(true, Ordering::SeqCst) {
             log::error!(
                 "the image could not be synced: every FLUSH fails from now on; check the disk and restart"
@@ -147,40 +144,39 @@ impl Shared {
     }
 
     /// A sync has failed before.
-    pub fn has_lost_writes(&self) -> bool {
+    pub(crate) fn has_lost_writes(&self) -> bool {
         self.lost_writes.load(Ordering::SeqCst)
     }
 
     /// The file system's records may have changed. To be called before the
     /// request that changed them is reported.
-    pub fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many changes a sync that begins now covers, and whether a sync of
     /// the device alone will do for them.
-    pub fn begin_sync(&self) -> (u64, bool) {
+    pub(crate) fn begin_sync(&self) -> (u64, bool) {
         let covers = self.changes.load(Ordering::SeqCst);
-        #[cfg(debug_assertions)]
-        if self.no_file_sync {
+        if switches::no_file_sync() {
             return (covers, true);
         }
         (covers, self.synced.load(Ordering::SeqCst) >= covers)
     }
 
     /// A sync of the file that covers so many changes has ended well.
-    pub fn end_sync(&self, covers: u64) {
+    pub(crate) fn end_sync(&self, covers: u64) {
         self.synced.fetch_max(covers, Ordering::SeqCst);
     }
 
     /// Failed requests.
-    pub fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
     /// Logs a failed request; ever more rarely, so that a broken disk does
     /// not fill the log.
-    pub fn report(&self, op: Op, errno: i32) {
+    pub(crate) fn report(&self, op: Op, errno: i32) {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             let error = std::io::Error::from_raw_os_error(errno);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// A worker's counters as others read them; all since the start.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     disk: AtomicU64,
     file: AtomicU64,
     zeros: AtomicU64,
@@ -21,7 +21,7 @@ pub struct Tally {
 
 /// Sums over all workers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Sums {
+pub(crate) struct Sums {
     /// Reads and writes that went straight to the device.
     pub disk_operations: u64,
     /// Reads and writes that went by the file with no copy.
@@ -47,7 +47,7 @@ pub struct Sums {
 
 impl Tally {
     /// Adds this worker to the sums.
-    pub fn add_to(&self, sums: &mut Sums) {
+    pub(crate) fn add_to(&self, sums: &mut Sums) {
         sums.disk_operations += self.disk.load(Ordering::Relaxed);
         sums.file_operations += self.file.load(Ordering::Relaxed);
         sums.zero_fills += self.zeros.load(Ordering::Relaxed);
@@ -62,7 +62,7 @@ impl Tally {
 
 /// The worker's own side: plain numbers, published once per turn.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     pub(super) disk: u64,
     pub(super) file: u64,
     pub(super) zeros: u64,

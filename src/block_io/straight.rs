@@ -7,7 +7,7 @@ use vhost_backend::{Op, Status};
 use super::task::{Step, Way};
 use super::{ALLOCATIONS, BlockIo, Next};
 use crate::engine::{Engine, Target, Work};
-use crate::planner;
+use crate::path::planner;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;

@@ -5,13 +5,15 @@
 use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
-use super::raw::Claim;
-use super::{Shared, VECTOR_ENTRIES};
-use crate::bounce::Buffer;
+use super::shared::Shared;
+use crate::engine::bounce::Buffer;
 use crate::engine::limits::Limits;
 use crate::engine::{Target, Vector};
-use crate::planner::Plan;
+use crate::path::planner::Plan;
+use crate::path::raw::Claim;
 
+/// Most entries of one vector (`UIO_MAXIOV`).
+const VECTOR_ENTRIES: usize = 1024;
 /// Pieces that a slot keeps room for; longer lists are freed when they end.
 const PIECES: usize = 130;
 /// Most entries of a vector of zeros.
@@ -147,7 +149,7 @@ impl Default for Task {
 
 impl Task {
     /// Takes a new request.
-    pub fn begin(&mut self, op: Op, data: &[libc::iovec], shared: &Shared) {
+    pub(super) fn begin(&mut self, op: Op, data: &[libc::iovec], shared: &Shared) {
         self.op = op;
         self.step = Step::New;
         self.pieces.clear();
@@ -192,7 +194,7 @@ impl Task {
     }
 
     /// The request has ended: room for a long list is given back.
-    pub fn forget(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.pieces.clear();
         if self.pieces.capacity() > PIECES {
             self.pieces.shrink_to(PIECES);
@@ -200,7 +202,7 @@ impl Task {
     }
 
     /// Where the request begins in the image.
-    pub fn start(&self) -> u64 {
+    pub(super) fn start(&self) -> u64 {
         match self.op {
             Op::Read { offset }
             | Op::Write { offset, .. }
@@ -211,7 +213,7 @@ impl Task {
     }
 
     /// Where it ends, if it changes the image.
-    pub fn changes_until(&self) -> Option<u64> {
+    pub(super) fn changes_until(&self) -> Option<u64> {
         match self.op {
             Op::Write { offset, .. }
             | Op::Discard { offset, .. }
@@ -221,13 +223,13 @@ impl Task {
     }
 
     /// There is no whole unit in the range of a discard or write-zeroes.
-    pub fn middle_is_empty(&self) -> bool {
+    pub(super) fn middle_is_empty(&self) -> bool {
         self.middle_start >= self.middle_end
     }
 
     /// The pieces that are not done, as many as one operation takes, but no
     /// more than `limit` bytes.
-    pub fn direct_vector(&mut self, offset: u64, limit: u64) -> Vector {
+    pub(super) fn direct_vector(&mut self, offset: u64, limit: u64) -> Vector {
         self.mend();
         let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut count = 0;
@@ -248,7 +250,7 @@ impl Task {
 
     /// As [`direct_vector`](Self::direct_vector), in pieces that the device
     /// takes without splitting them; at least one page if that much is left.
-    pub fn raw_vector(&mut self, offset: u64, bytes: u64, limits: Limits) -> Vector {
+    pub(super) fn raw_vector(&mut self, offset: u64, bytes: u64, limits: Limits) -> Vector {
         let mut room = usize::try_from(bytes.min(limits.bytes)).unwrap_or(usize::MAX);
         let least = room.min(PAGE);
         let mut pages = limits.segments;
@@ -293,7 +295,7 @@ impl Task {
     }
 
     /// Counts what a direct operation has moved; false if that was nothing.
-    pub fn direct_moved(&mut self, moved: u64) -> bool {
+    pub(super) fn direct_moved(&mut self, moved: u64) -> bool {
         self.mend();
         self.done += moved;
         let mut left = usize::try_from(moved).unwrap_or(usize::MAX);
@@ -313,7 +315,7 @@ impl Task {
     ///
     /// # Safety
     /// The pieces are mapped, writable guest memory.
-    pub unsafe fn read_zeros(&mut self, bytes: u64) {
+    pub(super) unsafe fn read_zeros(&mut self, bytes: u64) {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         for piece in self.pieces.get(self.first_piece..).unwrap_or_default() {
             let part = piece.iov_len.min(left);
@@ -330,7 +332,7 @@ impl Task {
 
     /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`,
     /// and no more than the device takes without splitting it.
-    pub fn zeros_vector(
+    pub(super) fn zeros_vector(
         &mut self,
         zeros: libc::iovec,
         offset: u64,
@@ -352,12 +354,12 @@ impl Task {
     }
 
     /// Bytes of the buffer's operation that are still to move.
-    pub fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         self.entry.iov_len
     }
 
     /// Aims the buffer at the blocks `first..last` (byte offsets).
-    pub fn aim(&mut self, whole: libc::iovec, first: u64, last: u64) {
+    pub(super) fn aim(&mut self, whole: libc::iovec, first: u64, last: u64) {
         self.first = first;
         self.last = last;
         self.entry = whole;
@@ -368,7 +370,7 @@ impl Task {
     }
 
     /// Counts what the buffer's operation has moved; false if nothing.
-    pub fn buffer_moved(&mut self, moved: u64) -> bool {
+    pub(super) fn buffer_moved(&mut self, moved: u64) -> bool {
         let bytes = usize::try_from(moved)
             .unwrap_or(usize::MAX)
             .min(self.entry.iov_len);
@@ -379,7 +381,7 @@ impl Task {
     }
 
     /// Where the chunk lies in the buffer, and how long it is.
-    pub fn chunk_in_buffer(&self) -> (usize, usize) {
+    pub(super) fn chunk_in_buffer(&self) -> (usize, usize) {
         let at = usize::try_from(self.chunk_start - self.first).unwrap_or(0);
         (
             at,
@@ -388,12 +390,12 @@ impl Task {
     }
 
     /// Where the chunk lies in the request's data.
-    pub fn chunk_from(&self) -> usize {
+    pub(super) fn chunk_from(&self) -> usize {
         usize::try_from(self.chunk_start - self.start()).unwrap_or(0)
     }
 
     /// The chunk is done.
-    pub fn chunk_ends(&mut self) {
+    pub(super) fn chunk_ends(&mut self) {
         self.done = self.chunk_end - self.start();
     }
 }

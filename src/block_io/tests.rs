@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use super::*;
 use crate::engine::{Files, Slot, Vector, manner::Manner, sync::Sync, uring::Uring};
-use crate::sys::DirectAlign;
+use crate::host::sys::DirectAlign;
 
 const BYTES: usize = 1 << 20;
 const SLOTS: usize = 16;

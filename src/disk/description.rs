@@ -7,14 +7,15 @@ use vhost_backend::device::SECTOR;
 
 use super::Disk;
 use crate::block_io::Sums;
-use crate::disk_path::{GuardState, Situation};
 use crate::engine::Features;
 use crate::engine::manner::Manner;
-use crate::pin::PinState;
+use crate::engine::pin::PinState;
+use crate::options::size;
+use crate::path::{GuardState, Situation};
 
 /// What `extentctl info` shows of the disk.
 #[derive(Debug, Clone, Serialize)]
-pub struct DiskDescription {
+pub(crate) struct DiskDescription {
     /// The image; what of its name is not UTF-8 is replaced.
     pub image: String,
     /// "file" or "block device".
@@ -63,7 +64,7 @@ pub struct DiskDescription {
 
 impl Disk {
     /// The disk as an operator sees it.
-    pub fn describe(&self) -> DiskDescription {
+    pub(crate) fn describe(&self) -> DiskDescription {
         let sectors = self.sectors.load(Ordering::Acquire);
         let situation = match &self.raw {
             Ok(path) => path.situation(),
@@ -119,7 +120,7 @@ impl Disk {
             (Some(pinner), _) => match pinner.state() {
                 PinState::Pinned(bytes) => format!(
                     "{} (incompatible with ballooning, free page reporting and virtio-mem)",
-                    crate::size::display(bytes)
+                    size::display(bytes)
                 ),
                 PinState::Working => "under way".to_owned(),
                 PinState::Refused(reason) => format!("no: {reason}"),

@@ -3,19 +3,24 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::disk_path::Obstacle;
+use crate::path::Obstacle;
 
 /// What an operator can do wrong with an image; each says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// The image cannot be opened.
-    #[error("--blk-file {path}: {source}")]
+    #[error("--blk-file {path}: {source}{}", remedy(source))]
     Open {
         /// The image.
         path: PathBuf,
         /// What the host says.
         source: io::Error,
     },
+    /// A device that does not take writes.
+    #[error(
+        "--blk-file {0}: the device is read-only: give --read-only, or make it writable (blockdev --setrw)"
+    )]
+    ReadOnlyDevice(PathBuf),
     /// Somebody else owns the block device.
     #[error(
         "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
@@ -49,4 +54,25 @@ pub enum DiskError {
     /// The disk path is part of what was asked for.
     #[error("--swap: {0}: remove that obstacle, or give --swap=best-effort")]
     NoSwapPath(String),
+}
+
+/// What to do about an image that cannot be opened.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            ": check the name; truncate -s 10G IMAGE makes a new one"
+        }
+        Some(libc::EACCES) => {
+            ": let this user read and write it, or give --read-only if it may only be read"
+        }
+        Some(libc::EROFS) => ": give --read-only",
+        Some(libc::EPERM) => {
+            ": it may be immutable or append-only (lsattr, chattr -i -a): change that, or give --read-only"
+        }
+        Some(libc::ELOOP) => ": its symbolic links lead round in a circle",
+        Some(libc::EMFILE | libc::ENFILE) => {
+            ": the limit on open files is reached (LimitNOFILE=, ulimit -n): raise it"
+        }
+        _ => "",
+    }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
-use crate::disk_path::Obstacle;
-use crate::sys::{self, DirectAlign};
+use crate::engine::bounce::Pool;
+use crate::host::sys::{self, DirectAlign};
+use crate::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
@@ -68,6 +69,55 @@ pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<
     }
 }
 
+/// Formats that people give by mistake, by what their files begin with.
+const FORMATS: [(&str, usize, &[u8]); 9] = [
+    ("qcow2", 0, b"QFI\xfb"),
+    ("VMDK", 0, b"KDMV"),
+    ("VMDK", 0, b"# Disk DescriptorFile"),
+    ("VHDX", 0, b"vhdxfile"),
+    ("VHD", 0, b"conectix"),
+    ("VDI", 64, b"\x7f\x10\xda\xbe"),
+    ("gzip", 0, b"\x1f\x8b\x08"),
+    ("xz", 0, b"\xfd7zXZ\0"),
+    ("zstd", 0, b"\x28\xb5\x2f\xfd"),
+];
+
+fn format_of(begin: &[u8]) -> Option<&'static str> {
+    let fits = |at: usize, magic: &[u8]| begin.get(at..).is_some_and(|it| it.starts_with(magic));
+    let found = FORMATS.iter().find(|(_, at, magic)| fits(*at, magic));
+    found.map(|(name, ..)| *name)
+}
+
+/// Says so if an image looks as if it were not raw. It is served all the same:
+/// a guest may write such bytes to its own disk.
+pub(super) fn warn_of_format(image: &File, path: &Path) {
+    let Ok(begin) = first_block(image) else {
+        return;
+    };
+    let Some(format) = format_of(&begin) else {
+        return;
+    };
+    let remedy = match format {
+        "gzip" => "unpack it first (gunzip)",
+        "xz" => "unpack it first (unxz)",
+        "zstd" => "unpack it first (unzstd)",
+        _ => "convert it first (qemu-img convert -O raw)",
+    };
+    log::warn!(
+        "{} looks like a {format} file, and is served as a raw disk: if that is not meant, {remedy}",
+        path.display()
+    );
+}
+
+/// The first bytes of an image, up to 4096, aligned for direct I/O.
+fn first_block(image: &File) -> io::Result<Vec<u8>> {
+    let mut pool = Pool::new(1, 4096)?;
+    let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
+    let entry = pool.entry(buffer);
+    let moved = pool.read_at(image.as_raw_fd(), entry, 0)?;
+    Ok(pool.bytes(buffer, moved))
+}
+
 /// Enters the disk path by `enter`, once a previous process has let go of the
 /// image: one that was killed has it open until its last I/O has ended.
 pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(), Obstacle> {
@@ -85,7 +135,7 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
 /// Finds the smallest alignment that direct reads take, where the kernel does
 /// not tell.
 pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
-    let mut pool = crate::bounce::Pool::new(1, 4096)?;
+    let mut pool = Pool::new(1, 4096)?;
     let Some(buffer) = pool.take() else {
         return Err(io::ErrorKind::OutOfMemory.into());
     };
@@ -102,4 +152,22 @@ pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
         }
     }
     Ok(DirectAlign::all(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_are_known_by_what_they_begin_with_and_raw_disks_are_none() {
+        assert_eq!(format_of(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
+        let mut vdi = [0; 512];
+        vdi[64..68].copy_from_slice(b"\x7f\x10\xda\xbe");
+        assert_eq!(format_of(&vdi), Some("VDI"));
+        assert_eq!(format_of(b"\xfd7zXZ\0"), Some("xz"));
+        let mut boot = [0; 512];
+        boot[510..].copy_from_slice(b"\x55\xaa");
+        assert_eq!(format_of(&boot), None);
+        assert_eq!(format_of(b""), None);
+    }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use vhost_backend::device::SECTOR;
 
 use super::{Disk, DiskError};
-use crate::sys;
+use crate::host::sys;
 
 /// How often, and how much later, an image is looked at that was cut.
 const LATE_WRITES: usize = 10;
@@ -42,7 +42,7 @@ impl Disk {
     ///
     /// # Errors
     /// The size is no multiple of the block, or the host refuses it.
-    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+    pub(crate) fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let failed = |source| DiskError::Open {
             path: self.path.clone(),
             source,
@@ -118,7 +118,7 @@ impl Disk {
     ///
     /// # Errors
     /// It is shorter than one block, or the host does not tell.
-    pub fn follow_size(&self) -> Result<(), DiskError> {
+    pub(crate) fn follow_size(&self) -> Result<(), DiskError> {
         let failed = |source| DiskError::Open {
             path: self.path.clone(),
             source,

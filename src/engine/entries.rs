@@ -25,7 +25,7 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// The entry for an operation on the registered files.
-    pub fn entry(&self, work: Work) -> squeue::Entry {
+    pub(super) fn entry(&self, work: Work) -> squeue::Entry {
         match work {
             Work::Read(target, vector) => self.read(target, &vector),
             Work::Write {

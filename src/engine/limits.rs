@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// The largest operation that the kernel does not have to split. It splits
 /// none that must not wait (`RWF_NOWAIT`), but fails it with EAGAIN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Bytes: a multiple of 4096.
     pub bytes: u64,
     /// Pieces of memory, counted as if no two pages were neighbours.
@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 
 impl Limits {
     /// Nothing is ever too large.
-    pub const NONE: Limits = Limits {
+    pub(crate) const NONE: Limits = Limits {
         bytes: u64::MAX,
         segments: usize::MAX,
     };
@@ -29,7 +29,7 @@ impl Limits {
     ///
     /// # Errors
     /// It is not open.
-    pub fn of(device: &File) -> io::Result<Limits> {
+    pub(crate) fn of(device: &File) -> io::Result<Limits> {
         let number = |name| -> io::Result<Option<u64>> {
             Ok(attribute(device, name)?.and_then(|text| text.parse().ok()))
         };

@@ -5,12 +5,11 @@ use std::fs::File;
 use std::io;
 use std::time::Duration;
 
-use super::limits;
-use crate::sys;
+use super::{limits, probe};
 
 /// How reads and writes are given to the kernel and their ends are learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// Queued in the ring; the device interrupts when it has ended one.
     Queued,
     /// Queued in a ring of their own (`IORING_SETUP_IOPOLL`): the device never
@@ -30,8 +29,12 @@ impl Manner {
     ///
     /// # Errors
     /// The device cannot be read.
-    pub fn of(device: &File, block: u32, may_poll: bool) -> io::Result<Result<Manner, Punts>> {
-        let Some(time) = sys::nowait_probe(device, block)? else {
+    pub(crate) fn of(
+        device: &File,
+        block: u32,
+        may_poll: bool,
+    ) -> io::Result<Result<Manner, Punts>> {
+        let Some(time) = probe::nowait_probe(device, block)? else {
             return Ok(Ok(if may_poll && polls(device)? {
                 Manner::Polled
             } else {
@@ -50,7 +53,7 @@ impl Manner {
 /// device takes so long, the median of some reads, that it is better not
 /// waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Punts(pub Duration);
+pub(crate) struct Punts(pub Duration);
 
 /// The device has queues that never interrupt.
 fn polls(device: &File) -> io::Result<bool> {

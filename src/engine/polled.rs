@@ -39,7 +39,7 @@ impl Polled {
     ///
     /// # Errors
     /// The kernel has no polled rings.
-    pub fn new(files: &Files, depth: usize) -> io::Result<Self> {
+    pub(super) fn new(files: &Files, depth: usize) -> io::Result<Self> {
         Ok(Self {
             ring: ring::set_up(files, depth, true)?.0,
             running: 0,
@@ -52,7 +52,7 @@ impl Polled {
     }
 
     /// The ring, for registering what the other one has.
-    pub fn ring(&self) -> &IoUring {
+    pub(super) fn ring(&self) -> &IoUring {
         &self.ring
     }
 
@@ -60,7 +60,7 @@ impl Polled {
     ///
     /// # Safety
     /// As for [`Engine::push`](super::Engine::push).
-    pub unsafe fn push(&mut self, token: u32, work: Work, buffers: &Buffers) -> bool {
+    pub(super) unsafe fn push(&mut self, token: u32, work: Work, buffers: &Buffers) -> bool {
         if self.pause > 0 {
             self.pause -= 1;
             return false;
@@ -77,30 +77,30 @@ impl Polled {
     }
 
     /// The kernel has operations of it.
-    pub fn is_running(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         self.running > 0
     }
 
     /// How many operations have ended here.
-    pub fn ended(&self) -> u64 {
+    pub(super) fn ended(&self) -> u64 {
         self.ended
     }
 
     /// Gives what is queued to the kernel and looks for what has ended.
-    pub fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         if self.running > 0 {
             ring::enter(&mut self.ring, 0, None);
         }
     }
 
     /// Something has ended, as of the last look.
-    pub fn has_ended(&mut self) -> bool {
+    pub(super) fn has_ended(&mut self) -> bool {
         !self.ring.completion().is_empty()
     }
 
     /// Gives each result once; what the device would not be polled for is
     /// given to `again`.
-    pub fn completions(
+    pub(super) fn completions(
         &mut self,
         done: &mut impl FnMut(u32, i32),
         mut again: impl FnMut(u32, Work),
@@ -127,7 +127,7 @@ impl Polled {
     }
 
     /// How long the worker may sleep, who is about to; `None` is for ever.
-    pub fn nap(&mut self) -> Option<Duration> {
+    pub(super) fn nap(&mut self) -> Option<Duration> {
         if self.running == 0 {
             return None;
         }

@@ -10,6 +10,8 @@ use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 use serde::Serialize;
 
 use super::Files;
+use crate::host::logging;
+use crate::host::switches;
 
 /// Threads that the kernel may use for what would wait.
 const IO_THREADS: u32 = 64;
@@ -17,7 +19,7 @@ const IO_THREADS: u32 = 64;
 /// What of io_uring the host's kernel has, found by trying it; each has a
 /// way round where it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Features {
+pub(crate) struct Features {
     /// Completions are posted when the worker asks (6.1): "deferred"; when it
     /// is in the kernel anyway (5.19): "cooperative"; else "interrupting".
     pub task_work: &'static str,
@@ -44,13 +46,10 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
         .min(32768);
     let (ring, task_work) = build(entries, polled)?;
     let submitter = ring.submitter();
-    #[cfg(not(debug_assertions))]
-    let image = files.image;
-    // For the negative control of tests.
-    #[cfg(debug_assertions)]
-    let image = match std::env::var_os("EXTENTD_TEST_UNREGISTERED") {
-        Some(_) => -1,
-        None => files.image,
+    let image = if switches::unregistered() {
+        -1
+    } else {
+        files.image
     };
     submitter.register_files(&[image, files.device.unwrap_or(-1)])?;
     // Allocating writes wait for locks of the file system in threads of the
@@ -116,6 +115,42 @@ pub(super) unsafe fn place(ring: &mut IoUring, entry: &squeue::Entry) {
     }
 }
 
+/// How many entries can be placed before others have to be given.
+pub(super) fn room(ring: &mut IoUring) -> usize {
+    let submission = ring.submission();
+    submission.capacity() - submission.len()
+}
+
+/// Gives entries to the kernel with all that was placed before, unless `may`
+/// forbids it, which is asked last. Whether they were given.
+///
+/// # Safety
+/// What the entries point to is valid until they have ended.
+pub(super) unsafe fn enter_if(
+    ring: &mut IoUring,
+    entries: &[squeue::Entry],
+    may: &mut impl FnMut() -> bool,
+) -> bool {
+    let mut submission = ring.submission();
+    // SAFETY: the caller's promise.
+    let placed = unsafe { submission.push_multiple(entries) }.is_ok();
+    let queued = u32::try_from(submission.len()).unwrap_or(u32::MAX);
+    if !placed || !may() {
+        // Without this the kernel would be shown them.
+        std::mem::forget(submission);
+        return false;
+    }
+    drop(submission);
+    let flags = EnterFlags::GETEVENTS.bits();
+    // SAFETY: no argument struct is passed, so none is read.
+    let result = unsafe {
+        ring.submitter()
+            .enter::<libc::sigset_t>(queued, 0, flags, None)
+    };
+    check(result);
+    true
+}
+
 /// Submits, lets the kernel post completions, and waits for `want`.
 pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) {
     let result = match timeout {
@@ -137,13 +172,18 @@ pub(super) fn enter(ring: &mut IoUring, want: usize, timeout: Option<Duration>) 
             }
         }
     };
+    check(result);
+}
+
+/// What entering the ring has said.
+fn check(result: io::Result<usize>) {
     match result.map_err(|error| error.raw_os_error()) {
         Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
         // Nothing can be given to the kernel any more: no request would
         // ever end, so the front-end is better served by a new process.
         Err(errno) => {
             log::error!("io_uring_enter failed: errno {errno:?}");
-            crate::logging::finish();
+            logging::finish();
             std::process::abort();
         }
     }

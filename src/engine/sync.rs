@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::{Engine, Files, Slot, WITHDRAWN, Work};
-use crate::sys;
+use crate::host::sys;
 
 /// Operations wait in order and are done one after the other.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Sync {
 
 impl Sync {
     /// At most `depth` operations are in flight at a time.
-    pub fn new(files: Files, depth: usize) -> Self {
+    pub(crate) fn new(files: Files, depth: usize) -> Self {
         Self {
             files,
             queued: Vec::with_capacity(depth),

@@ -14,7 +14,7 @@ use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
 use super::{Engine, Files, Slot, WITHDRAWN, Work, sync};
-use crate::hardening;
+use crate::host::switches;
 
 /// Marks the polls of watched eventfds among the operations' tokens; below it
 /// are a serial number and the index.
@@ -31,6 +31,8 @@ pub struct Uring {
     files: Files,
     /// Reads and writes of the device that the kernel does not have yet.
     staged: Vec<(u32, Work)>,
+    /// The same as the ring takes them.
+    entries: Vec<squeue::Entry>,
     /// Operations that were carried out at once, or not at all.
     ended: Vec<(u32, i32)>,
     /// Operations that the kernel has and has not ended.
@@ -68,7 +70,7 @@ impl Uring {
     ///
     /// # Errors
     /// The kernel lacks or forbids io_uring.
-    pub fn new(files: Files, depth: usize) -> io::Result<Self> {
+    pub(crate) fn new(files: Files, depth: usize) -> io::Result<Self> {
         let (ring, features) = ring::set_up(&files, depth, false)?;
         let polled = if files.are_polled() {
             Polled::new(&files, depth)
@@ -81,6 +83,7 @@ impl Uring {
             ring,
             files,
             staged: Vec::with_capacity(depth),
+            entries: Vec::with_capacity(depth),
             ended: Vec::with_capacity(depth),
             running: 0,
             watched: Vec::new(),
@@ -89,7 +92,7 @@ impl Uring {
             buffers: Buffers {
                 slots: Vec::new(),
                 vectored: features.vectored_buffers,
-                raw_flags: if hardening::left_out("nowait") {
+                raw_flags: if switches::left_out("nowait") {
                     0
                 } else {
                     libc::RWF_NOWAIT
@@ -105,7 +108,7 @@ impl Uring {
     }
 
     /// What of io_uring the kernel has.
-    pub fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         self.features
     }
 
@@ -140,14 +143,17 @@ impl Uring {
         }
     }
 
-    /// Gives what is staged, if `may` allows it. What goes through a ring is
-    /// with the kernel some microseconds later; what is carried out here
-    /// takes its own time, so each of those is asked for.
-    fn give_staged(&mut self, may: &mut impl FnMut() -> bool) {
+    /// Gives what is staged, if `may` allows it; whether the ring was entered.
+    /// What is carried out here takes its own time, so each of those is asked
+    /// for.
+    fn give_staged(&mut self, may: &mut impl FnMut() -> bool) -> bool {
         if self.staged.is_empty() {
-            return;
+            return false;
         }
         let one_by_one = self.files.device_manner == Manner::Inline;
+        if !one_by_one && self.polled.is_none() {
+            return self.enter_staged(may);
+        }
         let mut allowed = may();
         for index in 0..self.staged.len() {
             let (token, work) = self.staged[index];
@@ -163,6 +169,33 @@ impl Uring {
             }
         }
         self.staged.clear();
+        false
+    }
+
+    /// Gives what is staged to the ring, and asks `may` when nothing is left
+    /// to be done but the call: a process may be stopped anywhere for long,
+    /// and what it has been allowed before is not asked for again.
+    fn enter_staged(&mut self, may: &mut impl FnMut() -> bool) -> bool {
+        self.entries.clear();
+        for &(token, work) in &self.staged {
+            let entry = self.buffers.entry(work).user_data(u64::from(token));
+            self.entries.push(entry);
+        }
+        let count = self.entries.len();
+        while ring::room(&mut self.ring) < count {
+            self.enter(0, None);
+        }
+        // SAFETY: whoever pushed them keeps their vectors valid until their
+        // results were given, which is after this call.
+        let entered = unsafe { ring::enter_if(&mut self.ring, &self.entries, may) };
+        if entered {
+            self.running += count;
+        } else {
+            let withdrawn = self.staged.iter().map(|&(token, _)| (token, WITHDRAWN));
+            self.ended.extend(withdrawn);
+        }
+        self.staged.clear();
+        entered
     }
 
     /// Gives an operation to the ring whose ends the kernel tells.
@@ -184,8 +217,8 @@ impl Engine for Uring {
     }
 
     fn submit(&mut self, may: &mut impl FnMut() -> bool) {
-        self.give_staged(may);
-        if self.running > 0 {
+        let entered = self.give_staged(may);
+        if self.running > 0 && !entered {
             self.enter(0, None);
         }
         if let Some(polled) = &mut self.polled {
@@ -285,10 +318,10 @@ impl Engine for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
-        self.give_staged(may);
         if std::mem::take(&mut self.unwatched) {
             self.poll_watched();
         }
+        self.give_staged(may);
         let nap = self.polled.as_mut().and_then(Polled::nap);
         let timeout = [timeout, nap].into_iter().flatten().min();
         if self.ended.is_empty() {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use extentd::config::IoPath;
 use extentd::disk::{Disk, DiskOptions};
+use extentd::options::config::IoPath;
 use front_end::load::{Pattern, Plan};
 use vhost_backend::{Device, DiskInfo, Endpoint, Options, PollTime, Server};
 

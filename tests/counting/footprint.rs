@@ -1,4 +1,5 @@
-//! Memory of the process beside the guest's, under load: bounce buffers, slots, the map, code and stacks.
+//! Memory of the process beside the guest's, under load: bounce buffers, slots, the map, code and
+//! stacks.
 
 use front_end::load::{Pattern, Plan};
 

@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use extentd::config::IoPath;
 use extentd::disk::{Disk, DiskOptions};
+use extentd::options::config::IoPath;
 use front_end::codes::{feature, protocol};
 use front_end::{Connection, Like, Session, Wanted};
 use vhost_backend::{Endpoint, Options, PollTime, Server};

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use extentd::control::Request;
+use extentd::operator::control::Request;
 use front_end::codes::status;
 
 use crate::common::{Mounted, XFS, reflink, run};

@@ -65,6 +65,13 @@ impl Others {
         self.0.retain(|(other, _)| other != path);
     }
 
+    /// Removes all of them.
+    pub fn remove_all(self) {
+        for (path, _) in self.0 {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
     /// Removes a file; what is wrong with it, if anything is.
     pub fn remove(&mut self, path: &Path) -> Option<String> {
         let spoilt = self.spoilt_of(path);

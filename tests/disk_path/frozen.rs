@@ -5,8 +5,8 @@
 use std::process::Command;
 use std::time::Duration;
 
-use extentd::config::IoPath;
-use extentd::control::Request;
+use extentd::operator::control::Request;
+use extentd::options::config::IoPath;
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
 
@@ -28,10 +28,10 @@ const WRITES: usize = 16;
 const A_WHILE: Duration = Duration::from_millis(700);
 
 /// A file system that does not change until this is dropped.
-struct Frozen<'a>(&'a Mounted);
+pub struct Frozen<'a>(&'a Mounted);
 
 impl<'a> Frozen<'a> {
-    fn new(host: &'a Mounted) -> Frozen<'a> {
+    pub fn new(host: &'a Mounted) -> Frozen<'a> {
         run(Command::new("fsfreeze").arg("-f").arg(host.root())).unwrap();
         Frozen(host)
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use extentd::control::Request;
+use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Like, Op, Session, Wanted};
 

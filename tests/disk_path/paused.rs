@@ -339,12 +339,3 @@ fn where_raw_io_may_wait_the_kernel_holds_it_longer_than_the_lease_lasts() {
         assert!(before > 0 && after > 0);
     }
 }
-
-#[test]
-fn tmp_measure() {
-    let mut counts = Vec::new();
-    for _ in 0..14 {
-        counts.push(stop_anywhere(EXT4, "").unwrap().len());
-    }
-    eprintln!("COUNTS {counts:?}");
-}

@@ -10,7 +10,8 @@ use crate::rig::{Guest, Served, binary};
 /// Bytes of the image.
 const BYTES: usize = 4 << 20;
 
-fn is_refused(image: &Path, reason: &str) {
+/// The disk path is refused to an image of this name, for a reason.
+pub fn is_refused(image: &Path, reason: &str) {
     std::fs::write(image, vec![7; BYTES]).unwrap();
     let output = Command::new(binary())
         .args(["--io-path", "disk", "--socket-path", "/dev/null/none"])

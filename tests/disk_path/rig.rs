@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::feature;
 use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
 use serde_json::Value;
@@ -14,6 +14,8 @@ use tempfile::TempDir;
 pub const QUEUES: usize = 2;
 /// Guest memory of a queue in bytes: its ring lies in the first MiB.
 pub const QUEUE_MEMORY: u64 = 8 << 20;
+/// Guest memory of all queues in bytes.
+pub const MEMORY: u64 = QUEUES as u64 * QUEUE_MEMORY;
 /// Where data of a queue may lie in it.
 pub const QUEUE_DATA: u64 = 1 << 20;
 
@@ -224,8 +226,14 @@ impl Guest {
 
     /// Attaches with these features at most.
     pub fn attach_with(served: &Served, features: u64) -> Guest {
+        let memory = GuestMemory::flat(MEMORY).unwrap();
+        Guest::attach_in(served, features, memory)
+    }
+
+    /// As [`attach_with`](Self::attach_with), with this memory, whose first
+    /// [`MEMORY`] bytes are used.
+    pub fn attach_in(served: &Served, features: u64, memory: GuestMemory) -> Guest {
         let mut session = Guest::open(served, features);
-        let memory = GuestMemory::flat(QUEUES as u64 * QUEUE_MEMORY).unwrap();
         let setup = Setup {
             size: 128,
             features: session.features,

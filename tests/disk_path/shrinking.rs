@@ -4,6 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
@@ -24,10 +25,12 @@ const END: usize = SMALL / SECTOR;
 /// Sectors on either side of it that are looked at.
 const SIDE: usize = (1 << 20) / SECTOR;
 /// Changes beyond the new end that the one across it waits behind.
-const QUEUED: usize = 30;
+const QUEUED: usize = 100;
+/// Most microseconds that either of them waits for the other.
+const LATEST: usize = 400;
 /// How often it shrinks, and most times where that is to go wrong.
 const ROUNDS: usize = 12;
-const CHANCES: usize = 60;
+const CHANCES: usize = 100;
 
 struct Shrinking {
     host: Mounted,
@@ -42,11 +45,23 @@ fn across(sectors: usize) -> Range<usize> {
     END - sectors..END + sectors
 }
 
+/// Passes some microseconds without sleeping.
+fn spin(microseconds: usize) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_micros(microseconds as u64) {
+        std::hint::spin_loop();
+    }
+}
+
 impl Shrinking {
     fn start(made: Made, left_out: &str) -> Option<Shrinking> {
         let host = Mounted::new(made)?;
         let image = Image::written(&host, BIG);
-        let served = Served::start_without(&image.path, &[], left_out);
+        let variables = [
+            ("EXTENTD_TEST_WITHOUT", left_out),
+            ("EXTENTD_TEST_LEASE_DELAY", "20"),
+        ];
+        let served = Served::start(&image.path, &[], &variables);
         let guest = Guest::attach(&served);
         served.wait_disk();
         Some(Shrinking {
@@ -76,14 +91,16 @@ impl Shrinking {
             lane.put(slot, op, END..END + reach, value);
         }
         lane.put(0, op, across(reach), value);
-        lane.driver.publish().unwrap();
         std::thread::scope(|scope| {
             let served = &self.served;
-            scope.spawn(move || served.resize(SMALL));
-            // The moment at which it comes is left to chance.
-            for _ in 0..self.random.below(20_000) {
-                std::hint::spin_loop();
-            }
+            // Which of the two comes first is left to chance.
+            let (before, after) = (self.random.below(LATEST), self.random.below(LATEST));
+            scope.spawn(move || {
+                spin(before);
+                served.resize(SMALL);
+            });
+            spin(after);
+            lane.driver.publish().unwrap();
         });
         for _ in 0..QUEUED {
             let done = lane.driver.wait(LIMIT).unwrap();
@@ -163,7 +180,8 @@ fn changes_across_the_end_of_a_shrinking_disk_leave_a_true_map_on_xfs() {
 
 #[test]
 fn changes_across_the_end_that_hold_nothing_leave_a_stale_map() {
-    let Some(mut shrinking) = Shrinking::start(EXT4, "straddle") else {
+    // Where the end is held, each comes before or sees that it is too late.
+    let Some(mut shrinking) = Shrinking::start(EXT4, "straddle,resizehold") else {
         return;
     };
     let wrong = (0..CHANCES).find_map(|number| shrinking.round(number).err());

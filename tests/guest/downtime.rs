@@ -1,6 +1,7 @@
-//! How long a guest under load stands still when it migrates, beside the same with qemu-storage-daemon as the
-//! back-end of both QEMUs. `EXTENTD_TEST_DOWNTIMES` says how many rounds. Nothing is asserted on the times. With
-//! qemu-storage-daemon a guest may hang after a migration, which is counted.
+//! How long a guest under load stands still when it migrates, beside the same with
+//! qemu-storage-daemon as the back-end of both QEMUs. `EXTENTD_TEST_DOWNTIMES` says how many
+//! rounds. Nothing is asserted on the times. With qemu-storage-daemon a guest may hang after a
+//! migration, which is counted.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -118,7 +119,8 @@ fn side(kind: Kind, image: &Path, begin: impl FnOnce(Machine, &Scratch) -> Guest
     }
 }
 
-/// Waits until a condition holds; whether it did within 20 s, which is very long for what is waited for here.
+/// Waits until a condition holds; whether it did within 20 s, which is very long for what is waited
+/// for here.
 fn soon(guest: &mut Guest, condition: &str) -> bool {
     let wait = "sleep 0.1; tries=$((tries + 1)); [ $tries -lt 200 ] || exit 1";
     guest

@@ -6,7 +6,8 @@ use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
 use crate::vm::Machine;
 
-/// VU-2, 10, 11, 22, 25, 28 and 29 in the order in which QEMU asks: without them the guest has no disk.
+/// VU-2, 10, 11, 22, 25, 28 and 29 in the order in which QEMU asks: without them the guest has no
+/// disk.
 #[test]
 fn vu_2_10_11_25_28_29_guest_makes_uses_and_checks_file_systems() {
     let Some(files) = host::boot_files() else {

@@ -1,11 +1,12 @@
-//! The firmware's own driver, which polls, uses one small request at a time and never sets up an interrupt.
+//! The firmware's own driver, which polls, uses one small request at a time and never sets up an
+//! interrupt.
 
 use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
 use crate::vm::Machine;
 
-/// A boot sector that reads the second sector by the BIOS, sends its text to the serial port, and ends QEMU
-/// by writing 0x10 to the port of isa-debug-exit.
+/// A boot sector that reads the second sector by the BIOS, sends its text to the serial port, and
+/// ends QEMU by writing 0x10 to the port of isa-debug-exit.
 const BOOT_CODE: [u8; 40] = [
     0x31, 0xc0, // xor ax, ax
     0x8e, 0xd8, // mov ds, ax

@@ -102,8 +102,8 @@ pub fn verifier() -> Result<PathBuf, String> {
     Ok(verifier)
 }
 
-/// Packs an initramfs of that name with what make-initramfs.sh is told to take along, for the kernel that
-/// setup.sh names when asked for it by `kernel`.
+/// Packs an initramfs of that name with what make-initramfs.sh is told to take along, for the
+/// kernel that setup.sh names when asked for it by `kernel`.
 pub fn pack(name: &str, kernel: &str, arguments: &[String]) -> Result<BootFiles, String> {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-scripts");
     run(Command::new("qemu-system-x86_64").arg("--version"))?;

@@ -133,7 +133,8 @@ fn vu_23_24_memory_is_plugged_and_unplugged_under_load() {
     );
     guest.wait_for(&format!("[ $({total}) -ge {} ]", before + (250 << 10)));
     guest.run("mount -o ro,noload /dev/vdb /mnt");
-    // More than the memory it booted with can hold: the page cache, and so the requests, reach the new one.
+    // More than the memory it booted with can hold: the page cache, and so the requests, reach the
+    // new one.
     assert_eq!(guest.run("md5sum </mnt/file | cut -d' ' -f1"), sum);
     let cached: u64 = guest
         .run("awk '/^Cached:/ { print $2 }' /proc/meminfo")

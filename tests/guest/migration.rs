@@ -146,12 +146,8 @@ fn swap_grade(side: &Side) {
 #[test]
 fn a_swap_grade_disk_migrates_under_load_and_is_swap_grade_again() {
     // What takes the privilege is left out; all else is demanded.
-    let (grade, variables): (_, &[_]) = if cfg!(debug_assertions) {
-        (&["--swap"], &[("EXTENTD_TEST_WITHOUT", "flusher,oom")])
-    } else {
-        (&["--swap=best-effort"], &[])
-    };
-    migrate_under_load(grade, variables, swap_grade);
+    let variables = &[("EXTENTD_TEST_WITHOUT", "flusher,oom")];
+    migrate_under_load(&["--swap"], variables, swap_grade);
 }
 
 /// Migrates a guest that reads other data into the same memory again and
@@ -191,10 +187,6 @@ fn vu_39_what_is_read_while_the_guest_migrates_arrives() {
 
 #[test]
 fn a_page_that_is_not_marked_is_noticed() {
-    if !cfg!(debug_assertions) {
-        println!("SKIP: only debug builds can leave pages unmarked");
-        return;
-    }
     if let Some(result) = reread(&[("EXTENTD_TEST_NO_DIRTY", "1")]) {
         let said = result.unwrap_err();
         println!("noticed {said}");

@@ -1,13 +1,15 @@
-//! What the verifier writes into a sector, known to the guest's program and to the host's check alike.
+//! What the verifier writes into a sector, known to the guest's program and to the host's check
+//! alike.
 //!
-//! Every sector says which sector and which generation it is, and the rest follows from those two. So the
-//! host can judge an image with no other knowledge, and one number, [`digest`], tells whether each sector
-//! holds the very generation that the guest wrote last.
+//! Every sector says which sector and which generation it is, and the rest follows from those two.
+//! So the host can judge an image with no other knowledge, and one number, [`digest`], tells
+//! whether each sector holds the very generation that the guest wrote last.
 
 /// Bytes in a sector.
 pub const SECTOR: usize = 512;
 
-/// Fills `bytes` with what the `generation` of the sector holds; generation 0 is a sector never written.
+/// Fills `bytes` with what the `generation` of the sector holds; generation 0 is a sector never
+/// written.
 pub fn fill(bytes: &mut [u8], sector: u64, generation: u64) {
     if generation == 0 {
         bytes.fill(0);

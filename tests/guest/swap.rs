@@ -19,8 +19,8 @@ const EXT4: Made = Made {
     sector: 512,
 };
 
-/// What the group has beyond what is locked, in bytes: for the kernel's own memory, and for what it takes to
-/// be asked for the properties.
+/// What the group has beyond what is locked, in bytes: for the kernel's own memory, and for what it
+/// takes to be asked for the properties.
 const SPARE: u64 = 1 << 20;
 
 /// What the process says of its properties.
@@ -64,7 +64,8 @@ fn a_guest_with_192_mebibytes_uses_600_several_times_while_the_back_end_has_none
         control.to_str().unwrap(),
     ];
     let daemon = Daemon::run(&binary, &scratch.path("disk.sock"), &image, &arguments);
-    // All of the guest's memory is QEMU's from the start: what extentd touches first, its group pays.
+    // All of the guest's memory is QEMU's from the start: what extentd touches first, its group
+    // pays.
     let mut guest = Machine::new(2, 192)
         .preallocated()
         .disk(&daemon, "vd0", 1)

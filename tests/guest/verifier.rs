@@ -1,14 +1,16 @@
-//! The program that runs inside the guests: O_DIRECT I/O with verification. The tests compile it on its own,
-//! statically linked, and pack it into the initramfs.
+//! The program that runs inside the guests: O_DIRECT I/O with verification. The tests compile it on
+//! its own, statically linked, and pack it into the initramfs.
 //!
-//! - `verifier random DEVICE THREADS SECONDS` reads and writes at random places, checks every read, and prints
-//!   the number of operations and the digest of what the disk must hold. The file /tmp/stop ends it early.
-//! - `verifier reread DEVICE` writes some parts of the disk and then reads one after the other into the same
-//!   memory, which only the device writes to, and checks it after each part, until the file /tmp/stop is there.
-//! - `verifier flush DEVICE SECTORS ROUNDS` writes generation 1, 2, 3... to the first sectors and prints each
-//!   generation once it was flushed.
-//! - `verifier memory MEBIBYTES ROUNDS` fills so much memory round after round, and checks all of every page
-//!   of the round before; it prints each round.
+//! - `verifier random DEVICE THREADS SECONDS` reads and writes at random places, checks every read,
+//!   and prints the number of operations and the digest of what the disk must hold. The file
+//!   /tmp/stop ends it early.
+//! - `verifier reread DEVICE` writes some parts of the disk and then reads one after the other into
+//!   the same memory, which only the device writes to, and checks it after each part, until the
+//!   file /tmp/stop is there.
+//! - `verifier flush DEVICE SECTORS ROUNDS` writes generation 1, 2, 3... to the first sectors and
+//!   prints each generation once it was flushed.
+//! - `verifier memory MEBIBYTES ROUNDS` fills so much memory round after round, and checks all of
+//!   every page of the round before; it prints each round.
 
 #![forbid(unsafe_code)]
 
@@ -106,7 +108,8 @@ fn aligned(memory: &mut [u8], skew: u64, length: usize) -> &mut [u8] {
     &mut memory[start..start + length]
 }
 
-/// Works on every `threads`-th unit of the disk until `end`; returns operations done and its share of the digest.
+/// Works on every `threads`-th unit of the disk until `end`; returns operations done and its share
+/// of the digest.
 fn worker(
     device: &str,
     thread: u64,

@@ -124,7 +124,8 @@ impl Machine {
         }
     }
 
-    /// Lets the firmware boot from the first disk, until QEMU ends; its exit status and the console.
+    /// Lets the firmware boot from the first disk, until QEMU ends; its exit status and the
+    /// console.
     pub fn run_firmware(self, scratch: &Scratch) -> (ExitStatus, String) {
         let status = host::wait_exit(self.qemu(scratch).spawn().unwrap());
         let console = std::fs::read(scratch.path("console")).unwrap();

@@ -1,5 +1,5 @@
-//! A disk that fails, in places or at times: the right status for the right request, counted, and logged ever
-//! more rarely.
+//! A disk that fails, in places or at times: the right status for the right request, counted, and
+//! logged ever more rarely.
 
 use std::time::{Duration, Instant};
 

@@ -9,8 +9,8 @@ const FOLDER: &str = "/sys/fs/cgroup/extentd-narrow";
 /// What the group has beyond what it takes, in bytes.
 const SPARE: u64 = 1 << 20;
 
-/// Major faults of the process while the kernel takes from its group what it can, and what happened to the
-/// group.
+/// Major faults of the process while the kernel takes from its group what it can, and what happened
+/// to the group.
 fn served_in_a_narrow_group(vm: &mut HostVm, image: &str, left_out: &str) -> (u64, String) {
     vm.group(GROUP, &[]);
     let before = format!("EXTENTD_TEST_WITHOUT={left_out} {}", runner(GROUP));

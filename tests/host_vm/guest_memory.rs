@@ -63,8 +63,8 @@ fn a_guest_that_is_swapped_out_gets_every_byte_right() {
     vm.power_off();
 }
 
-/// How the kernel looked for memory on behalf of the process, as flags of allocations, while all of the
-/// guest's memory does not fit into its group.
+/// How the kernel looked for memory on behalf of the process, as flags of allocations, while all of
+/// the guest's memory does not fit into its group.
 fn looked_for(vm: &mut HostVm, image: &str, left_out: &str) -> BTreeSet<String> {
     let before = format!("EXTENTD_TEST_WITHOUT={left_out}");
     let served = Served::start(vm, "traced", &before, image, "--swap");

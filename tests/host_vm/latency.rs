@@ -1,5 +1,5 @@
-//! Latency of page-sized I/O while the host swaps, with the lock on memory and without it, and beside
-//! qemu-storage-daemon. Only what was read is
+//! Latency of page-sized I/O while the host swaps, with the lock on memory and without it, and
+//! beside qemu-storage-daemon. Only what was read is
 //! judged, and counted faults; times are printed, as ratios of one run: the machine is emulated.
 //! `EXTENTD_TEST_LATENCY_ROUNDS` says how many rounds there are.
 
@@ -13,8 +13,8 @@ use crate::stress::sheltered;
 const LOAD: &str =
     "--pattern randrw --depth 4 --verify --poll off --warm-up 0 --range 16M --seconds 2";
 
-/// What the processors do besides, with so many MiB: nothing, or the same work on memory that fits and on
-/// memory that does not.
+/// What the processors do besides, with so many MiB: nothing, or the same work on memory that fits
+/// and on memory that does not.
 const STATES: [(&str, u64); 3] = [("idle", 0), ("busy", 20), ("swapping", 250)];
 const BUSY: usize = 1;
 const SWAPPING: usize = 2;

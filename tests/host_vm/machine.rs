@@ -70,8 +70,8 @@ impl HostMachine {
         self
     }
 
-    /// Its clock goes by the instructions that it executes, not by how busy this machine is. It has one CPU:
-    /// two would have to take turns, and long ones.
+    /// Its clock goes by the instructions that it executes, not by how busy this machine is. It has
+    /// one CPU: two would have to take turns, and long ones.
     pub fn clock_by_instructions(mut self) -> Self {
         self.machine = self.machine.with(["-icount", "shift=2", "-smp", "1"]);
         self

@@ -1,8 +1,10 @@
-//! The process on a host of its own: a virtual machine in which the tests are root with every capability,
-//! with memory control groups (version 2), swap, device mapper and disks of any kind. No guest runs in it;
+//! The process on a host of its own: a virtual machine in which the tests are root with every
+//! capability, with memory control groups (version 2), swap, device mapper and disks of any kind.
+//! No guest runs in it;
 //! `extentd-load` is the front-end.
 //!
-//! They need what `qemu-scripts/setup.sh --tests` installs and skip with a reason where that is missing.
+//! They need what `qemu-scripts/setup.sh --tests` installs and skip with a reason where that is
+//! missing.
 //! `EXTENTD_TEST_DIR` names the folder for the disks of the machine.
 
 #![allow(

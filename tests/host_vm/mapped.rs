@@ -36,8 +36,8 @@ impl Mapped {
             sectors: bytes.trim().parse::<u64>().unwrap() / SECTOR,
         };
         mapped.dmsetup(&["create", "--table", &mapped.linear()]);
-        // Without a journal, whose end would make the file system read-only as soon as a write of it fails.
-        // Nobody makes names under /dev/mapper here.
+        // Without a journal, whose end would make the file system read-only as soon as a write of
+        // it fails. Nobody makes names under /dev/mapper here.
         let minor = ["info", "-c", "--noheadings", "-o", "minor", name];
         let minor = run(Command::new("dmsetup").args(minor)).unwrap();
         let device = format!("/dev/dm-{}", minor.trim());

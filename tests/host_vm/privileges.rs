@@ -7,8 +7,8 @@ use crate::served::Served;
 const DISK: u32 = 6;
 const USER: u32 = 1000;
 
-/// A program that runs another one as the unit does, with these capabilities and groups. Busybox has a
-/// program of that name too, and prefers it.
+/// A program that runs another one as the unit does, with these capabilities and groups. Busybox
+/// has a program of that name too, and prefers it.
 fn unit(capabilities: &[&str], groups: &str) -> String {
     let listed: String = capabilities.iter().map(|one| format!(",+{one}")).collect();
     let listed = format!("-all{listed}");

@@ -13,8 +13,8 @@ pub struct Served {
 }
 
 impl Served {
-    /// Has extentd serve a disk, under a name of its own; `before` comes before the command, as variables
-    /// or a program that runs it.
+    /// Has extentd serve a disk, under a name of its own; `before` comes before the command, as
+    /// variables or a program that runs it.
     pub fn start(vm: &mut HostVm, name: &str, before: &str, image: &str, arguments: &str) -> Self {
         Self::try_start(vm, name, before, image, arguments)
             .unwrap_or_else(|output| panic!("{name} ended at its start: {output}"))

@@ -1,4 +1,5 @@
-//! What makes memory short: a process that uses more than there is, groups, and the kernel's counters.
+//! What makes memory short: a process that uses more than there is, groups, and the kernel's
+//! counters.
 
 use crate::machine::HostVm;
 
@@ -15,8 +16,8 @@ impl HostVm {
         }
     }
 
-    /// Prepares a group for a front-end whose memory is to stay, its program too, so that what waits is
-    /// the back-end or nobody. It is for commands of [`sheltered`].
+    /// Prepares a group for a front-end whose memory is to stay, its program too, so that what
+    /// waits is the back-end or nobody. It is for commands of [`sheltered`].
     pub fn shelter(&mut self) {
         self.group(SHELTER, &[("memory.min", "64M")]);
         let libraries = ["libc.so.6", "libm.so.6", "libgcc_s.so.1"];
@@ -30,8 +31,8 @@ impl HostVm {
         self.number(&format!("sed -n 's/^{name} //p' /proc/vmstat"))
     }
 
-    /// Has a process use `mebibytes` over and over and check them, until [`relax`](Self::relax). Memory is to
-    /// be short, not processors: it gets what others leave.
+    /// Has a process use `mebibytes` over and over and check them, until [`relax`](Self::relax).
+    /// Memory is to be short, not processors: it gets what others leave.
     pub fn strain(&mut self, mebibytes: u64) {
         self.run(&format!(
             "verifier memory {mebibytes} 1000000 >/tmp/strain.log 2>&1 & echo $! >/tmp/strain.pid; renice -n 19 -p $!"

@@ -23,8 +23,8 @@ const AGENT: &str = "[Service]\nExecStart=/usr/bin/guest-agent /dev/ttyS1\nEnvir
 const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nextentd:x:990:990::/:/bin/false\n";
 const GROUPS: &str = "root:x:0:\ndisk:x:6:\nextentd:x:990:\n";
 
-/// Boots it, with a disk called `data` that holds an empty ext4; `None`, after a line that says why, where
-/// something is not installed.
+/// Boots it, with a disk called `data` that holds an empty ext4; `None`, after a line that says
+/// why, where something is not installed.
 pub fn boot() -> Option<HostVm> {
     let machine = HostMachine::new(768);
     let made = root(machine.scratch()).and_then(|root| {

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::{feature, protocol};
 use front_end::load::{Client, Extent, Pattern, Plan};
 use front_end::{LIMIT, Like, Session, Wanted, wait_readable};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::{feature, protocol};
 use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
 use serde_json::Value;

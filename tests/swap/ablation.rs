@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use extentd::control::Request;
+use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
 

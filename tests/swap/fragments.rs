@@ -3,12 +3,21 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mapping::{ExtentSource, Fiemap};
 
-use crate::common::{EXT4, Made, Mounted, XFS, fallocate, pattern, punch};
+use crate::common::{EXT4, Made, Mounted, XFS, fallocate, pattern, punch, run};
 use crate::rig::{Guest, Served, extentctl, mounted, operations};
+
+/// With smaller blocks the records of the file system lie beside the image's in
+/// one page of the device, and prepare warns of that too.
+const EXT4_4K: Made = Made {
+    mkfs: &["mkfs.ext4", "-q", "-F", "-b", "4096"],
+    ..EXT4
+};
 
 /// Bytes of the image, and of each of its pieces.
 const BYTES: u64 = 8 << 20;
@@ -18,6 +27,11 @@ const REQUEST: usize = 256 << 10;
 
 /// Makes an image every other block of which is another file's.
 fn fragment(fs: &Mounted) {
+    if !fs.is_ext4() {
+        // Blocks that are kept back lie together.
+        let mut give = Command::new("xfs_io");
+        run(give.args(["-x", "-c", "resblks 1"]).arg(fs.root())).unwrap();
+    }
     let spacer = fs.create("spacer");
     let (mut end, mut step) = (0, 64 << 20);
     while step >= PIECE {
@@ -53,6 +67,9 @@ fn nothing_goes_through_the_file_system(made: Made) {
     let served = Served::best_effort(&path);
     let mut guest = Guest::attach(&served);
     served.wait_path("disk");
+    while !served.holds("map_pinned") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let before = operations(&served, "file_operations");
     let bytes = pattern(2, 0, REQUEST);
     for number in 0..BYTES / REQUEST as u64 {
@@ -65,7 +82,7 @@ fn nothing_goes_through_the_file_system(made: Made) {
 
 #[test]
 fn requests_over_many_extents_do_not_go_through_ext4() {
-    nothing_goes_through_the_file_system(EXT4);
+    nothing_goes_through_the_file_system(EXT4_4K);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! An image that another process has, as the source of a migration has it: the
 //! next one begins by the file, and takes the disk path when it can.
 
-use extentd::prepare;
+use extentd::swap::prepare;
 
 use crate::common::{EXT4, Mounted, XFS};
 use crate::rig::{Guest, IMAGE, Served, complaint, extentd, has_sys_resource, mounted};

@@ -1,6 +1,6 @@
 //! Every property, as `info` shows it and as the kernel tells.
 
-use extentd::control::Request;
+use extentd::operator::control::Request;
 use front_end::codes::feature;
 
 use crate::common::{EXT4, Made, XFS};
@@ -155,11 +155,12 @@ fn a_swap_grade_disk_is_not_resized() {
     fs.create("disk").set_len(IMAGE).unwrap();
     let served = Served::start(&fs.path("disk"), &[]);
     let resize = Request::Resize { bytes: 2 * IMAGE };
-    let answer = extentd::control::ask(&served.control, &resize, front_end::LIMIT).unwrap();
+    let answer =
+        extentd::operator::control::ask(&served.control, &resize, front_end::LIMIT).unwrap();
     match answer {
-        extentd::control::Answer::Error(text) => {
+        extentd::operator::control::Answer::Error(text) => {
             assert!(text.contains("extentctl prepare"), "{text}")
         }
-        extentd::control::Answer::Result(value) => panic!("{value}"),
+        extentd::operator::control::Answer::Result(value) => panic!("{value}"),
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::status;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session, Wanted};
 use serde_json::Value;

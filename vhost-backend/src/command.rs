@@ -8,9 +8,9 @@ use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::dirty::Logging;
-use crate::inflight::Region;
 use crate::memory::Memory;
+use crate::memory::dirty::Logging;
+use crate::memory::inflight::Region;
 
 /// Where a ring lies, in guest physical addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

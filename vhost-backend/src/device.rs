@@ -179,8 +179,8 @@ pub trait IoChannel {
     /// Takes a request. `data` are host addresses of guest memory that stay
     /// mapped until the completion is reported; the list itself is only
     /// borrowed for this call. Their sum is a multiple of 512; the pieces
-    /// have any length and alignment. Every request that is taken is reported by [`reap`](Self::reap) exactly
-    /// once, also when it could not be issued.
+    /// have any length and alignment. Every request that is taken is reported by
+    /// [`reap`](Self::reap) exactly once, also when it could not be issued.
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]);
 
     /// Gives everything that was submitted to the kernel, with at most one

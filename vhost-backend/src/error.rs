@@ -3,9 +3,9 @@
 
 use std::io;
 
-use crate::inflight::InflightError;
 use crate::memory::MemoryError;
-use crate::shared::SharedError;
+use crate::memory::inflight::InflightError;
+use crate::memory::shared::SharedError;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +44,10 @@ impl Error {
 pub(crate) enum Refusal {
     #[error("there is no queue {0}")]
     NoSuchQueue(u32),
-    #[error("{0} is not a ring size this device accepts")]
-    RingSize(u32),
+    #[error(
+        "{0} is not a ring size this device accepts: --queue-size is {1}, and sizes are powers of two"
+    )]
+    RingSize(u32, u16),
     #[error("{0} is not a ring index")]
     RingIndex(u32),
     #[error("a ring does not lie in guest memory, aligned")]

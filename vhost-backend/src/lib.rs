@@ -9,57 +9,35 @@
 //!
 //! Offsets and lengths are bytes unless a name says `sectors`, which are
 //! always 512 bytes (virtio 1.2, 5.2).
+#![warn(unreachable_pub)]
 
 pub mod device;
 
-mod admission;
-mod back_channel;
-mod chain;
-mod channel;
 mod command;
-mod config_space;
 mod crash;
-mod dirty;
-mod disk;
-mod epochs;
 mod error;
-// Fuzz targets use less of it than the tests.
-#[cfg(any(test, feature = "fuzzing"))]
-#[cfg_attr(not(test), allow(dead_code))]
-mod fake;
-mod features;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
-mod handler;
-mod image;
-mod inflight;
-mod listener;
 mod memory;
 mod options;
-mod poller;
 mod queue;
-mod request;
-mod requests;
-mod ring;
-mod server;
 mod session;
-mod shared;
-mod sigbus;
-mod spin;
 mod status;
 mod sys;
-mod vring;
-mod watch;
+#[cfg(any(test, feature = "fuzzing"))]
+mod testing;
 mod worker;
-mod workers;
 
 pub use device::{
     Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
     WriteZeroesLimits,
 };
 pub use error::Error;
-pub use listener::Endpoint;
+#[cfg(feature = "test-switches")]
+#[doc(hidden)]
+pub use memory::dirty::leave_pages_unmarked;
 pub use options::{Options, PollTime};
-pub use server::{Handle, Server};
+pub use session::listener::Endpoint;
+pub use session::server::{Handle, Server};
 pub use status::SessionStatus;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use testing::fuzzing;

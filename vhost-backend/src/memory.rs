@@ -1,13 +1,19 @@
 //! The guest's memory as the front-end shares it: one immutable table at a
 //! time, replaced as a whole.
 
+pub(crate) mod dirty;
+pub(crate) mod inflight;
+pub(crate) mod shared;
+pub(crate) mod sigbus;
+
 use std::fs::File;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::shared::{Shared, SharedError};
 use crate::device::HostRegion;
-use crate::shared::{Shared, SharedError};
+use crate::sys;
 
 /// Regions a table may hold (GET_MAX_MEM_SLOTS).
 pub(crate) const MAX_REGIONS: usize = 509;
@@ -80,7 +86,7 @@ struct Region {
 impl Region {
     fn map(spec: RegionSpec, file: File) -> Result<Self, MemoryError> {
         spec.check()?;
-        let in_memory = crate::sys::is_memory(&file);
+        let in_memory = sys::is_memory(&file);
         let shared = Shared::map(file, spec.offset, spec.size)?;
         shared.leave_to_host();
         Ok(Self {
@@ -270,7 +276,6 @@ impl Memory {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::sys;
     use std::os::fd::{AsRawFd, FromRawFd};
 
     fn memfd(size: u64, flags: libc::c_uint) -> File {

@@ -1,20 +1,27 @@
 //! One virtqueue of a worker: fetches requests into a table of slots, one for
 //! each descriptor head, and answers them in whatever order they end.
 
+pub(crate) mod chain;
+pub(crate) mod descriptor;
+pub(crate) mod disk;
+pub(crate) mod epochs;
+pub(crate) mod request;
+pub(crate) mod ring;
+
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::chain::{Scratch, Walked};
+use self::chain::{Scratch, Walked};
+use self::disk::Disk;
+use self::epochs::{Epochs, Held};
+use self::request::{Data, Parsed};
+use self::ring::{Popped, Ring};
 use crate::command::{Answer, RingAddresses, RingSetup};
 use crate::crash;
 use crate::device::{Device, IoChannel, Status, Tag};
-use crate::dirty::{Log, Tracker, UsedLog};
-use crate::disk::Disk;
-use crate::epochs::{Epochs, Held};
-use crate::request::{self, Data, Parsed};
-use crate::ring::{Popped, Ring};
+use crate::memory::dirty::{Log, Tracker, UsedLog};
 
 /// What the queues of a worker share.
 pub(crate) struct Common<D: Device> {

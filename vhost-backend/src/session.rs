@@ -1,6 +1,20 @@
 //! One front-end's connection: takes its messages one by one, and sends it
 //! changes of the configuration.
 
+pub(crate) mod admission;
+pub(crate) mod areas;
+pub(crate) mod back_channel;
+pub(crate) mod channel;
+pub(crate) mod config_space;
+pub(crate) mod features;
+pub(crate) mod handler;
+pub(crate) mod image;
+pub(crate) mod listener;
+pub(crate) mod poller;
+pub(crate) mod requests;
+pub(crate) mod server;
+pub(crate) mod vring;
+
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,15 +24,13 @@ use epoll::Events;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
-use crate::admission::{self, Terms};
-use crate::back_channel::BackChannel;
-use crate::channel::{self, Channel, Message, Next};
+use self::admission::Terms;
+use self::back_channel::BackChannel;
+use self::channel::{Channel, Message, Next};
+use self::handler::Handler;
+use self::poller::Poller;
 use crate::device::Device;
 use crate::error::Refusal;
-use crate::handler::Handler;
-use crate::poller::Poller;
-
-mod areas;
 
 /// How long a front-end may leave a message unfinished, or our replies
 /// unread, before it is given up.

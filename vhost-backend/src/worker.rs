@@ -3,18 +3,22 @@
 //! when a turn found nothing to do, and nothing in a turn waits, allocates or
 //! locks.
 
+pub(crate) mod spin;
+pub(crate) mod watch;
+pub(crate) mod workers;
+
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use self::spin::Spin;
+use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
-use crate::dirty::{Logging, Tracker};
+use crate::memory::dirty::{Logging, Tracker};
 use crate::queue::{Common, Queue};
-use crate::spin::Spin;
 use crate::sys;
-use crate::watch::Watch;
 
 /// Chains fetched from one queue before the next has its turn.
 const BATCH: usize = 64;

@@ -10,7 +10,8 @@ use super::plan::{Extent, Plan, Waiting};
 
 /// Drives a vhost-user-blk back-end without a guest, and reports what it does.
 ///
-/// All requests of a queue are replaced as soon as they end. The load overwrites the disk where the pattern writes.
+/// All requests of a queue are replaced as soon as they end. The load overwrites the disk where the
+/// pattern writes.
 #[derive(Debug, Parser)]
 #[command(name = "extentd-load", version, about, long_about)]
 pub struct Args {
@@ -46,7 +47,8 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT")]
     pub read_percent: Option<u8>,
 
-    /// Where churn has its pieces: in the other half of the range, or every second MiB between the blocks of queue 0
+    /// Where churn has its pieces: in the other half of the range, or every second MiB between the
+    /// blocks of queue 0
     #[arg(long, value_name = "apart|among", default_value = "apart", action = ArgAction::Set, value_parser = among)]
     pub pieces: bool,
 
@@ -66,7 +68,8 @@ pub struct Args {
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub warm_up: Duration,
 
-    /// Write into every block where it belongs and how often it was written, check all that is read, and read everything back at the end
+    /// Write into every block where it belongs and how often it was written, check all that is
+    /// read, and read everything back at the end
     #[arg(long)]
     pub verify: bool,
 
@@ -74,7 +77,8 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cpu: Vec<usize>,
 
-    /// Poll for completions (falling back to interrupts while nothing comes), or sleep until an interrupt as a guest does
+    /// Poll for completions (falling back to interrupts while nothing comes), or sleep until an
+    /// interrupt as a guest does
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
     pub poll: bool,
 

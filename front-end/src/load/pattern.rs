@@ -15,7 +15,8 @@ pub enum Pattern {
     Read,
     /// Sequential writes
     Write,
-    /// Random reads and writes in queue 0, while queue 1 discards and refills pieces of 1 MiB elsewhere on the disk
+    /// Random reads and writes in queue 0, while queue 1 discards and refills pieces of 1 MiB
+    /// elsewhere on the disk
     Churn,
 }
 

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use extentd::advice::Advice;
-use extentd::args::IoPathArg;
-use extentd::byte_range::{self, ByteRange};
-use extentd::prepare_command::PrepareCommand;
-use extentd::size;
+use extentd::operator::advice::Advice;
+use extentd::options::args::IoPathArg;
+use extentd::options::byte_range::{self, ByteRange};
+use extentd::options::size;
+use extentd::process::prepare_command::PrepareCommand;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,8 +59,8 @@ pub enum Command {
     Info,
     /// Check whether the disk is swap-grade; the exit status is 1 if it is not
     Selftest,
-    /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes on where
-    /// it was interrupted
+    /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes
+    /// on where it was interrupted
     Prepare(PrepareCommand),
     /// Change the size of the disk; a running guest is told
     Resize {

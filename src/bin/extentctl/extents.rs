@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use extentd::byte_range::ByteRange;
-use extentd::control::Request;
-use extentd::image_map::{self, Page};
-use extentd::size;
+use extentd::operator::control::Request;
+use extentd::operator::image_map::{self, Page};
+use extentd::options::byte_range::ByteRange;
+use extentd::options::size;
 use serde_json::Value;
 
 /// Asks for the extents of `range`, at most `limit` of them in all, and shows
@@ -108,7 +108,7 @@ pub fn list(page: &Page) -> String {
 
 #[cfg(test)]
 mod tests {
-    use extentd::image_map::Piece;
+    use extentd::operator::image_map::Piece;
     use serde_json::json;
 
     use super::*;

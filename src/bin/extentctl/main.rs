@@ -12,12 +12,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use extentd::advice::Advice;
-use extentd::byte_range::ByteRange;
-use extentd::control::{self, Answer, Request};
-use extentd::image_map::Page;
-use extentd::statistics::Statistics;
-use extentd::{metrics, size};
+use extentd::operator::advice::Advice;
+use extentd::operator::control::{self, Answer, Request};
+use extentd::operator::image_map::Page;
+use extentd::operator::metrics;
+use extentd::operator::statistics::Statistics;
+use extentd::options::byte_range::ByteRange;
+use extentd::options::size;
 use serde_json::Value;
 
 use crate::cli::{Args, Command};

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use extentd::image_map::Page;
-use extentd::size;
+use extentd::operator::image_map::Page;
+use extentd::options::size;
 
 /// Most columns, one pixel each.
 const COLUMNS: u64 = 1000;
@@ -213,7 +213,7 @@ fn shares(column: &Column) -> [u64; KINDS.len()] {
 
 #[cfg(test)]
 mod tests {
-    use extentd::image_map::Piece;
+    use extentd::operator::image_map::Piece;
 
     use super::*;
 

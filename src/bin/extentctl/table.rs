@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use extentd::size;
+use extentd::options::size;
 use serde_json::Value;
 
 /// A size for people, with the exact bytes where it was rounded.

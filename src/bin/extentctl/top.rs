@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use extentd::size;
-use extentd::statistics::{MapStatistics, Statistics};
+use extentd::operator::statistics::{MapStatistics, Statistics};
+use extentd::options::size;
 
 /// Home, and clear what lies below: no flicker, unlike clearing first.
 pub const HOME: &str = "\x1b[H\x1b[J";

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::LIMIT;
 
 use crate::rig::Info;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
 
-use extentd::control::{self, Answer, Request};
+use extentd::operator::control::{self, Answer, Request};
 use front_end::{LIMIT, Like, Session, wait_readable};
 
 use super::disturber::{Did, Storm};

@@ -1,5 +1,5 @@
-//! The log of pages that were written: exactly the pages of the ranges are marked, and nothing around the log
-//! is touched, wherever the front-end says that it lies.
+//! The log of pages that were written: exactly the pages of the ranges are marked, and nothing
+//! around the log is touched, wherever the front-end says that it lies.
 #![no_main]
 
 use arbitrary::Arbitrary;

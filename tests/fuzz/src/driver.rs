@@ -1,5 +1,5 @@
-//! What a device has to make of the bytes in guest memory (virtio 1.2, 2.7), written down apart from the
-//! code under test. Guest memory is one file; everything here is an offset in it.
+//! What a device has to make of the bytes in guest memory (virtio 1.2, 2.7), written down apart
+//! from the code under test. Guest memory is one file; everything here is an offset in it.
 
 use std::ops::Range;
 

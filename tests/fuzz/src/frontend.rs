@@ -240,8 +240,8 @@ fn send_with(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> std::io::Resul
         iov_len: bytes.len(),
     };
     let len = u32::try_from(size_of_val(fds)).unwrap();
-    // SAFETY: all zeros is a valid header; it points to buffers that live through the call, and the control
-    // buffer has room for the descriptors: callers send at most 40.
+    // SAFETY: all zeros is a valid header; it points to buffers that live through the call, and the
+    // control buffer has room for the descriptors: callers send at most 40.
     unsafe {
         let mut header: libc::msghdr = std::mem::zeroed();
         header.msg_iov = &raw mut piece;

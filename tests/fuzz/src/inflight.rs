@@ -1,5 +1,6 @@
-//! The record of requests in flight as any front-end may hand it over: what is accepted names each request
-//! once, within the ring, in the order in which it was fetched, and nothing around it is touched.
+//! The record of requests in flight as any front-end may hand it over: what is accepted names each
+//! request once, within the ring, in the order in which it was fetched, and nothing around it is
+//! touched.
 #![no_main]
 
 use std::collections::HashSet;

@@ -61,8 +61,8 @@ impl IoChannel for Channel {
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         for piece in data {
             let host = piece.iov_base.cast::<u8>();
-            // SAFETY: the pieces are mapped until the request has ended; those of a read are for writing.
-            // Volatile, so that the bytes are really touched.
+            // SAFETY: the pieces are mapped until the request has ended; those of a read are for
+            // writing. Volatile, so that the bytes are really touched.
             unsafe {
                 match op {
                     Op::Read { .. } => host.write_bytes(0x5a, piece.iov_len),

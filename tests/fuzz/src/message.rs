@@ -1,5 +1,5 @@
-//! Whole sessions: any sequence of vhost-user messages, in any pieces, with any descriptors. The server
-//! lives on, ends a connection only for what is no message, and keeps no descriptor.
+//! Whole sessions: any sequence of vhost-user messages, in any pieces, with any descriptors. The
+//! server lives on, ends a connection only for what is no message, and keeps no descriptor.
 #![no_main]
 
 mod descriptors;

@@ -372,7 +372,8 @@ impl Model {
         true
     }
 
-    /// What has to be written for a chain, and what becomes a request in flight. `None`: no telling.
+    /// What has to be written for a chain, and what becomes a request in flight. `None`: no
+    /// telling.
     fn expect(&mut self, head: u16, memory: &[u8], writes: &mut Writes) -> Option<Option<Flight>> {
         let (Some(ring), Some(regions)) = (&mut self.ring, self.tables.get(self.table)) else {
             return Some(None);

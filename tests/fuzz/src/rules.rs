@@ -1,4 +1,5 @@
-//! The rules of virtio-blk requests (virtio 1.2, 5.2.6), written down apart from the code under test.
+//! The rules of virtio-blk requests (virtio 1.2, 5.2.6), written down apart from the code under
+//! test.
 
 use arbitrary::Arbitrary;
 use vhost_backend::{DiscardLimits, DiskInfo, Op, Status, Topology, WriteZeroesLimits};

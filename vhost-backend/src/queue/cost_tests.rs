@@ -17,9 +17,10 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 use super::*;
 use crate::command::Mode;
 use crate::device::{Completion, DiskInfo, HostRegion, Op};
-use crate::dirty::tests::log;
-use crate::fake::{CAPACITY, Driver, Guest, WRITE, header, info};
-use crate::inflight::{self, Inflight, Shape};
+use crate::memory::dirty::tests::log;
+use crate::memory::inflight::{self, Inflight, Shape};
+use crate::testing::fake::{CAPACITY, info};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 64;
 /// Requests that are fetched and answered together.

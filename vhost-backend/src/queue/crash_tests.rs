@@ -13,8 +13,9 @@ use virtio_bindings::virtio_blk::{
 use super::*;
 use crate::command::Mode;
 use crate::device::Completion;
-use crate::fake::{Driver, FakeDisk, Guest, Io, WRITE, header};
-use crate::inflight::{self, Inflight, Shape};
+use crate::memory::inflight::{self, Inflight, Shape};
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 32;
 const SHAPE: Shape = Shape {

@@ -9,8 +9,9 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_B
 use super::*;
 use crate::command::Mode;
 use crate::device::Completion;
-use crate::dirty::tests::{log, take_pages};
-use crate::fake::{Driver, FakeDisk, Guest, Io, NEXT, WRITE, header};
+use crate::memory::dirty::tests::{log, take_pages};
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, NEXT, WRITE, header};
 
 const SIZE: u16 = 16;
 /// Bytes of a log of 1024 pages, of which guest memory has 256.

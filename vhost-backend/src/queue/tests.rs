@@ -7,8 +7,9 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 use super::*;
 use crate::command::Mode;
 use crate::device::{Completion, Op};
-use crate::fake::{Driver, FakeDisk, Guest, Io, WRITE, header};
 use crate::memory::Memory;
+use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 16;
 /// Request `i` has its header, data and status from here on.
@@ -181,14 +182,17 @@ fn ring_05_a_bad_chain_is_returned_and_others_are_served() {
 #[test]
 fn ring_06_too_many_pieces_fail_with_a_status() {
     let mut rig = rig();
-    let pieces = crate::chain::MAX_SEGMENTS as u64 + 1;
-    let mut table = vec![crate::fake::descriptor(DATA, 16, 1, 1)];
-    table.extend(
-        (2..pieces + 2).map(|next| {
-            crate::fake::descriptor(DATA + 0x200, 512, 3, u16::try_from(next).unwrap())
-        }),
-    );
-    table.push(crate::fake::descriptor(Rig::status_at(0), 1, 2, 0));
+    let pieces = crate::queue::chain::MAX_SEGMENTS as u64 + 1;
+    let mut table = vec![crate::testing::guest::descriptor(DATA, 16, 1, 1)];
+    table.extend((2..pieces + 2).map(|next| {
+        crate::testing::guest::descriptor(DATA + 0x200, 512, 3, u16::try_from(next).unwrap())
+    }));
+    table.push(crate::testing::guest::descriptor(
+        Rig::status_at(0),
+        1,
+        2,
+        0,
+    ));
     rig.prepare(0, VIRTIO_BLK_T_IN);
     rig.common.disk = {
         let disk = FakeDisk::new(false);

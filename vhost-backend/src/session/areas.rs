@@ -6,12 +6,12 @@ use std::fs::File;
 use std::io;
 
 use super::{Session, lock};
-use crate::admission::{self, Terms, u16_at, u64_at};
-use crate::channel::Message;
 use crate::device::Device;
 use crate::error::Refusal;
-use crate::handler::Area;
-use crate::inflight::Shape;
+use crate::memory::inflight::Shape;
+use crate::session::admission::{self, Terms, u16_at, u64_at};
+use crate::session::channel::Message;
+use crate::session::handler::{Area, Handler};
 
 /// The area that a payload begins with.
 fn area(payload: &[u8]) -> Area {
@@ -77,7 +77,7 @@ impl<D: Device> Session<D> {
 
     fn with_file(
         &mut self,
-        take: impl FnOnce(&mut crate::handler::Handler<D>, File) -> Result<(), Refusal>,
+        take: impl FnOnce(&mut Handler<D>, File) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         match self.channel.take_fds().pop() {
             Some(fd) => take(&mut lock(&self.handler), File::from(fd)),

@@ -1,0 +1,107 @@
+//! Which parts of the file a map knows now, for those who show it.
+
+use std::ops::Range;
+
+use crate::map::Map;
+use crate::sync::Ordering;
+
+/// Windows looked at under the writers' lock at a time.
+const CHUNK: usize = 4096;
+
+impl Map {
+    /// The parts of `range` whose windows are loaded: in order, neighbours joined, clipped to the range and
+    /// the file. Loads nothing, and counts as no use of a window.
+    ///
+    /// Loading and eviction go on meanwhile, so parts far apart may not have been loaded at the same time.
+    #[must_use]
+    pub fn resident(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let writer = self.shared.lock();
+            let table = self.shared.table(&writer);
+            let first = table.window_of(at);
+            let last = table.len().min(first.saturating_add(CHUNK));
+            for window in first..last {
+                let base = table.base(window);
+                let part = base.max(range.start)
+                    ..(base + u64::from(table.window_end(window))).min(range.end);
+                if part.is_empty() || table.window(window).load(Ordering::Relaxed).is_null() {
+                    continue;
+                }
+                match found.last_mut() {
+                    Some(before) if before.end == part.start => before.end = part.end,
+                    _ => found.push(part),
+                }
+            }
+            if last >= table.len() {
+                break;
+            }
+            at = table.base(last);
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::map::config::Config;
+    use crate::source::Identity;
+
+    const WINDOW: u64 = 64 << 10;
+
+    fn map(size: u64) -> Map {
+        let config = Config {
+            window: WINDOW,
+            ..Config::default()
+        };
+        let map = Map::new(size, config).unwrap();
+        map.enable();
+        map
+    }
+
+    #[test]
+    fn loaded_windows_are_joined_and_clipped() {
+        let size = 10 * WINDOW + 4096;
+        let map = map(size);
+        assert_eq!(map.resident(0..u64::MAX), []);
+        let source = Identity::new(size);
+        for window in [1, 2, 5, 10] {
+            map.load(&source, window * WINDOW..window * WINDOW + 1)
+                .unwrap();
+        }
+        assert_eq!(
+            map.resident(0..u64::MAX),
+            [
+                WINDOW..3 * WINDOW,
+                5 * WINDOW..6 * WINDOW,
+                10 * WINDOW..size
+            ]
+        );
+        assert_eq!(
+            map.resident(2 * WINDOW + 512..5 * WINDOW + 512),
+            [2 * WINDOW + 512..3 * WINDOW, 5 * WINDOW..5 * WINDOW + 512]
+        );
+        assert_eq!(map.resident(3 * WINDOW..5 * WINDOW), []);
+        assert_eq!(map.resident(7..7), []);
+        assert_eq!(map.stats().resident_windows, 4, "it loads nothing");
+    }
+
+    #[test]
+    fn neighbours_are_joined_over_the_pieces_it_looks_at() {
+        let windows = 2 * CHUNK as u64 + 1;
+        let map = map(windows * WINDOW);
+        let source = Identity::new(windows * WINDOW);
+        let middle = CHUNK as u64 * WINDOW;
+        map.load(&source, middle - WINDOW..middle + WINDOW).unwrap();
+        map.load(&source, 2 * middle..2 * middle + 1).unwrap();
+        assert_eq!(
+            map.resident(0..u64::MAX),
+            [
+                middle - WINDOW..middle + WINDOW,
+                2 * middle..2 * middle + WINDOW
+            ]
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! What all handles of a map share: the table, and the writer's side under one lock.
+//!
+//! Readers only load atomics. Everybody who changes something (the filler, holds, advice) takes the
+//! lock for microseconds; extents are never read from the file system under it.
+#![allow(unsafe_code)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::time::Instant;
+
+use crate::map::config::Config;
+use crate::map::quiesce::Quiesce;
+use crate::map::slab::{SlabBox, SlabRef};
+use crate::map::table::{PINNED, Table, WANTED};
+use crate::map::wish::Wishes;
+use crate::source::extent::{Kind, Packed};
+use crate::sync::{Arc, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering, lock};
+
+pub(crate) struct Shared {
+    /// Replaced under the lock only, freed after a grace period.
+    table: AtomicPtr<Table>,
+    pub(crate) quiesce: Arc<Quiesce>,
+    pub(crate) wishes: Wishes,
+    /// Counts invalidations: holds, forgets, resizes, disabling.
+    pub(crate) epoch: AtomicU64,
+    pub(crate) config: Config,
+    writer: Mutex<Writer>,
+}
+
+/// A load that has begun to read extents and not ended.
+pub(crate) struct Load {
+    pub(crate) id: u64,
+    pub(crate) range: Range<u64>,
+    /// Ranges whose hold ended, or that were forgotten, since the load began: what it read there may be old.
+    pub(crate) stale: Vec<Range<u64>>,
+    pub(crate) cancelled: bool,
+}
+
+/// When holds in a window ended.
+pub(crate) struct Released {
+    pub(crate) first: Instant,
+    pub(crate) last: Instant,
+}
+
+enum Garbage {
+    Slab(#[allow(dead_code)] SlabBox),
+    Table(#[allow(dead_code)] Box<Table>),
+}
+
+/// The writer's side.
+pub(crate) struct Writer {
+    pub(crate) enabled: bool,
+    pub(crate) loads: Vec<Load>,
+    pub(crate) next_load: u64,
+    /// Held ranges, start to end; never overlapping.
+    pub(crate) holds: BTreeMap<u64, u64>,
+    pub(crate) released: HashMap<usize, Released>,
+    /// Windows the clock's hand goes over; those no longer loaded leave when the hand meets them.
+    pub(crate) clock: Vec<usize>,
+    pub(crate) hand: usize,
+    /// Bytes of windows that may be evicted, and of pinned ones.
+    pub(crate) evictable: u64,
+    pub(crate) pinned: u64,
+    /// Bytes promised to ranges that are being pinned right now.
+    pub(crate) promised: u64,
+    pub(crate) windows: u64,
+    pub(crate) tally: [u64; Kind::COUNT],
+    pub(crate) counts: Counts,
+    pub(crate) scratch: Vec<Packed>,
+    pub(crate) carved: Vec<Packed>,
+    /// Replaced since the last [`Shared::seal`].
+    fresh: Vec<Garbage>,
+    /// Replaced, and the number to wait for.
+    retired: Vec<(u64, Garbage)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) loads: u64,
+    pub(crate) load_errors: u64,
+    pub(crate) unsettled: u64,
+    pub(crate) evictions: u64,
+    pub(crate) refused: u64,
+}
+
+impl Shared {
+    pub(crate) fn new(size: u64, config: Config) -> Shared {
+        let table = Box::new(Table::new(size, config.window.trailing_zeros()));
+        Shared {
+            table: AtomicPtr::new(Box::into_raw(table)),
+            quiesce: Arc::new(Quiesce::new()),
+            wishes: Wishes::new(config.queue),
+            epoch: AtomicU64::new(0),
+            config,
+            writer: Mutex::new(Writer {
+                enabled: false,
+                loads: Vec::new(),
+                next_load: 0,
+                holds: BTreeMap::new(),
+                released: HashMap::new(),
+                clock: Vec::new(),
+                hand: 0,
+                evictable: 0,
+                pinned: 0,
+                promised: 0,
+                windows: 0,
+                tally: [0; Kind::COUNT],
+                counts: Counts::default(),
+                scratch: Vec::new(),
+                carved: Vec::new(),
+                fresh: Vec::new(),
+                retired: Vec::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Writer> {
+        lock(&self.writer)
+    }
+
+    /// The table, for somebody whose reader is online.
+    ///
+    /// # Safety
+    /// The caller's slot is online and has no quiescent point during `'a`.
+    #[inline]
+    pub(crate) unsafe fn table_of_reader<'a>(&self) -> &'a Table {
+        // SAFETY: the pointer is never null; a replaced table is freed only after every online reader
+        // has been quiescent.
+        unsafe { &*self.table.load(Ordering::Acquire) }
+    }
+
+    /// The table, for somebody who holds the lock: it is replaced under that only, and a replaced one
+    /// outlives the guard (garbage is freed by [`Shared::reclaim`], which needs `&mut Writer`).
+    pub(crate) fn table<'a>(&'a self, _proof: &Writer) -> &'a Table {
+        // SAFETY: never null. Every function of this crate that takes the table from here keeps the
+        // lock, and does not use it after `replace_table`.
+        unsafe { &*self.table.load(Ordering::Acquire) }
+    }
+
+    /// Shows `f` the window's slab, if it is loaded. Called with the lock held, under which slabs are freed.
+    pub(crate) fn with_slab<R>(
+        &self,
+        table: &Table,
+        window: usize,
+        f: impl FnOnce(SlabRef<'_>) -> R,
+    ) -> Option<R> {
+        let raw = std::ptr::NonNull::new(table.window(window).load(Ordering::Acquire))?;
+        // SAFETY: slabs leave the table and are freed under the lock only, which the caller holds.
+        Some(f(unsafe { SlabRef::new(raw) }))
+    }
+
+    /// Puts `new` (or nothing) in the window's place and keeps the accounts.
+    pub(crate) fn replace(&self, writer: &mut Writer, window: usize, new: Option<SlabBox>) {
+        let table = self.table(writer);
+        let pinned = table.state(window).load(Ordering::Relaxed) & PINNED != 0;
+        let end = table.window_end(window);
+        if let Some(slab) = &new {
+            let slab = slab.view();
+            writer.charge(slab.bytes(), pinned);
+            writer.windows += 1;
+            for (sum, one) in writer.tally.iter_mut().zip(slab.tally(end)) {
+                *sum += one;
+            }
+        }
+        let raw = new.map_or(std::ptr::null_mut(), SlabBox::into_raw);
+        let old = table.window(window).swap(raw, Ordering::AcqRel);
+        // SAFETY: what is in the table came from `into_raw`; taken out, it is ours alone to free, which
+        // waits for a grace period.
+        if let Some(old) = unsafe { SlabBox::from_raw(old) } {
+            let slab = old.view();
+            writer.discharge(slab.bytes(), pinned);
+            writer.windows -= 1;
+            for (sum, one) in writer.tally.iter_mut().zip(slab.tally(end)) {
+                *sum -= one;
+            }
+            writer.fresh.push(Garbage::Slab(old));
+        }
+    }
+
+    /// Puts a table of `size` bytes in place, with the windows that lie wholly in both.
+    pub(crate) fn replace_table(&self, writer: &mut Writer, size: u64) {
+        let old = self.table(writer);
+        let new = Box::new(Table::new(size, old.shift));
+        let common = old.size.min(size) >> old.shift;
+        let common = usize::try_from(common).unwrap_or(usize::MAX);
+        for window in common..old.len() {
+            self.replace(writer, window, None);
+        }
+        for window in 0..common {
+            let state = old.state(window).load(Ordering::Relaxed);
+            // A wish being made in the old table may be forgotten: it is made again. A bit that nobody
+            // clears would not be.
+            new.state(window).store(state & !WANTED, Ordering::Relaxed);
+            let slab = old
+                .window(window)
+                .swap(std::ptr::null_mut(), Ordering::AcqRel);
+            new.window(window).store(slab, Ordering::Release);
+        }
+        writer.clock.retain(|&window| window < common);
+        writer.released.retain(|&window, _| window < common);
+        let old = self.table.swap(Box::into_raw(new), Ordering::AcqRel);
+        // SAFETY: came from `Box::into_raw`, and is out of everybody's reach but for readers, for whom
+        // the garbage waits. Its windows are null now, so it frees no slab.
+        writer
+            .fresh
+            .push(Garbage::Table(unsafe { Box::from_raw(old) }));
+    }
+
+    /// Ends a change: the number readers must announce until nobody uses what was replaced, and frees
+    /// what is due.
+    pub(crate) fn seal(&self, writer: &mut Writer) -> u64 {
+        let target = if writer.fresh.is_empty() {
+            self.quiesce.current()
+        } else {
+            let target = self.quiesce.raise();
+            let fresh = std::mem::take(&mut writer.fresh);
+            writer
+                .retired
+                .extend(fresh.into_iter().map(|garbage| (target, garbage)));
+            target
+        };
+        self.reclaim(writer);
+        target
+    }
+
+    /// Frees what no reader uses any more; how much is left.
+    pub(crate) fn reclaim(&self, writer: &mut Writer) -> usize {
+        writer
+            .retired
+            .retain(|(target, _)| !self.quiesce.passed(*target));
+        writer.retired.len()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the last handle is gone, so nobody else can reach the table.
+        drop(unsafe { Box::from_raw(self.table.load(Ordering::Acquire)) });
+    }
+}
+
+impl Writer {
+    pub(crate) fn charge(&mut self, bytes: u64, pinned: bool) {
+        *(if pinned {
+            &mut self.pinned
+        } else {
+            &mut self.evictable
+        }) += bytes;
+    }
+
+    pub(crate) fn discharge(&mut self, bytes: u64, pinned: bool) {
+        *(if pinned {
+            &mut self.pinned
+        } else {
+            &mut self.evictable
+        }) -= bytes;
+    }
+
+    /// A held range that overlaps `range`.
+    pub(crate) fn held(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let (&start, &end) = self.holds.range(..range.end).next_back()?;
+        (end > range.start).then_some(start..end)
+    }
+
+    pub(crate) fn retired(&self) -> usize {
+        self.retired.len()
+    }
+}

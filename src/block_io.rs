@@ -1,0 +1,413 @@
+//! Requests as operations on the image: one worker's [`IoChannel`].
+//!
+//! A request is a task in a table indexed by its tag. It has at most one
+//! operation in the kernel; each result moves it on, until it has ended. What
+//! direct I/O takes goes straight between the disk and guest memory, by the
+//! [disk path](crate::path) where that is in use; the rest goes through a
+//! fixed pool of aligned buffers.
+#![allow(unsafe_code)]
+
+mod approach;
+mod bounced;
+mod shared;
+mod stats;
+mod straight;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
+
+use self::approach::{Choice, choose};
+use self::shared::BUFFERS;
+pub(crate) use self::shared::Shared;
+use self::stats::Counts;
+pub(crate) use self::stats::{Sums, Tally};
+use self::task::{Step, Task, Way};
+use crate::engine::bounce::Pool;
+use crate::engine::limits::Limits;
+use crate::engine::pin::Pins;
+use crate::engine::{self, Engine, Target, Work};
+use crate::host::allocations::InRequests;
+use crate::host::switches;
+use crate::path::raw::Raw;
+
+/// Bytes of each of a worker's aligned buffers.
+const BUFFER_BYTES: usize = 128 << 10;
+/// Punches in the kernel at a time: they use the same threads as fdatasync,
+/// and must not keep a FLUSH waiting behind all of them.
+const ALLOCATIONS: usize = 3;
+/// Raw operations that end well before one more is tried at a time, on a
+/// device that has refused some: its queue was full.
+const CALM: usize = 256;
+/// Watched eventfds of our own: the disk path's and the pinned memory's.
+const OWN_EVENTS: usize = 2;
+/// How often a task that waits for another worker's block looks again.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// One worker's requests in flight.
+#[derive(Debug)]
+pub struct BlockIo<E> {
+    engine: E,
+    shared: Arc<Shared>,
+    /// The disk path, if the image can have one.
+    raw: Option<Raw>,
+    /// Pinned guest memory, if that was asked for.
+    pins: Option<Pins>,
+    counts: Counts,
+    tasks: Box<[Task]>,
+    ended: Vec<Completion>,
+    /// Tasks that wait for a buffer, a block or their turn to punch.
+    stalled: VecDeque<u32>,
+    results: Vec<(u32, i32)>,
+    pool: Pool,
+    /// One buffer that is only ever read.
+    zeros: Pool,
+    allocations: usize,
+    /// Raw operations that have not ended.
+    raw_flying: usize,
+    /// How many of them the device is known to take: its queue was full.
+    raw_limit: usize,
+    /// What the device refused was taken a moment later, the last time.
+    waiting_helps: bool,
+    /// Raw operations that have ended since that was last changed.
+    raw_calm: usize,
+    /// What the device takes in one piece.
+    limits: Limits,
+    /// A stalled task waits for another worker.
+    waits_elsewhere: bool,
+}
+
+/// What became of a task when it was moved on.
+enum Next {
+    /// Its next operation.
+    Work(Work),
+    /// It cannot go on now.
+    Stall,
+    /// It has ended.
+    End(Status),
+}
+
+impl<E: Engine> BlockIo<E> {
+    /// The I/O of up to `slots` requests at a time.
+    ///
+    /// # Errors
+    /// There is no memory for its buffers.
+    pub(crate) fn new(
+        mut engine: E,
+        shared: Arc<Shared>,
+        raw: Option<Raw>,
+        pins: Option<Pins>,
+        slots: usize,
+    ) -> io::Result<Self> {
+        engine.watch(0, raw.as_ref().map(Raw::event));
+        engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
+        Ok(Self {
+            limits: raw.as_ref().map_or(Limits::NONE, Raw::limits),
+            engine,
+            shared,
+            raw,
+            pins,
+            counts: Counts::default(),
+            tasks: (0..slots).map(|_| Task::default()).collect(),
+            ended: Vec::with_capacity(slots),
+            stalled: VecDeque::with_capacity(slots),
+            results: Vec::with_capacity(slots),
+            pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
+            zeros: Pool::new(1, BUFFER_BYTES)?,
+            allocations: 0,
+            raw_flying: 0,
+            raw_limit: usize::MAX,
+            waiting_helps: true,
+            raw_calm: 0,
+            waits_elsewhere: false,
+        })
+    }
+
+    /// What this worker has done so far.
+    pub(crate) fn tally(&self) -> Arc<Tally> {
+        self.counts.tally()
+    }
+
+    /// Issues the next operation of a task, or ends it.
+    fn advance(&mut self, tag: u32) {
+        match self.next(tag) {
+            Next::Work(work) => {
+                // SAFETY: a vector is of the task's own pieces or entry, which
+                // stay where they are while it is in flight: the table is
+                // never resized, and the pieces only change between
+                // operations. The memory they name is the guest's, which
+                // stays mapped until the completion is reported, or a buffer
+                // that the task holds.
+                unsafe { self.engine.push(tag, work) };
+            }
+            Next::Stall => self.stalled.push_back(tag),
+            Next::End(status) => self.end(tag, status),
+        }
+    }
+
+    fn end(&mut self, tag: u32, status: Status) {
+        let task = &mut self.tasks[tag as usize];
+        if let Some(buffer) = task.buffer.take() {
+            self.pool.give_back(buffer);
+        }
+        if std::mem::take(&mut task.owns_blocks) {
+            self.shared.release_blocks(task.chunk_start, task.chunk_end);
+        }
+        if task.changes_file {
+            self.shared.changed();
+        }
+        task.hold = None;
+        task.fence = None;
+        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
+            raw.release(claim);
+        }
+        match task.op {
+            Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
+            Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
+            _ => {}
+        }
+        task.forget();
+        self.ended.push(Completion {
+            tag: Tag(tag),
+            status,
+        });
+    }
+
+    /// Decides what a task needs next; it has no operation in the kernel.
+    fn next(&mut self, tag: u32) -> Next {
+        if let Some(instead) = self.prepare(tag) {
+            return instead;
+        }
+        let task = &mut self.tasks[tag as usize];
+        match task.op {
+            Op::Flush if task.step == Step::Synced => Next::End(Status::Ok),
+            Op::Flush => self.sync(tag),
+            Op::Read { .. } if task.done == task.len => Next::End(Status::Ok),
+            Op::Write { stable, .. } if task.done == task.len => {
+                // By the file each operation was stable for itself, if that
+                // reaches the disk.
+                let lacks_sync = stable
+                    && task.step != Step::Synced
+                    && (task.was_raw || !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk));
+                if lacks_sync {
+                    self.sync(tag)
+                } else {
+                    Next::End(Status::Ok)
+                }
+            }
+            Op::Read { .. } | Op::Write { .. } if task.direct => self.direct(tag),
+            Op::Read { offset } => self.bounce(tag, offset, false, None),
+            Op::Write { offset, stable } => self.bounce(tag, offset, true, Some(stable)),
+            Op::Discard { .. } => self.discard(tag),
+            Op::WriteZeroes { stable, .. } if task.done == task.len => {
+                if stable && task.step != Step::Synced {
+                    self.sync(tag)
+                } else {
+                    Next::End(Status::Ok)
+                }
+            }
+            Op::WriteZeroes { .. } if task.way == Way::Planned => self.planned_zeroes(tag),
+            Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(tag, offset, unmap),
+        }
+    }
+
+    /// Chooses the task's way where there is a choice; what to do instead of
+    /// going on, if it cannot go on.
+    fn prepare(&mut self, tag: u32) -> Option<Next> {
+        let Some(raw) = &mut self.raw else {
+            let task = &mut self.tasks[tag as usize];
+            return self
+                .shared
+                .is_beyond(task.changes_until())
+                .then_some(Next::End(Status::IoErr));
+        };
+        let task = &mut self.tasks[tag as usize];
+        if task.way == Way::Planned && task.step != Step::Synced && !raw.trusts() {
+            if let Some(claim) = task.claim.take() {
+                raw.release(claim);
+            }
+            task.way = Way::Open;
+        }
+        if task.way == Way::Open {
+            match choose(raw, task, &self.shared) {
+                Choice::Go => {}
+                Choice::Nothing => return Some(Next::End(Status::Ok)),
+                Choice::Beyond => return Some(Next::End(Status::IoErr)),
+                Choice::Busy => {
+                    self.waits_elsewhere = true;
+                    return Some(Next::Stall);
+                }
+            }
+        }
+        if let Some(fence) = &task.fence {
+            if !raw.has_passed(fence, &mut task.fence_asked) {
+                return Some(Next::Stall);
+            }
+            task.fence = None;
+        }
+        None
+    }
+
+    /// Takes the result of a task's operation and moves the task on.
+    fn result(&mut self, tag: u32, result: i32) {
+        let task = &mut self.tasks[tag as usize];
+        let is_raw = matches!(task.step, Step::Raw | Step::Zeros);
+        if is_raw {
+            self.raw_flying -= 1;
+        }
+        if let Step::Allocate(_) = task.step {
+            self.allocations -= 1;
+        }
+        if result < 0 {
+            match -result {
+                _ if is_raw && result == engine::WITHDRAWN => return self.withdrawn(tag),
+                libc::EAGAIN if is_raw => return self.refused(tag),
+                // Not begun: the same again.
+                libc::EINTR | libc::EAGAIN => return self.advance(tag),
+                libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV if self.unsupported(tag) => {
+                    return self.advance(tag);
+                }
+                _ => {}
+            }
+            if matches!(self.tasks[tag as usize].step, Step::Sync(..)) {
+                self.shared.lose_writes();
+            }
+            self.shared.report(self.tasks[tag as usize].op, -result);
+            return self.end(tag, Status::IoErr);
+        }
+        let moved = u64::from(result.unsigned_abs());
+        let ok = match task.step {
+            Step::Direct | Step::Raw => task.direct_moved(moved),
+            Step::BufferRead | Step::BufferFill | Step::BufferWrite => task.buffer_moved(moved),
+            Step::Zeros => {
+                task.done += moved;
+                moved > 0
+            }
+            Step::Sync(target, covers) => {
+                task.step = Step::Synced;
+                if target == Target::Image {
+                    self.shared.end_sync(covers);
+                    if !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk) {
+                        // The device is synced as well.
+                        task.file_synced = true;
+                        task.step = Step::New;
+                    }
+                }
+                true
+            }
+            Step::Allocate(_) => {
+                task.step = Step::Allocated;
+                task.done = (task.middle_end - task.start()).max(task.done);
+                true
+            }
+            Step::New | Step::Synced | Step::Allocated => true,
+        };
+        if !ok {
+            // The image ends where it should not, or a device takes nothing.
+            self.shared.report(self.tasks[tag as usize].op, libc::EIO);
+            return self.end(tag, Status::IoErr);
+        }
+        if is_raw {
+            self.waiting_helps |= self.tasks[tag as usize].refusals > 1;
+            self.raw_calm += 1;
+            if self.raw_calm >= CALM {
+                self.raw_calm = 0;
+                self.raw_limit = self.raw_limit.saturating_add(1);
+            }
+        }
+        if self.tasks[tag as usize].left() == 0 {
+            self.chunk_done(tag);
+        }
+        self.advance(tag);
+    }
+}
+
+impl<E: Engine> IoChannel for BlockIo<E> {
+    fn memory(&mut self, regions: &[HostRegion]) {
+        if let Some(raw) = &mut self.raw {
+            raw.memory(regions);
+        }
+        if let Some(pins) = &mut self.pins {
+            pins.want(regions, &mut self.engine);
+        }
+    }
+
+    fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
+        let _counted = InRequests::begin();
+        switches::count_request();
+        self.tasks[tag.0 as usize].begin(op, data, &self.shared);
+        self.advance(tag.0);
+    }
+
+    fn flush_submissions(&mut self) {
+        let _counted = InRequests::begin();
+        let Self { engine, raw, .. } = self;
+        engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
+    }
+
+    fn reap(&mut self, done: &mut impl FnMut(Completion)) {
+        let _counted = InRequests::begin();
+        if let Some(raw) = &mut self.raw {
+            raw.turn();
+        }
+        if let Some(pins) = self.pins.as_mut().filter(|pins| !pins.is_settled()) {
+            pins.take(&mut self.engine);
+        }
+        self.waits_elsewhere = false;
+        let mut results = std::mem::take(&mut self.results);
+        self.engine
+            .completions(|tag, result| results.push((tag, result)));
+        for (tag, result) in results.drain(..) {
+            self.result(tag, result);
+        }
+        self.results = results;
+        for _ in 0..self.stalled.len() {
+            if let Some(tag) = self.stalled.pop_front() {
+                self.advance(tag);
+            }
+        }
+        if self.ended.is_empty() && self.engine.has_queued() {
+            // Whoever looks for what has ended may look in vain for a while.
+            let Self { engine, raw, .. } = self;
+            engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
+        }
+        self.counts.ended += self.ended.len() as u64;
+        self.counts.polled = self.engine.polled();
+        self.counts.publish();
+        for completion in self.ended.drain(..) {
+            done(completion);
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !self.ended.is_empty() || self.engine.has_ended()
+    }
+
+    fn watch(&mut self, index: usize, fd: Option<RawFd>) {
+        self.engine.watch(OWN_EVENTS + index, fd);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        let _counted = InRequests::begin();
+        if !self.ended.is_empty() {
+            return;
+        }
+        let timeout = if self.waits_elsewhere {
+            Some(timeout.map_or(RETRY, |time| time.min(RETRY)))
+        } else {
+            timeout
+        };
+        if let Some(raw) = &mut self.raw {
+            raw.idle();
+        }
+        let Self { engine, raw, .. } = self;
+        engine.wait(timeout, &mut || raw.as_mut().is_none_or(Raw::may_submit));
+    }
+}

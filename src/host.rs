@@ -1,0 +1,10 @@
+//! What is asked of the host: system calls, protection from its memory
+//! pressure, logs, sockets.
+
+pub mod allocations;
+pub(crate) mod hardening;
+pub(crate) mod log_queue;
+pub mod logging;
+pub(crate) mod socket;
+pub(crate) mod switches;
+pub(crate) mod sys;

@@ -1,0 +1,147 @@
+//! Counts what the threads that serve requests allocate: in the steady state,
+//! nothing.
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the calling thread is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Other,
+    /// It serves rings, and is in nobody's request.
+    Worker,
+    /// It moves requests on.
+    Request,
+}
+
+thread_local! {
+    // Without a destructor, so that it can be used by an allocator.
+    static SCOPE: Cell<Scope> = const { Cell::new(Scope::Other) };
+}
+
+static BY_WORKERS: AtomicU64 = AtomicU64::new(0);
+static IN_REQUESTS: AtomicU64 = AtomicU64::new(0);
+
+/// How often memory was allocated, since the process has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// By threads that serve rings, for whatever reason: a new session makes
+    /// them allocate, a request does not.
+    pub by_workers: u64,
+    /// Of these, while they moved requests on.
+    pub in_requests: u64,
+}
+
+/// The counts so far.
+pub(crate) fn counts() -> Counts {
+    Counts {
+        by_workers: BY_WORKERS.load(Ordering::Relaxed),
+        in_requests: IN_REQUESTS.load(Ordering::Relaxed),
+    }
+}
+
+/// From now on the calling thread serves rings.
+pub(crate) fn serve_rings() {
+    SCOPE.set(Scope::Worker);
+}
+
+/// While this lives, the calling thread moves requests on.
+#[derive(Debug)]
+pub(crate) struct InRequests {
+    before: Scope,
+}
+
+impl InRequests {
+    /// Begins.
+    pub(crate) fn begin() -> Self {
+        Self {
+            before: SCOPE.replace(Scope::Request),
+        }
+    }
+}
+
+impl Drop for InRequests {
+    fn drop(&mut self) {
+        SCOPE.set(self.before);
+    }
+}
+
+/// The system's allocator, with counts. `main.rs` makes it the process' own.
+#[derive(Debug)]
+pub struct Counting;
+
+fn count() {
+    // A thread that ends has no scope any more, and serves nothing.
+    let scope = SCOPE.try_with(Cell::get).unwrap_or(Scope::Other);
+    if scope != Scope::Other {
+        BY_WORKERS.fetch_add(1, Ordering::Relaxed);
+        if scope == Scope::Request {
+            IN_REQUESTS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting
+// allocates nothing and does not unwind.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the promises of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: likewise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: likewise.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: likewise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_threads_that_serve_rings_are_counted_and_requests_apart() {
+        let layout = Layout::new::<u64>();
+        let allocate = move || {
+            // SAFETY: the layout has a size; freed with the same one.
+            unsafe { Counting.dealloc(Counting.alloc(layout), layout) };
+        };
+        // Other tests of this process may count too, but they do not serve.
+        std::thread::spawn(move || {
+            let start = counts();
+            allocate();
+            assert_eq!(counts(), start);
+            serve_rings();
+            allocate();
+            assert_eq!(counts().by_workers, start.by_workers + 1);
+            let scope = InRequests::begin();
+            allocate();
+            drop(scope);
+            allocate();
+            assert_eq!(
+                counts(),
+                Counts {
+                    by_workers: start.by_workers + 3,
+                    in_requests: start.in_requests + 1,
+                }
+            );
+        })
+        .join()
+        .unwrap();
+    }
+}

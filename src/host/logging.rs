@@ -1,0 +1,176 @@
+//! The log: lines on standard error, written by a thread of its own, and the
+//! last words of a process that panics.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use log::{Level, Log, Metadata, Record};
+
+use rustix::event::{PollFd, PollFlags};
+
+use crate::host::hardening::SMALL_STACK;
+use crate::host::log_queue::Queue;
+use crate::host::switches;
+use crate::host::sys;
+
+/// How long the end of the process waits for its last lines.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+static QUEUE: LazyLock<Queue> = LazyLock::new(Queue::default);
+
+/// The thread that writes has been started.
+static WRITTEN: AtomicBool = AtomicBool::new(false);
+
+/// Which records are shown: what `RUST_LOG` says, `info` without it.
+static FILTER: LazyLock<env_logger::Logger> = LazyLock::new(|| {
+    let env = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(env).build()
+});
+
+/// A record as a line, which carries no time: a service manager adds it, a
+/// terminal needs none.
+struct Shown<'a>(&'a Record<'a>);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.0.args();
+        match self.0.level() {
+            Level::Info => write!(f, "extentd: {message}"),
+            Level::Warn => write!(f, "extentd: warning: {message}"),
+            Level::Error => write!(f, "extentd: error: {message}"),
+            Level::Debug | Level::Trace => write!(f, "extentd: {}: {message}", self.0.target()),
+        }
+    }
+}
+
+struct Queued;
+
+impl Log for Queued {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        FILTER.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if FILTER.matches(record) {
+            QUEUE.put(format_args!("{}", Shown(record)));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The negative control of tests: whoever logs writes.
+struct Direct;
+
+impl Log for Direct {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        FILTER.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if FILTER.matches(record) {
+            let _ = Stderr.write_all(format!("{}\n", Shown(record)).as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Standard error without the lock that the standard library has on it, which
+/// a thread that waits for a full pipe would hold.
+struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = rustix::stdio::stderr();
+        loop {
+            match rustix::io::write(stderr, bytes) {
+                // Whoever shares it has made it non-blocking.
+                Err(rustix::io::Errno::AGAIN) => {
+                    rustix::event::poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
+/// it. Lines wait until `start` is called.
+pub fn init() {
+    log::set_max_level(FILTER.filter());
+    let set = if switches::left_out("log") {
+        log::set_logger(&Direct)
+    } else {
+        log::set_logger(&Queued)
+    };
+    if set.is_err() {
+        log::warn!("the log was set up already");
+    }
+}
+
+/// Starts the thread that writes the log, so that no other ever waits for
+/// whoever reads it. To be called when the signals are blocked that the
+/// process watches for.
+///
+/// # Errors
+/// The host refuses a thread.
+pub(crate) fn start() -> io::Result<()> {
+    if WRITTEN.swap(true, Ordering::AcqRel) {
+        return Ok(());
+    }
+    std::thread::Builder::new()
+        .name("log".to_owned())
+        .stack_size(SMALL_STACK)
+        .spawn(|| {
+            // Writing to a terminal from the background must not stop the
+            // process (`stty tostop`).
+            if let Err(error) = sys::block_signals(&[libc::SIGTTOU]) {
+                log::debug!("SIGTTOU is not blocked: {error}");
+            }
+            QUEUE.write_all(Stderr)
+        })
+        .inspect_err(|_| WRITTEN.store(false, Ordering::Release))?;
+    Ok(())
+}
+
+/// A line that is shown whole, whatever `RUST_LOG` says.
+pub fn tell(line: &str) {
+    QUEUE.put_whole(line);
+}
+
+/// Waits for the last lines, but not for ever.
+pub fn finish() {
+    if start().is_ok() {
+        QUEUE.drain(LAST_WORDS);
+    }
+}
+
+/// From now on a panic ends the process, whatever thread it is in and whoever
+/// reads the log: a worker that unwound would let fences pass while its raw
+/// I/O is in flight. The record of requests in flight carries them over.
+pub fn end_on_panic() {
+    if switches::left_out("abort") {
+        return;
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        QUEUE.put_whole(&format!("extentd: error: thread {name}: {info}"));
+        let backtrace = std::backtrace::Backtrace::capture();
+        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
+            for line in backtrace.to_string().lines() {
+                QUEUE.put(format_args!("{line}"));
+            }
+        }
+        finish();
+        std::process::abort();
+    }));
+}

@@ -1,0 +1,7 @@
+//! What the process is told: options as they are typed, and the checked
+//! configuration made of them.
+
+pub mod args;
+pub mod byte_range;
+pub mod config;
+pub mod size;

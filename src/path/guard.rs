@@ -1,0 +1,374 @@
+//! The thread that decides whether the disk path is used: enters it when a
+//! guest is there, the operator allows it and the image is ours alone; leaves
+//! it when one of these ends, and tries again later when somebody else wanted
+//! the image.
+//!
+//! While the path is in use it waits for nobody but the kernel: what it logs
+//! goes through a queue, and what has to be looked up elsewhere is the
+//! [lookout](crate::path::lookout)'s to do.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mapping::device::Refusal;
+use mapping::lease::LeaseError;
+
+use crate::host::hardening::SMALL_STACK;
+use crate::host::switches;
+use crate::host::sys;
+use crate::path::close_watch::CloseWatch;
+use crate::path::lookout::{Lookout, Seen};
+use crate::path::{DiskPath, NO_GUEST, Obstacle};
+
+/// How long an image that is refused for its own sake is left alone.
+const REFUSED: Duration = Duration::from_secs(30);
+/// The same for what can be mended at any time: mount options, attributes, the
+/// break time. That a file system was remounted is told.
+const MENDED: Duration = Duration::from_secs(5);
+/// How often the lease is looked at while the path is in use, whatever was
+/// told.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How soon an image that somebody has closed is asked for again, and for how
+/// long: closing takes a moment, and it may be open more than once.
+const CLOSED: Duration = Duration::from_millis(10);
+const CLOSING: Duration = Duration::from_millis(200);
+
+/// Why the path is not in use.
+const FORBIDDEN: &str = "an operator has chosen the file (extentctl io-path file)";
+
+/// What the thread is told.
+enum Order {
+    /// A guest is there, or none.
+    Wanted(bool),
+    /// An operator allows the path, or not.
+    Allowed(bool),
+    /// An operator allows it, and wants to know what is in its way.
+    Try,
+    /// The lookout has seen something.
+    Seen(Seen),
+}
+
+/// Whoever waits until an order has taken effect.
+type Done = SyncSender<Result<(), Obstacle>>;
+
+/// The guard of one image; dropping it leaves the disk path.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    orders: Sender<(Order, Option<Done>)>,
+    event: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _lookout: Lookout,
+}
+
+impl Guard {
+    /// Starts the thread; the path is not wanted yet.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor or a thread.
+    pub(crate) fn spawn(path: Arc<DiskPath>) -> io::Result<Guard> {
+        let event = Arc::new(sys::event()?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (orders, received) = mpsc::channel();
+        let closes = CloseWatch::new()
+            .map_err(|error| {
+                log::debug!("it cannot be noticed that others close the image: {error}")
+            })
+            .ok();
+        let (tell, wake) = (orders.clone(), Arc::clone(&event));
+        let lookout = Lookout::spawn(Arc::clone(&path), move |seen| {
+            if tell.send((Order::Seen(seen), None)).is_ok() {
+                sys::event_set(&*wake);
+            }
+        })?;
+        let watch = Watch {
+            path,
+            used: false,
+            entered: lookout.event(),
+            event: Arc::clone(&event),
+            stop: Arc::clone(&stop),
+            orders: received,
+            wanted: false,
+            allowed: true,
+            next: None,
+            closes,
+            hurry: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("guard".to_owned())
+            .stack_size(SMALL_STACK)
+            .spawn(move || watch.run())?;
+        Ok(Guard {
+            orders,
+            event,
+            stop,
+            thread: Some(thread),
+            _lookout: lookout,
+        })
+    }
+
+    /// A guest is there: use the disk path when possible. Returns at once.
+    pub(crate) fn want(&self) {
+        self.send(Order::Wanted(true), None);
+    }
+
+    /// Nobody uses the disk: leave the path, and return when it was left.
+    pub(crate) fn unwant(&self) {
+        // Without an answer the thread has gone, and with it the path.
+        let _ = self.ask(Order::Wanted(false));
+    }
+
+    /// Leave the path and stay away from it until it is allowed again; returns
+    /// when it was left.
+    pub(crate) fn forbid(&self) {
+        let _ = self.ask(Order::Allowed(false));
+    }
+
+    /// The path may be used when a guest is there and the image is ours, which
+    /// is so from the start.
+    pub(crate) fn allow(&self) {
+        let _ = self.ask(Order::Allowed(true));
+    }
+
+    /// As [`allow`](Self::allow), and tries the path now. With a guest it
+    /// stays in use; without one it is left again.
+    ///
+    /// # Errors
+    /// What is in the way. With a guest it is tried again later.
+    pub(crate) fn try_now(&self) -> Result<(), Obstacle> {
+        self.ask(Order::Try)
+    }
+
+    fn ask(&self, order: Order) -> Result<(), Obstacle> {
+        let (done, is_done) = mpsc::sync_channel(1);
+        self.send(order, Some(done));
+        is_done
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the guard has ended").into()))
+    }
+
+    fn send(&self, order: Order, done: Option<Done>) {
+        if self.orders.send((order, done)).is_ok() {
+            sys::event_set(&*self.event);
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        sys::event_set(&*self.event);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the guard has panicked");
+        }
+    }
+}
+
+struct Watch {
+    path: Arc<DiskPath>,
+    /// The path was entered and has not been left.
+    used: bool,
+    /// Tells the lookout that it was.
+    entered: Arc<OwnedFd>,
+    event: Arc<OwnedFd>,
+    stop: Arc<AtomicBool>,
+    orders: Receiver<(Order, Option<Done>)>,
+    /// A guest is there.
+    wanted: bool,
+    /// No operator keeps us away.
+    allowed: bool,
+    /// When to try to enter; never while the path is in use or not wanted.
+    next: Option<Instant>,
+    /// Tells when whoever had the image as we asked for it closes it.
+    closes: Option<CloseWatch>,
+    /// Somebody has just closed it: ask more often until then.
+    hurry: Option<Instant>,
+}
+
+impl Watch {
+    fn run(mut self) {
+        while !self.stop.load(Ordering::Acquire) {
+            self.path.turn();
+            // Asked in any state, so that an old event does not keep us awake.
+            if self.path.lease_is_broken() && self.used {
+                self.leave("somebody else has asked for the image");
+                self.next = self.path.retry_at();
+            }
+            self.obey();
+            self.notice_closing();
+            if self.next.is_some_and(|at| at <= Instant::now()) {
+                // The path says why, and what comes next is set.
+                let _ = self.enter();
+            }
+            self.sleep();
+        }
+        if self.used {
+            self.leave("the process ends");
+        }
+    }
+
+    fn leave(&mut self, reason: &str) {
+        self.path.leave(reason);
+        self.used = false;
+    }
+
+    /// Does not leave an image alone for long once it has been closed.
+    fn notice_closing(&mut self) {
+        let now = Instant::now();
+        if self.closes.as_ref().is_some_and(CloseWatch::take) {
+            self.hurry = Some(now + CLOSING);
+        }
+        match (self.hurry, &mut self.next) {
+            (Some(until), Some(next)) if now < until => *next = (*next).min(now + CLOSED),
+            _ => self.hurry = None,
+        }
+    }
+
+    /// Watches whoever has the image, if that is what is in the way.
+    fn watch_closing(&mut self, result: &Result<(), Obstacle>) {
+        let Some(closes) = &mut self.closes else {
+            return;
+        };
+        if !matches!(result, Err(Obstacle::Lease(LeaseError::InUse))) {
+            closes.end();
+            return;
+        }
+        match closes.begin(self.path.filler().source().file()) {
+            Ok(false) => {}
+            // It may have been closed before it was watched.
+            Ok(true) => self.hurry = Some(Instant::now() + CLOSING),
+            Err(error) => log::debug!("the image cannot be watched: {error}"),
+        }
+    }
+
+    fn obey(&mut self) {
+        while let Ok((order, done)) = self.orders.try_recv() {
+            let result = match order {
+                Order::Wanted(wanted) => {
+                    self.wanted = wanted;
+                    self.follow();
+                    Ok(())
+                }
+                Order::Allowed(allowed) => {
+                    self.allowed = allowed;
+                    self.follow();
+                    Ok(())
+                }
+                Order::Try => {
+                    self.allowed = true;
+                    self.try_now()
+                }
+                Order::Seen(seen) => {
+                    self.take_note(seen);
+                    Ok(())
+                }
+            };
+            if let Some(done) = done {
+                // Who does not wait any more does not want to know.
+                let _ = done.send(result);
+            }
+        }
+    }
+
+    /// Something has changed that the path depends on.
+    fn take_note(&mut self, seen: Seen) {
+        match seen {
+            Seen::Obstacle(obstacle) if self.used => {
+                self.leave(&obstacle.to_string());
+                self.next = Some(Instant::now() + MENDED);
+            }
+            // It was left meanwhile, and will be looked at before it is entered.
+            Seen::Obstacle(_) => {}
+            Seen::Change => {
+                if let Some(next) = &mut self.next {
+                    *next = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Leaves the path, or sees to it that it is tried.
+    fn follow(&mut self) {
+        let reason = match (self.allowed, self.wanted) {
+            (true, true) => {
+                if !self.used && self.next.is_none() {
+                    self.next = Some(Instant::now());
+                }
+                return;
+            }
+            (false, _) => FORBIDDEN,
+            (true, false) => NO_GUEST,
+        };
+        self.next = None;
+        if let Some(closes) = &mut self.closes {
+            closes.end();
+        }
+        if self.used {
+            self.leave(reason);
+        } else {
+            self.path.stay_away(reason);
+        }
+    }
+
+    fn try_now(&mut self) -> Result<(), Obstacle> {
+        if self.used {
+            return Ok(());
+        }
+        if self.wanted {
+            return self.enter();
+        }
+        self.path.enter()?;
+        self.leave(NO_GUEST);
+        Ok(())
+    }
+
+    fn enter(&mut self) -> Result<(), Obstacle> {
+        let result = self.path.enter();
+        self.used = result.is_ok();
+        if self.used {
+            sys::event_set(&*self.entered);
+            switches::go_deaf();
+        }
+        self.next = match &result {
+            Ok(()) => None,
+            Err(Obstacle::Refused(Refusal::MountOption(_)) | Obstacle::BreakTime(_)) => {
+                Some(Instant::now() + MENDED)
+            }
+            Err(Obstacle::Lease(_) | Obstacle::Asked | Obstacle::Refused(Refusal::Cached(_))) => {
+                self.path.retry_at()
+            }
+            Err(_) => Some(Instant::now() + REFUSED),
+        };
+        self.watch_closing(&result);
+        result
+    }
+
+    fn sleep(&self) {
+        let next = self
+            .next
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let look = self.used.then_some(LOOK);
+        let timeout = next.into_iter().chain(look).min().map_or(-1, |time| {
+            i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        });
+        let closes = self.closes.as_ref();
+        let fds = [
+            self.event.as_raw_fd(),
+            self.path.lease_event().as_raw_fd(),
+            closes.map_or(-1, |closes| closes.event().as_raw_fd()),
+        ];
+        if let Err(error) = sys::poll_readable(&fds, timeout) {
+            log::error!("the guard cannot wait: {error}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        sys::event_take(&*self.event);
+    }
+}

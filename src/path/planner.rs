@@ -1,0 +1,236 @@
+//! From a request and the extents under it to an ordered list of pieces, each
+//! with a way to go: pure arithmetic, no I/O.
+//!
+//! | extent | read | write | zeros without freeing |
+//! |---|---|---|---|
+//! | written | disk | disk | disk |
+//! | shared | disk | file | file |
+//! | unwritten, hole | zeros, no I/O | file | nothing to do |
+//! | opaque, not aligned, not loaded | file | file | file |
+//!
+//! A write goes by the disk as a whole or not at all: one that reaches beyond
+//! written extents changes the map, and the caller has to hold its range.
+
+use std::ops::Range;
+
+use mapping::{Kind, Lookup};
+
+/// Most pieces of a plan.
+pub(crate) const MAX_PIECES: usize = 8;
+
+/// What becomes of a request over more extents than a plan has pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It goes by the file, which puts all of them in flight at once.
+    Whole,
+    /// Its first pieces are planned, and the rest when those are done: slower,
+    /// but without the file system.
+    Part,
+}
+
+/// How a piece goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To the block device, at this byte offset.
+    Disk(u64),
+    /// To the image, at its own offset.
+    File,
+    /// Nowhere: it reads as zeros.
+    Zeros,
+}
+
+/// A part of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// How it goes.
+    pub way: Way,
+    /// Where it begins in the image, in bytes.
+    pub start: u64,
+    /// Where it ends.
+    pub end: u64,
+}
+
+/// The pieces of a request, in order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pieces: [Piece; MAX_PIECES],
+    count: usize,
+}
+
+/// What raw I/O on the device takes, in bytes; powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawAlign {
+    /// Of offsets and lengths of reads.
+    pub read: u64,
+    /// Of offsets and lengths of writes.
+    pub write: u64,
+}
+
+impl Plan {
+    const EMPTY: Plan = Plan {
+        pieces: [Piece {
+            way: Way::File,
+            start: 0,
+            end: 0,
+        }; MAX_PIECES],
+        count: 0,
+    };
+
+    /// All of a request goes by the file.
+    pub(crate) fn by_file(range: Range<u64>) -> Plan {
+        let mut plan = Plan::EMPTY;
+        plan.add(range.start, Way::File, range.end);
+        plan
+    }
+
+    /// The pieces.
+    pub(crate) fn pieces(&self) -> &[Piece] {
+        self.pieces.get(..self.count).unwrap_or_default()
+    }
+
+    /// The piece that the byte at `offset` of the image is in; none behind
+    /// the last.
+    pub(crate) fn piece_at(&self, offset: u64) -> Option<Piece> {
+        self.pieces()
+            .iter()
+            .copied()
+            .find(|piece| offset < piece.end)
+    }
+
+    /// Some piece goes where the map says, or nowhere because it says so.
+    pub(crate) fn uses_map(&self) -> bool {
+        self.pieces().iter().any(|piece| piece.way != Way::File)
+    }
+
+    /// Some piece goes to the device.
+    pub(crate) fn uses_disk(&self) -> bool {
+        self.pieces()
+            .iter()
+            .any(|piece| matches!(piece.way, Way::Disk(_)))
+    }
+
+    /// Appends a piece, or makes the last one longer; false if there is no
+    /// room.
+    fn add(&mut self, start: u64, way: Way, end: u64) -> bool {
+        if let Some(last) = self.count.checked_sub(1).map(|at| &mut self.pieces[at]) {
+            let goes_on = match (last.way, way) {
+                (Way::File, Way::File) | (Way::Zeros, Way::Zeros) => true,
+                (Way::Disk(first), Way::Disk(next)) => {
+                    first.checked_add(last.end - last.start) == Some(next)
+                }
+                _ => false,
+            };
+            if goes_on {
+                last.end = end;
+                return true;
+            }
+        }
+        let Some(free) = self.pieces.get_mut(self.count) else {
+            return false;
+        };
+        *free = Piece { way, start, end };
+        self.count += 1;
+        true
+    }
+}
+
+/// How to read the bytes `range` of the image.
+pub(crate) fn read(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    lookup: impl FnMut(u64) -> Lookup,
+) -> Plan {
+    let way = |kind, disk| match kind {
+        Kind::Written | Kind::Shared => Way::Disk(disk),
+        Kind::Unwritten | Kind::Hole => Way::Zeros,
+        Kind::Opaque(_) => Way::File,
+    };
+    plan(&range, align.read, room, way, lookup).unwrap_or_else(|| Plan::by_file(range.clone()))
+}
+
+/// How to write the bytes `range` of the image straight to the device; `None`
+/// if they have to go by the file.
+pub(crate) fn write(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    lookup: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
+    let way = |kind, disk| match kind {
+        Kind::Written => Way::Disk(disk),
+        _ => Way::File,
+    };
+    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+}
+
+/// How to make the bytes `range` of the image read as zeros and keep their
+/// blocks: pieces to be written as zeros, and others that need nothing;
+/// `None` if that is the file system's to do.
+pub(crate) fn zeroes(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    lookup: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
+    let way = |kind, disk| match kind {
+        Kind::Written => Way::Disk(disk),
+        Kind::Unwritten | Kind::Hole => Way::Zeros,
+        _ => Way::File,
+    };
+    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+}
+
+fn all_but_file(plan: &Plan) -> bool {
+    plan.pieces().iter().all(|piece| piece.way != Way::File)
+}
+
+/// Nothing in `range` has a place on the disk: there is nothing to free.
+pub(crate) fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) -> bool {
+    let mut at = range.start;
+    while at < range.end {
+        match lookup(at) {
+            Lookup::Found(extent) if extent.kind == Kind::Hole && extent.end() > at => {
+                at = extent.end();
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// `None` if there are too many pieces for all of the range.
+fn plan(
+    range: &Range<u64>,
+    align: u64,
+    room: Room,
+    way: impl Fn(Kind, u64) -> Way,
+    mut lookup: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
+    let mut plan = Plan::EMPTY;
+    let mut at = range.start;
+    while at < range.end {
+        let (chosen, end) = match lookup(at) {
+            // An extent that does not contain what was looked up says nothing.
+            Lookup::Found(extent) if extent.start <= at && extent.end() > at => {
+                let end = extent.end().min(range.end);
+                let disk = extent.disk.checked_add(at - extent.start);
+                let chosen = disk.map_or(Way::File, |disk| way(extent.kind, disk));
+                match chosen {
+                    Way::Disk(disk) if !(disk | at | end).is_multiple_of(align) => (Way::File, end),
+                    chosen => (chosen, end),
+                }
+            }
+            // All of a window that is not loaded is looked up but once.
+            _ => (Way::File, range.end),
+        };
+        if !plan.add(at, chosen, end) {
+            return (room == Room::Part).then_some(plan);
+        }
+        at = end;
+    }
+    Some(plan)
+}
+
+#[cfg(test)]
+mod tests;

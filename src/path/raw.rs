@@ -1,0 +1,369 @@
+//! One worker's use of the disk path: looks extents up, and tells the map
+//! which of what it looked up may still be in flight.
+//!
+//! The map's fences have to cover raw I/O, and file I/O that was begun without
+//! holding its range. So each such request *claims* the generation it was
+//! planned in, and the worker tells the map that it has passed a moment only
+//! when nothing planned before that moment is in flight. There are two
+//! generations: an older one that drains, and the current one.
+
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+
+use mapping::flush::SyncReach;
+use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
+use vhost_backend::HostRegion;
+
+use crate::engine::limits::Limits;
+use crate::host::switches;
+use crate::host::sys;
+use crate::path::DiskPath;
+use crate::path::planner::{self, Plan};
+
+/// How long a look at the lease is good for, in nanoseconds: raw I/O ends this
+/// much after somebody has asked for the image, even if the guard is deaf, and
+/// a worker that was stopped for longer looks before it goes on.
+const LOOK: u64 = 1_000_000_000;
+
+/// Bytes of the largest piece that a page cache holds as one.
+const LARGEST_PAGE: u64 = 2 << 20;
+
+/// A request's part in a generation; to be given back by
+/// [`release`](Raw::release). One that is lost holds every later fence back
+/// for as long as the worker lives, and none at all after that, although its
+/// raw I/O may still be in flight: builds with debug assertions do not let it
+/// be dropped.
+#[must_use = "a claim that is not released holds back every later fence"]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    odd: bool,
+}
+
+#[cfg(debug_assertions)]
+impl Drop for Claim {
+    fn drop(&mut self) {
+        assert!(
+            std::thread::panicking(),
+            "a claim was dropped and not released"
+        );
+    }
+}
+
+#[derive(Debug)]
+struct Generation {
+    /// Nothing of it was looked up before this.
+    since: Mark,
+    claims: usize,
+}
+
+/// What became of taking a range for a file write.
+#[derive(Debug)]
+pub(crate) enum Secured {
+    /// The map knows nothing of it until this is dropped.
+    Held(Hold),
+    /// The map is not in use, and will not be before the claim is released;
+    /// or no write changes it.
+    Claimed(Claim),
+    /// Another request has part of the range.
+    Busy,
+    /// The image ends before the range does.
+    Beyond,
+}
+
+/// Measures that are left out.
+#[derive(Debug, Clone, Copy)]
+struct Without {
+    look: bool,
+    clock: bool,
+    straddle: bool,
+    cow: bool,
+}
+
+/// The disk path as one worker has it.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    path: Arc<DiskPath>,
+    reader: Reader,
+    old: Generation,
+    current: Generation,
+    /// The current generation's claims are odd ones.
+    odd: bool,
+    /// Guest memory is memory, and not a file of some server: giving a request
+    /// to the kernel would wait for its pages, for longer than a lease lasts.
+    in_memory: bool,
+    /// Which lease was found lost, as [`DiskPath::leases`] counts them.
+    distrusted: Option<u64>,
+    /// When this turn began, in nanoseconds since the host was booted.
+    now: u64,
+    /// When the lease was last seen held; 0: not since it was found lost.
+    looked: u64,
+    /// For the negative controls of tests.
+    without: Without,
+    /// Set when a fence has passed that a request waits for.
+    event: Arc<OwnedFd>,
+    /// Whether a sync of the file reaches the disk.
+    syncs: SyncReach,
+}
+
+impl Raw {
+    /// # Errors
+    /// Too many workers, or no descriptor.
+    pub(crate) fn new(path: Arc<DiskPath>) -> std::io::Result<Raw> {
+        let mut reader = path.map().reader().map_err(std::io::Error::other)?;
+        let since = reader.mark();
+        reader.offline();
+        let none = || Generation { since, claims: 0 };
+        Ok(Raw {
+            old: none(),
+            current: none(),
+            odd: false,
+            in_memory: true,
+            distrusted: None,
+            now: sys::boot_time_ns(),
+            looked: 0,
+            without: Without {
+                look: switches::left_out("look"),
+                clock: switches::left_out("clock"),
+                straddle: switches::left_out("straddle"),
+                cow: switches::left_out("cow"),
+            },
+            event: Arc::new(sys::event()?),
+            syncs: path.sync_reach()?,
+            reader,
+            path,
+        })
+    }
+
+    /// Readable when a request that waited for a fence can go on.
+    pub(crate) fn event(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    /// A sync of the file that has just ended has reached the disk. If that is
+    /// not known, the device has to be synced as well.
+    pub(crate) fn syncs_reach_disk(&self) -> bool {
+        self.syncs.reaches_disk()
+    }
+
+    /// Drops the clean pages that the device's own cache has of a piece: a
+    /// write that must not wait is refused because of them.
+    pub(crate) fn forget_pages(&self, piece: &planner::Piece) {
+        let planner::Way::Disk(start) = piece.way else {
+            return;
+        };
+        // A page is dropped with all that it was read together with.
+        let end = (start + (piece.end - piece.start)).next_multiple_of(LARGEST_PAGE);
+        let start = start - start % LARGEST_PAGE;
+        let device = self.path.device().file();
+        let all = std::num::NonZero::new(end - start);
+        if let Err(error) = rustix::fs::fadvise(device, start, all, rustix::fs::Advice::DontNeed) {
+            log::debug!("pages of the device stay in its cache: {error}");
+        }
+    }
+
+    /// What the device takes in one piece.
+    pub(crate) fn limits(&self) -> Limits {
+        self.path.limits()
+    }
+
+    /// To be called once in each turn, before anything is planned.
+    pub(crate) fn turn(&mut self) {
+        self.now = sys::boot_time_ns();
+        self.pass();
+    }
+
+    /// Tells the map what is not in flight any more.
+    fn pass(&mut self) {
+        if self.old.claims > 0 {
+            return;
+        }
+        let now = self.reader.mark();
+        if self.current.claims == 0 {
+            self.current.since = now;
+        } else if now != self.current.since {
+            let newer = Generation {
+                since: now,
+                claims: 0,
+            };
+            self.old = std::mem::replace(&mut self.current, newer);
+            self.odd = !self.odd;
+            // Nothing older than what now drains.
+            self.reader.quiescent_since(self.old.since);
+            return;
+        }
+        self.reader.quiescent_since(self.current.since);
+    }
+
+    /// The worker is about to sleep.
+    pub(crate) fn idle(&mut self) {
+        if self.old.claims == 0 && self.current.claims == 0 {
+            self.reader.offline();
+        } else {
+            self.pass();
+        }
+    }
+
+    /// What the map says may be acted upon in this turn: the lease was seen
+    /// held within the last second.
+    pub(crate) fn trusts(&mut self) -> bool {
+        self.trusts_at(self.now)
+    }
+
+    /// Raw I/O may be given to the kernel at this very moment.
+    pub(crate) fn may_submit(&mut self) -> bool {
+        self.without.clock || self.trusts_at(sys::boot_time_ns())
+    }
+
+    /// From now on requests have their buffers in these regions.
+    pub(crate) fn memory(&mut self, regions: &[HostRegion]) {
+        self.in_memory = regions.iter().all(|region| region.in_memory);
+    }
+
+    fn trusts_at(&mut self, now: u64) -> bool {
+        if !self.in_memory {
+            return false;
+        }
+        if self.distrusted.is_some() && self.distrusted == Some(self.path.leases()) {
+            return false;
+        }
+        now.saturating_sub(self.looked) < LOOK || self.look(now)
+    }
+
+    /// Asks the kernel for the lease.
+    #[cold]
+    fn look(&mut self, now: u64) -> bool {
+        if self.without.look {
+            return true;
+        }
+        // In this order: a lease that is taken after it was counted is another.
+        let lease = self.path.leases();
+        let held = self.path.lease_is_held() && self.path.is_whole();
+        self.looked = if held { now } else { 0 };
+        self.distrusted = (!held).then_some(lease);
+        held
+    }
+
+    /// How to read `range`, and the claim to be held until it was.
+    pub(crate) fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+        let reader = &mut self.reader;
+        let room = self.path.room();
+        let plan = planner::read(range.clone(), self.path.align(), room, |at| {
+            reader.lookup(at)
+        });
+        if plan.uses_map() && !self.trusts() {
+            return (Plan::by_file(range), None);
+        }
+        let claim = plan.uses_disk().then(|| self.claim());
+        (plan, claim)
+    }
+
+    /// How to write `range` raw, if that is possible.
+    pub(crate) fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+        let reader = &mut self.reader;
+        let room = self.path.room();
+        let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
+        self.trusts().then(|| (plan, self.claim()))
+    }
+
+    /// How to make `range` read as zeros without the file system, if that is
+    /// possible.
+    pub(crate) fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+        let reader = &mut self.reader;
+        let room = self.path.room();
+        let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
+        self.trusts().then(|| (plan, self.claim()))
+    }
+
+    /// There is nothing to free in `range`.
+    pub(crate) fn is_hole(&mut self, range: Range<u64>) -> bool {
+        let reader = &mut self.reader;
+        planner::is_hole(range, |at| reader.lookup(at)) && self.trusts()
+    }
+
+    /// A file write to `range` may put data elsewhere than where they are now,
+    /// although raw I/O may be in flight there. What other files share is
+    /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
+    /// of sharing that FIEMAP does not show. Where nothing was written there
+    /// is no raw I/O.
+    pub(crate) fn may_move(&mut self, range: Range<u64>) -> bool {
+        let mut at = range.start;
+        while self.path.shares_extents() && at < range.end {
+            match self.reader.lookup(at) {
+                Lookup::Found(extent) if extent.end() > at => match extent.kind {
+                    Kind::Unwritten | Kind::Hole => at = extent.end(),
+                    Kind::Written if self.without.cow => at = extent.end(),
+                    _ => return true,
+                },
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// Takes `range` away from the map, for a change by the file, unless that
+    /// `is_beyond` the end of the disk.
+    pub(crate) fn secure(
+        &mut self,
+        range: Range<u64>,
+        is_beyond: impl FnOnce() -> bool,
+    ) -> Secured {
+        // Online, so that whoever turns the path live or shortens the image
+        // waits for our claim.
+        self.reader.mark();
+        if !self.without.straddle && is_beyond() {
+            return Secured::Beyond;
+        }
+        if !self.path.is_live() || self.path.is_fixed() {
+            return Secured::Claimed(self.claim());
+        }
+        match self.path.map().hold(range) {
+            Ok(hold) => Secured::Held(hold),
+            Err(mapping::Error::Overlap(_)) => Secured::Busy,
+            Err(_) if self.without.straddle => Secured::Claimed(self.claim()),
+            // The map is shorter since the disk was asked.
+            Err(_) => Secured::Beyond,
+        }
+    }
+
+    /// Whether a fence has passed; if not, [`event`](Self::event) tells when,
+    /// which it is asked for once (`asked`).
+    pub(crate) fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
+        self.pass();
+        if fence.passed() {
+            return true;
+        }
+        if !std::mem::replace(asked, true) {
+            fence.notify(Arc::clone(&self.event));
+        }
+        fence.passed()
+    }
+
+    fn claim(&mut self) -> Claim {
+        self.current.claims += 1;
+        Claim { odd: self.odd }
+    }
+
+    /// What was claimed is not in flight any more.
+    pub(crate) fn release(&mut self, claim: Claim) {
+        let claim = ManuallyDrop::new(claim);
+        let generation = if claim.odd == self.odd {
+            &mut self.current
+        } else {
+            &mut self.old
+        };
+        generation.claims = generation.claims.saturating_sub(1);
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "dropped and not released")]
+    fn a_claim_that_is_lost_is_noticed() {
+        drop(Claim { odd: true });
+    }
+}

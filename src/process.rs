@@ -1,0 +1,7 @@
+//! The life of the process: start, signals, handing a disk over, and the
+//! preparation of an image as a program of its own.
+
+pub(crate) mod handover;
+pub mod prepare_command;
+pub mod serve;
+pub(crate) mod signals;

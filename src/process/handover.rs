@@ -1,0 +1,143 @@
+//! A planned upgrade: the process becomes what its binary's file is by now,
+//! with the same arguments, and keeps its listening socket and its image,
+//! whatever has the image's name by then. Who connects meanwhile waits in the
+//! socket's queue.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::host::sys;
+
+/// Where LISTEN_FDS begins.
+const FIRST: RawFd = 3;
+/// Tells the new program when the old one began to drain: nanoseconds since
+/// the host was booted.
+const BEGUN: &str = "EXTENTD_HANDOVER_NS";
+/// Tells the new program under which number the image is open.
+const IMAGE: &str = "EXTENTD_HANDOVER_IMAGE";
+
+/// Everything that is needed later, gathered at the start: by then another
+/// file has the binary's name, which is how it is upgraded.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    binary: PathBuf,
+    arguments: Vec<OsString>,
+    listener: UnixListener,
+    image: File,
+    /// What the image was called.
+    path: PathBuf,
+    /// `--fd`: where the new program looks for its socket.
+    number: Option<RawFd>,
+}
+
+impl Handover {
+    /// For a process that listens there and serves `image`, which was opened
+    /// as `path`; `number` is what `--fd` said.
+    ///
+    /// # Errors
+    /// The host gives no descriptor, or does not know the binary.
+    pub(crate) fn prepare(
+        listener: &UnixListener,
+        number: Option<RawFd>,
+        image: &File,
+        path: &Path,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            binary: std::env::current_exe()?,
+            arguments: std::env::args_os().skip(1).collect(),
+            listener: listener.try_clone()?,
+            image: image.try_clone()?,
+            path: path.to_owned(),
+            number,
+        })
+    }
+
+    /// Whether the binary can be run and will serve the same image, asked while
+    /// there is still a way back.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.is_device()
+            && let Err(reason) = self.names_device()
+        {
+            return Err(format!("{}: {reason}", self.path.display()));
+        }
+        let status = Command::new(&self.binary)
+            .arg("--print-capabilities")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("{} ends with {status}", self.binary.display())),
+            Err(error) => Err(format!("cannot run {}: {error}", self.binary.display())),
+        }
+    }
+
+    /// Becomes the binary. `begun` is the boot time in nanoseconds at which
+    /// the disk was last served without a break.
+    ///
+    /// # Errors
+    /// It cannot be run. It does not return otherwise.
+    pub(crate) fn go(&self, begun: u64) -> io::Result<Infallible> {
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).env(BEGUN, begun.to_string());
+        if self.number.is_none() {
+            command
+                .env("LISTEN_FDS", "1")
+                .env("LISTEN_PID", std::process::id().to_string())
+                .env_remove("LISTEN_FDNAMES");
+        }
+        let number = self.number.unwrap_or(FIRST);
+        if !self.is_device() {
+            let image = sys::inheritable_copy(&self.image, number + 1)?;
+            command.env(IMAGE, image.as_raw_fd().to_string());
+            // It is the new program's.
+            std::mem::forget(image);
+        }
+        sys::bequeath(&self.listener, number)?;
+        Err(command.exec())
+    }
+
+    /// A block device is opened by its name again, since it is somebody's as
+    /// long as it is open exclusively.
+    fn is_device(&self) -> bool {
+        let image = self.image.metadata();
+        image.is_ok_and(|stat| stat.file_type().is_block_device())
+    }
+
+    fn names_device(&self) -> Result<(), String> {
+        let named = fs::metadata(&self.path).map_err(|error| error.to_string())?;
+        let open = self.image.metadata().map_err(|error| error.to_string())?;
+        if named.file_type().is_block_device() && named.rdev() == open.rdev() {
+            Ok(())
+        } else {
+            Err("this is another device by now than the one that is served".to_owned())
+        }
+    }
+}
+
+/// For a process that another one became: the image as that one had it. To be
+/// closed when it has been opened anew, as it keeps the lease away.
+pub(crate) fn inherited_image() -> Option<OwnedFd> {
+    let number = std::env::var(IMAGE).ok()?.parse().ok()?;
+    sys::inherited(number)
+        .map_err(|error| log::warn!("the image was not handed over: {error}"))
+        .ok()
+}
+
+/// For a process that another one became: how many milliseconds ago that one
+/// began to drain.
+pub(crate) fn pause_ms() -> Option<u64> {
+    let begun: u64 = std::env::var(BEGUN).ok()?.parse().ok()?;
+    Some(sys::boot_time_ns().saturating_sub(begun) / 1_000_000)
+}

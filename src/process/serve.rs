@@ -1,0 +1,280 @@
+//! The life of the process: open, listen, serve, stop or become another.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sd_notify::NotifyState;
+use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
+
+use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::host::logging;
+use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
+use crate::host::switches;
+use crate::host::sys;
+use crate::operator::Operator;
+use crate::operator::control;
+use crate::operator::metrics;
+use crate::operator::metrics_listener;
+use crate::operator::statistics;
+use crate::options::config::{Config, Socket};
+use crate::process::handover::{self, Handover};
+use crate::process::signals::{Signals, Wish};
+use crate::swap::{self, SwapError, SwapMode};
+
+/// Why the process cannot start or go on: one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The image.
+    #[error("{0}")]
+    Disk(#[from] DiskError),
+    /// `--socket-path`, `--fd` or `--control-path`.
+    #[error("{0}")]
+    Socket(#[from] SocketError),
+    /// The server.
+    #[error("{0}")]
+    Server(#[from] vhost_backend::Error),
+    /// `--metrics-listen`.
+    #[error(
+        "--metrics-listen {address}: cannot listen: {source}: give a free address of this host"
+    )]
+    Metrics {
+        /// As given.
+        address: SocketAddr,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// `--cpus`.
+    #[error("--cpus: this process may not use CPU {0}: give some of {1}")]
+    Cpu(usize, String),
+    /// `--swap`.
+    #[error("{0}")]
+    Swap(#[from] SwapError),
+    /// The host refuses a thread or a descriptor.
+    #[error("cannot {what}: {source}: check the limits on threads and open files")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the host says.
+        source: io::Error,
+    },
+}
+
+/// Serves the disk until a signal asks to stop, or until a front-end that was
+/// inherited as a connection leaves. Does not return from a handover.
+///
+/// # Errors
+/// It could not start, or the server could not go on.
+pub fn run(config: &Config) -> Result<(), ServeError> {
+    switches::pass_on();
+    check_cpus(config)?;
+    if let Some(grade) = config.swap {
+        swap::protect(grade)?;
+    }
+    let signals = Signals::watch().map_err(host("watch for signals"))?;
+    logging::start().map_err(host("start the log's thread"))?;
+    let disk = Arc::new(open_disk(config)?);
+    let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
+    let handle = server.handle();
+    let swap = match config.swap {
+        Some(grade) => Some(SwapMode::seal(grade)?),
+        None => None,
+    };
+    let operator = Operator::new(config.clone(), Arc::clone(&disk), handle.clone(), swap);
+    let operator = Arc::new(operator);
+    // The files are removed when these are dropped, however this ends.
+    let control_file = match &config.control_path {
+        Some(path) => Some(start_control(path, &operator)?),
+        None => None,
+    };
+    if let Some(address) = config.metrics_listen {
+        start_metrics(address, &disk)?;
+    }
+    // Last: who finds the socket finds everything else ready.
+    let (endpoint, socket_file) = open_endpoint(&config.socket)?;
+    let successor = Arc::new(successor(&endpoint, config, &disk));
+    let begun = Arc::new(AtomicU64::new(SERVING));
+    signals.on_wish(wishes(&operator, &handle, &successor, &begun));
+    let description = disk.describe();
+    log::info!(
+        "serving {} ({} bytes)",
+        description.image,
+        description.size_bytes
+    );
+    if let Some(pause) = handover::pause_ms() {
+        log::info!("taken over after {pause} ms");
+    }
+    notify(NotifyState::Ready);
+    let result = server.run(endpoint);
+    if let (Ok(()), Ok(successor)) = (&result, &*successor)
+        && let begun @ 1.. = begun.load(Ordering::Acquire)
+    {
+        drop(control_file);
+        if let Some(file) = socket_file {
+            file.leave();
+        }
+        // Its workers end, and the image is free for the next one.
+        drop(server);
+        successor.go(begun).map_err(host("run the new binary"))?;
+    }
+    Ok(result?)
+}
+
+/// The CPUs that workers are to run on are there, and ours to use.
+fn check_cpus(config: &Config) -> Result<(), ServeError> {
+    let allowed = rustix::thread::sched_getaffinity(None)
+        .map_err(|error| host("ask for its CPUs")(error.into()))?;
+    let most = rustix::thread::CpuSet::MAX_CPU;
+    let mine = |cpu: &usize| *cpu < most && allowed.is_set(*cpu);
+    match config
+        .cpus
+        .iter()
+        .take(config.threads)
+        .find(|&cpu| !mine(cpu))
+    {
+        None => Ok(()),
+        Some(&cpu) => {
+            let usable: Vec<String> = (0..most).filter(mine).map(|cpu| cpu.to_string()).collect();
+            Err(ServeError::Cpu(cpu, usable.join(",")))
+        }
+    }
+}
+
+/// Opens the image: the one that was handed over, or else what has its name.
+fn open_disk(config: &Config) -> Result<Disk, ServeError> {
+    let handed = handover::inherited_image();
+    if let (Some(grade), None) = (config.swap, &handed) {
+        // Where it was handed over it was prepared, which is looked at again.
+        swap::prepare(grade, config)?;
+    }
+    Ok(Disk::open_again(
+        &config.image,
+        handed,
+        &disk_options(config),
+    )?)
+}
+
+/// No handover has begun.
+const SERVING: u64 = 0;
+
+/// What can take over, or why nothing can.
+fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handover, String> {
+    let number = match &config.socket {
+        Socket::Inherited(fd) => Some(*fd),
+        Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
+    };
+    match endpoint {
+        Endpoint::Listener(listener) => {
+            Handover::prepare(listener, number, disk.image(), &config.image)
+                .map_err(|error| format!("it could not be prepared for: {error}"))
+        }
+        Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
+    }
+}
+
+/// What signals do; `begun` is set to the time at which a handover begins.
+fn wishes(
+    operator: &Arc<Operator>,
+    handle: &Handle,
+    successor: &Arc<Result<Handover, String>>,
+    begun: &Arc<AtomicU64>,
+) -> impl Fn(Wish) + Send + Sync + 'static {
+    let operator = Arc::downgrade(operator);
+    let (handle, successor, begun) = (handle.clone(), Arc::clone(successor), Arc::clone(begun));
+    move |wish| match wish {
+        Wish::Stop => {
+            begun.store(SERVING, Ordering::Release);
+            notify(NotifyState::Stopping);
+            handle.stop();
+        }
+        Wish::Reread => {
+            if let Some(operator) = operator.upgrade() {
+                operator.reread();
+            }
+        }
+        Wish::Handover => match &*successor {
+            Err(reason) => log::error!("no handover: {reason}"),
+            Ok(successor) => match successor.check() {
+                Err(reason) => log::error!("no handover: {reason}"),
+                Ok(()) => {
+                    begun.store(sys::boot_time_ns().max(1), Ordering::Release);
+                    handle.stop();
+                }
+            },
+        },
+    }
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Host { what, source }
+}
+
+fn disk_options(config: &Config) -> DiskOptions {
+    DiskOptions {
+        read_only: config.read_only,
+        logical_block_size: config.logical_block_size,
+        serial: config.serial,
+        lock: config.lock,
+        io_path: config.io_path,
+        map_budget: config.map_budget,
+        pin_reserve: config.pin_reserve,
+        pin_guest_memory: config.pin_guest_memory,
+        swap: config.swap,
+        may_poll: config.poll != PollTime::Never,
+    }
+}
+
+fn server_options(config: &Config) -> Options {
+    Options {
+        queues: config.queues,
+        queue_size: config.queue_size,
+        workers: config.threads,
+        cpus: config.cpus.clone(),
+        poll: config.poll,
+    }
+}
+
+fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), SocketError> {
+    let (fd, option) = match socket {
+        Socket::Path(path) => {
+            let (listener, file) = socket::bind(path, Access::Umask, "--socket-path")?;
+            return Ok((Endpoint::Listener(listener), Some(file)));
+        }
+        Socket::Adopted(path, fd) => {
+            let (listener, file) = socket::adopt(*fd, path)?;
+            return Ok((Endpoint::Listener(listener), file));
+        }
+        Socket::Inherited(fd) => (*fd, "--fd"),
+        Socket::Activated(fd) => (*fd, "LISTEN_FDS"),
+    };
+    Ok(match socket::inherit(fd, option)? {
+        Inherited::Listening(listener) => (Endpoint::Listener(listener), None),
+        Inherited::Connected(stream) => (Endpoint::Connected(stream), None),
+    })
+}
+
+/// Tells a service manager, if there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::debug!("the service manager cannot be told: {error}");
+    }
+}
+
+fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError> {
+    let failed = |source| ServeError::Metrics { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let disk = Arc::clone(disk);
+    let text = move || metrics::exposition(&statistics::gather(&disk));
+    metrics_listener::start(listener, text).map_err(host("start the metrics thread"))?;
+    log::info!("metrics at http://{address}/metrics");
+    Ok(())
+}
+
+fn start_control(path: &Path, operator: &Arc<Operator>) -> Result<SocketFile, ServeError> {
+    let (listener, file) = control::bind(path)?;
+    control::start(listener, Arc::clone(operator)).map_err(host("start the control thread"))?;
+    Ok(file)
+}

@@ -1,0 +1,112 @@
+//! What signals ask for: SIGTERM and SIGINT stop in good order, and at once if
+//! asked again; SIGUSR2 hands over to a new binary; SIGHUP looks at the
+//! image's size.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use crate::host::hardening::SMALL_STACK;
+use crate::host::logging;
+use crate::host::sys;
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// To end in good order.
+    Stop,
+    /// To become another binary.
+    Handover,
+    /// To see whether the image has another size.
+    Reread,
+}
+
+type Act = Box<dyn Fn(Wish) + Send + Sync>;
+
+/// The signals are blocked in this thread and in all it starts, and a thread
+/// waits for them.
+pub(crate) struct Signals {
+    act: Arc<OnceLock<Act>>,
+}
+
+impl Signals {
+    /// To be called before any other thread is started. Until
+    /// [`on_wish`](Self::on_wish) a signal that stops ends the process with
+    /// status 0, and others ask for what is about to be done anyway.
+    ///
+    /// # Errors
+    /// What signalfd(2) or the start of a thread says.
+    pub(crate) fn watch() -> io::Result<Self> {
+        let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
+        let mut source = sys::signal_descriptor(&signals)?;
+        let act = Arc::new(OnceLock::<Act>::new());
+        let shared = Arc::clone(&act);
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .stack_size(SMALL_STACK)
+            .spawn(move || follow(&mut source, &shared))?;
+        Ok(Self { act })
+    }
+
+    /// From now on `act` does what signals ask for. It is asked to stop once;
+    /// a second signal that stops ends the process at once with status 1.
+    pub(crate) fn on_wish(&self, act: impl Fn(Wish) + Send + Sync + 'static) {
+        if self.act.set(Box::new(act)).is_err() {
+            log::warn!("signals already have somebody who acts");
+        }
+    }
+}
+
+/// Carries signals out for the life of the process.
+fn follow(source: &mut File, act: &OnceLock<Act>) {
+    let mut stopping = false;
+    loop {
+        let (name, wish) = next(source);
+        match (act.get(), wish) {
+            (None, Wish::Stop) => leave(0),
+            (Some(_), Wish::Stop) if stopping => {
+                log::error!("{name} while stopping: leaving at once");
+                leave(1);
+            }
+            (Some(act), wish) if !stopping => {
+                log::info!("{name}: {}", wish.describe());
+                stopping = wish == Wish::Stop;
+                act(wish);
+            }
+            _ => log::info!("{name}: not now"),
+        }
+    }
+}
+
+/// Ends the process, whoever reads its log.
+fn leave(status: i32) -> ! {
+    logging::finish();
+    std::process::exit(status);
+}
+
+impl Wish {
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Stop => "stopping",
+            Self::Handover => "handing over to a new binary",
+            Self::Reread => "looking at the image's size",
+        }
+    }
+}
+
+/// Waits for a signal; its name, and what it asks for.
+fn next(source: &mut File) -> (&'static str, Wish) {
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    if let Err(error) = source.read_exact(&mut info) {
+        // Without signals nobody could stop the process in good order.
+        log::error!("signals cannot be read ({error}): stopping");
+        return ("no signals", Wish::Stop);
+    }
+    match i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) {
+        libc::SIGUSR2 => ("SIGUSR2", Wish::Handover),
+        libc::SIGHUP => ("SIGHUP", Wish::Reread),
+        libc::SIGINT => ("SIGINT", Wish::Stop),
+        _ => ("SIGTERM", Wish::Stop),
+    }
+}

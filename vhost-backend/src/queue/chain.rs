@@ -1,0 +1,350 @@
+//! Descriptor chains (virtio 1.2, 2.7.5): from indices in guest memory to
+//! host buffers. Each descriptor is read once, into private memory (RING-12).
+#![allow(unsafe_code)]
+
+use libc::iovec;
+
+use crate::device::Status;
+use crate::memory::{MAX_REGIONS, Memory};
+use crate::queue::descriptor::Descriptor;
+use crate::queue::request::ChainReader;
+use crate::queue::ring::Ring;
+
+/// Pieces of host memory that one request may have in one direction; more
+/// make it fail.
+pub(crate) const MAX_SEGMENTS: usize = 4096;
+
+/// The chain has no end that could be found (RING-5, RING-6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Endless;
+
+#[derive(Debug)]
+enum Table {
+    Direct,
+    /// With its guest address and, if it lies in one region, host address.
+    Indirect(u64, Option<*const u8>),
+}
+
+/// The descriptors of a chain in order, those of an indirect table in place
+/// of the descriptor that points to it. Ends after an error.
+#[derive(Debug)]
+pub(crate) struct Descriptors<'a> {
+    memory: &'a Memory,
+    ring: &'a Ring,
+    table: Table,
+    entries: u16,
+    next: Option<u16>,
+    /// Descriptors that can still come without one coming twice.
+    left: u16,
+}
+
+impl<'a> Descriptors<'a> {
+    pub(crate) fn new(memory: &'a Memory, ring: &'a Ring, head: u16) -> Self {
+        let size = ring.size();
+        Self {
+            memory,
+            ring,
+            table: Table::Direct,
+            entries: size,
+            next: Some(head),
+            left: size,
+        }
+    }
+
+    fn read(&self, index: u16) -> Option<Descriptor> {
+        let offset = 16 * usize::from(index);
+        match self.table {
+            Table::Direct => self.ring.descriptor(index),
+            // SAFETY: the whole table was found in one region, which `memory`
+            // keeps mapped, and the index is below its number of entries.
+            Table::Indirect(_, Some(host)) => Some(unsafe { Descriptor::read(host.add(offset)) }),
+            Table::Indirect(guest, None) => {
+                let guest = guest.checked_add(u64::try_from(offset).ok()?)?;
+                let mut bytes = [0; 16];
+                for (at, byte) in (guest..=guest.checked_add(15)?).zip(&mut bytes) {
+                    // SAFETY: this byte is mapped as long as `memory` is held.
+                    *byte = unsafe { self.memory.host(at, 1)?.read_volatile() };
+                }
+                Some(Descriptor::from_bytes(bytes))
+            }
+        }
+    }
+
+    fn enter(&mut self, pointer: &Descriptor) -> Result<(), Endless> {
+        let nested = matches!(self.table, Table::Indirect(..));
+        let entries = u16::try_from(pointer.len() / 16).map_err(|_| Endless)?;
+        if nested
+            || pointer.has(Descriptor::NEXT)
+            || !pointer.len().is_multiple_of(16)
+            || entries == 0
+        {
+            return Err(Endless);
+        }
+        let host = self.memory.host(pointer.addr(), u64::from(pointer.len()));
+        self.table = Table::Indirect(pointer.addr(), host.map(<*mut u8>::cast_const));
+        self.entries = entries;
+        self.left = entries;
+        Ok(())
+    }
+
+    fn step(&mut self, index: u16) -> Result<Descriptor, Endless> {
+        if index >= self.entries {
+            return Err(Endless);
+        }
+        self.left = self.left.checked_sub(1).ok_or(Endless)?;
+        let descriptor = self.read(index).ok_or(Endless)?;
+        if descriptor.has(Descriptor::INDIRECT) {
+            self.enter(&descriptor)?;
+            return self.step(0);
+        }
+        if descriptor.has(Descriptor::NEXT) {
+            self.next = Some(descriptor.next());
+        }
+        Ok(descriptor)
+    }
+}
+
+impl Iterator for Descriptors<'_> {
+    type Item = Result<Descriptor, Endless>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let index = self.next.take()?;
+        Some(self.step(index))
+    }
+}
+
+/// The last writable byte of a chain, where the driver expects the status.
+#[derive(Debug)]
+pub(crate) struct StatusByte(*mut u8);
+
+impl StatusByte {
+    /// The byte as a piece of host memory.
+    pub(crate) fn piece(&self) -> iovec {
+        iovec {
+            iov_base: self.0.cast(),
+            iov_len: 1,
+        }
+    }
+
+    /// # Safety
+    /// The memory that the chain was walked over is still held.
+    pub(crate) unsafe fn write(self, status: Status) {
+        // SAFETY: it is the address of a byte of that memory. Volatile, as the
+        // guest shares it.
+        unsafe { self.0.write_volatile(status as u8) }
+    }
+}
+
+/// The buffers of one direction. Room for all that one chain may have is made
+/// once.
+#[derive(Debug)]
+struct Buffers {
+    pieces: Vec<iovec>,
+    /// The first piece that is not used up, which may be cut at its front.
+    first: usize,
+    bytes: u64,
+    /// The last buffer is not mapped.
+    torn: bool,
+    /// Pieces were left out.
+    overflowed: bool,
+}
+
+impl Buffers {
+    fn new() -> Self {
+        let pieces = Vec::with_capacity(MAX_SEGMENTS + MAX_REGIONS);
+        Self {
+            pieces,
+            first: 0,
+            bytes: 0,
+            torn: false,
+            overflowed: false,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.first = 0;
+        self.bytes = 0;
+        self.torn = false;
+        self.overflowed = false;
+    }
+
+    fn add(&mut self, memory: &Memory, guest: u64, len: u32) {
+        if self.pieces.len() >= MAX_SEGMENTS {
+            // The last piece is always kept: it ends with the status byte.
+            self.overflowed = true;
+            self.pieces.truncate(MAX_SEGMENTS - 1);
+        }
+        self.torn = memory
+            .pieces(guest, u64::from(len), &mut self.pieces)
+            .is_none();
+        if self.pieces.len() > MAX_SEGMENTS {
+            self.overflowed = true;
+        }
+        self.bytes += u64::from(len);
+    }
+
+    /// Cuts off the last byte.
+    fn take_last(&mut self) -> Option<StatusByte> {
+        let piece = self.pieces.last_mut().filter(|_| !self.torn)?;
+        piece.iov_len -= 1;
+        self.bytes -= 1;
+        // SAFETY: no piece is empty, so this is the address of its last byte.
+        let last = unsafe { piece.iov_base.cast::<u8>().add(piece.iov_len) };
+        if piece.iov_len == 0 {
+            self.pieces.pop();
+        }
+        Some(StatusByte(last))
+    }
+
+    /// Uses up to `len` bytes at the front, each stretch by `with(host, offset
+    /// in what is used, length)`.
+    fn consume(&mut self, len: usize, mut with: impl FnMut(*mut u8, usize, usize)) -> usize {
+        let mut used = 0;
+        while used < len
+            && let Some(piece) = self.pieces.get_mut(self.first)
+        {
+            let bytes = piece.iov_len.min(len - used);
+            let host = piece.iov_base.cast::<u8>();
+            with(host, used, bytes);
+            // SAFETY: not beyond the end of the piece.
+            piece.iov_base = unsafe { host.add(bytes) }.cast();
+            piece.iov_len -= bytes;
+            if piece.iov_len == 0 {
+                self.first += 1;
+            }
+            used += bytes;
+            self.bytes = self.bytes.saturating_sub(bytes as u64);
+        }
+        used
+    }
+
+    fn rest(&self) -> Option<&[iovec]> {
+        self.pieces.get(self.first..).filter(|_| !self.overflowed)
+    }
+}
+
+/// Room for the pieces of one chain at a time.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    readable: Buffers,
+    writable: Buffers,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self {
+            readable: Buffers::new(),
+            writable: Buffers::new(),
+        }
+    }
+
+    /// Follows a chain to its end.
+    pub(crate) fn walk<'a>(&'a mut self, memory: &'a Memory, ring: &Ring, head: u16) -> Walked<'a> {
+        let Self { readable, writable } = self;
+        readable.clear();
+        writable.clear();
+        let mut sound = true;
+        let mut total = 0u32;
+        for descriptor in Descriptors::new(memory, ring, head) {
+            let Ok(descriptor) = descriptor else {
+                return Walked::Bad(None);
+            };
+            let len = descriptor.len();
+            if len == 0 {
+                continue;
+            }
+            match total.checked_add(len) {
+                Some(sum) => total = sum,
+                // Without end if the driver wants so, but bounded by the table.
+                None => sound = false,
+            }
+            if descriptor.is_writable() {
+                writable.add(memory, descriptor.addr(), len);
+                sound &= !writable.torn;
+            } else {
+                // RING-9: all that is read comes before all that is written.
+                sound &= writable.bytes == 0;
+                readable.add(memory, descriptor.addr(), len);
+                sound &= !readable.torn;
+            }
+        }
+        match writable.take_last() {
+            Some(status) if sound => Walked::Good(
+                Chain {
+                    memory,
+                    readable,
+                    writable,
+                },
+                status,
+            ),
+            status => Walked::Bad(status),
+        }
+    }
+}
+
+/// What came of following a chain.
+#[derive(Debug)]
+pub(crate) enum Walked<'a> {
+    /// All buffers are mapped, in order, and there is a status byte.
+    Good(Chain<'a>, StatusByte),
+    /// The request cannot be executed; a status byte may have been found.
+    Bad(Option<StatusByte>),
+}
+
+/// The buffers of a chain without its status byte. Bytes that were read or
+/// written through [`ChainReader`] are not part of it any more.
+#[derive(Debug)]
+pub(crate) struct Chain<'a> {
+    memory: &'a Memory,
+    readable: &'a mut Buffers,
+    writable: &'a mut Buffers,
+}
+
+impl Chain<'_> {
+    /// What is left of the buffers that the device reads; `None`: too many.
+    pub(crate) fn readable_pieces(&self) -> Option<&[iovec]> {
+        self.readable.rest()
+    }
+
+    /// All that may be written, but for the status, and the memory it is in;
+    /// before anything is.
+    pub(crate) fn written(&self) -> (&Memory, &[iovec]) {
+        (self.memory, &self.writable.pieces)
+    }
+
+    /// What is left of the buffers that the device writes.
+    pub(crate) fn writable_pieces(&self) -> Option<&[iovec]> {
+        self.writable.rest()
+    }
+}
+
+impl ChainReader for Chain<'_> {
+    fn readable(&self) -> u64 {
+        self.readable.bytes
+    }
+
+    fn writable(&self) -> u64 {
+        self.writable.bytes
+    }
+
+    fn read(&mut self, into: &mut [u8]) -> usize {
+        self.readable.consume(into.len(), |host, offset, len| {
+            // SAFETY: `host` is a piece of `memory` with at least `len` bytes,
+            // and `consume` stays within what it was asked for. The guest may
+            // change the bytes meanwhile; any value is valid, and what was
+            // copied is all that is looked at.
+            unsafe { host.copy_to_nonoverlapping(into.as_mut_ptr().add(offset), len) }
+        })
+    }
+
+    fn write(&mut self, from: &[u8]) -> usize {
+        self.writable.consume(from.len(), |host, offset, len| {
+            // SAFETY: as in `read`, the other way round.
+            unsafe { host.copy_from_nonoverlapping(from.as_ptr().add(offset), len) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

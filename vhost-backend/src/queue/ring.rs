@@ -1,0 +1,383 @@
+//! A split virtqueue, device side (virtio 1.2, 2.7), over host addresses that
+//! are looked up once when the ring starts or moves.
+//!
+//! All indices are free-running `u16` counters, as in guest memory. Nothing
+//! the driver writes is used before it was read once and checked.
+#![allow(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use crate::command::RingAddresses;
+use crate::crash;
+use crate::memory::Memory;
+use crate::memory::dirty::UsedLog;
+use crate::memory::inflight::{Record, Region};
+use crate::queue::descriptor::Descriptor;
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`.
+const SILENT: u16 = 1;
+
+/// Host addresses of a ring's three parts, and what keeps them valid.
+#[derive(Debug)]
+struct Place {
+    descriptors: *const u8,
+    avail: *const u8,
+    used: *mut u8,
+    _memory: Arc<Memory>,
+}
+
+impl Place {
+    /// Each part lies in one region, aligned for the guest and for us (RING-2).
+    fn find(memory: &Arc<Memory>, at: RingAddresses, size: u16, event_idx: bool) -> Option<Self> {
+        let size = u64::from(size);
+        let event = if event_idx { 2 } else { 0 };
+        let part = |guest: u64, len: u64, align: u64| {
+            let host = memory.host(guest, len)?;
+            let aligned = guest.is_multiple_of(align)
+                && host.addr().is_multiple_of(usize::try_from(align).ok()?);
+            aligned.then_some(host)
+        };
+        Some(Self {
+            descriptors: part(at.descriptors, 16 * size, 16)?,
+            avail: part(at.avail, 4 + 2 * size + event, 2)?,
+            used: part(at.used, 4 + 8 * size + event, 4)?,
+            _memory: Arc::clone(memory),
+        })
+    }
+
+    /// Field `index` of the available ring: flags, idx, ring[..], used_event.
+    fn avail(&self, index: usize) -> &AtomicU16 {
+        // SAFETY: callers pass 0, 1, 2 + (an index below the size) or, with
+        // EVENT_IDX, 2 + the size; `find` saw that much memory, 2-aligned, and
+        // `_memory` keeps it mapped. The guest may write it at any time, which
+        // an atomic allows.
+        unsafe { AtomicU16::from_ptr(self.avail.cast_mut().cast::<u16>().add(index)) }
+    }
+
+    /// Field `index` of the used ring in units of `u16`: flags, idx, elements
+    /// of 4, avail_event.
+    fn used(&self, index: usize) -> &AtomicU16 {
+        // SAFETY: callers pass 0, 1 or, with EVENT_IDX, 2 + 4 * the size; the
+        // rest as in `avail`.
+        unsafe { AtomicU16::from_ptr(self.used.cast::<u16>().add(index)) }
+    }
+}
+
+/// What the driver offers next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Popped {
+    /// Nothing now.
+    Empty,
+    /// A chain that begins with this descriptor.
+    Head(u16),
+    /// An index beyond the table, which names no chain and gets no answer.
+    OutOfRange(u16),
+    /// The driver is out of its mind; told once, `Empty` from then on (RING-4).
+    Broken,
+}
+
+/// A started ring.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    /// Entries; a power of two.
+    size: u16,
+    event_idx: bool,
+    addresses: RingAddresses,
+    /// `None` while guest memory does not contain the ring.
+    place: Option<Place>,
+    next_avail: u16,
+    /// `avail.idx` as last read: what lies before it may be fetched.
+    seen_avail: u16,
+    /// Where the next used element goes.
+    next_used: u16,
+    /// `used.idx` as the guest sees it.
+    published: u16,
+    /// Answers that came while the ring was not in memory: at most one for
+    /// each head.
+    unplaced: Vec<(u16, u32)>,
+    /// Outlives this process; kept if the front-end wants it.
+    record: Option<Record>,
+    /// Where writes to the used ring are logged, while they are.
+    used_log: Option<UsedLog>,
+    /// The driver was asked to kick.
+    armed: bool,
+    broken: bool,
+}
+
+impl Ring {
+    /// A ring at these addresses; the used index comes from guest memory
+    /// (VU-16). `None` if it does not lie in guest memory, aligned, or if the
+    /// size is not a power of two.
+    pub(crate) fn new(
+        memory: &Arc<Memory>,
+        size: u16,
+        addresses: RingAddresses,
+        next_avail: u16,
+        event_idx: bool,
+    ) -> Option<Self> {
+        if !size.is_power_of_two() {
+            return None;
+        }
+        let place = Place::find(memory, addresses, size, event_idx)?;
+        let used = u16::from_le(place.used(1).load(Ordering::Acquire));
+        Some(Self {
+            size,
+            event_idx,
+            addresses,
+            place: Some(place),
+            next_avail,
+            seen_avail: next_avail,
+            next_used: used,
+            published: used,
+            unplaced: Vec::with_capacity(usize::from(size)),
+            record: None,
+            used_log: None,
+            armed: false,
+            broken: false,
+        })
+    }
+
+    /// Keeps a record of what is in flight, and takes over what a predecessor
+    /// has left in it: returns the heads it has fetched and not answered, in
+    /// that order. They are carried out before anything is fetched, which
+    /// goes on behind them (VU-32, VU-33). `None`: the record is not usable.
+    pub(crate) fn recover(&mut self, region: Region) -> Option<Vec<u16>> {
+        let (record, heads) = region.recover(self.size, self.published)?;
+        let in_flight = u16::try_from(heads.len()).ok()?;
+        self.next_avail = self.published.wrapping_add(in_flight);
+        self.seen_avail = self.next_avail;
+        self.record = Some(record);
+        Some(heads)
+    }
+
+    /// The chain that was popped last is about to be carried out.
+    pub(crate) fn fetched(&mut self, head: u16) {
+        if let Some(record) = &mut self.record {
+            record.fetched(head);
+        }
+    }
+
+    /// Logs writes to the used ring there from now on.
+    pub(crate) fn log_used(&mut self, used_log: Option<UsedLog>) {
+        self.used_log = used_log;
+    }
+
+    /// Uses this memory and these addresses from now on. Returns whether the
+    /// ring lies there; if not it rests until it is moved again, and its
+    /// answers are kept.
+    pub(crate) fn relocate(&mut self, memory: &Arc<Memory>, addresses: RingAddresses) -> bool {
+        self.addresses = addresses;
+        self.place = Place::find(memory, addresses, self.size, self.event_idx);
+        self.armed = false;
+        if self.place.is_some() {
+            for index in 0..self.unplaced.len() {
+                let (head, len) = self.unplaced[index];
+                self.put(head, len);
+            }
+            self.unplaced.clear();
+        }
+        self.place.is_some()
+    }
+
+    pub(crate) fn addresses(&self) -> RingAddresses {
+        self.addresses
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The ring had buffers before it was started here.
+    pub(crate) fn resumed(&self) -> bool {
+        self.published != 0
+    }
+
+    /// Nothing will be fetched from it, whatever the driver does.
+    pub(crate) fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// The driver has offered something that was not taken yet, or is out of
+    /// its mind.
+    pub(crate) fn has_available(&self) -> bool {
+        let Some(place) = self.place.as_ref().filter(|_| !self.broken) else {
+            return false;
+        };
+        u16::from_le(place.avail(1).load(Ordering::Acquire)) != self.next_avail
+    }
+
+    /// Takes the next chain from the available ring.
+    pub(crate) fn pop(&mut self) -> Popped {
+        let Some(place) = &self.place else {
+            return Popped::Empty;
+        };
+        if self.broken {
+            return Popped::Empty;
+        }
+        if self.next_avail == self.seen_avail {
+            // Acquire: entries and descriptors are read after it (RING-3).
+            let avail = u16::from_le(place.avail(1).load(Ordering::Acquire));
+            if avail.wrapping_sub(self.next_avail) > self.size {
+                self.broken = true;
+                return Popped::Broken;
+            }
+            self.seen_avail = avail;
+            if avail == self.next_avail {
+                return Popped::Empty;
+            }
+        }
+        let slot = usize::from(self.next_avail & (self.size - 1));
+        let head = u16::from_le(place.avail(2 + slot).load(Ordering::Relaxed));
+        self.next_avail = self.next_avail.wrapping_add(1);
+        if head < self.size {
+            Popped::Head(head)
+        } else {
+            Popped::OutOfRange(head)
+        }
+    }
+
+    /// One read of a descriptor of the ring's own table.
+    pub(crate) fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        let place = self.place.as_ref().filter(|_| index < self.size)?;
+        // SAFETY: the table has `size` descriptors of 16 bytes, which `place`
+        // keeps mapped.
+        Some(unsafe { Descriptor::read(place.descriptors.add(16 * usize::from(index))) })
+    }
+
+    /// Returns a chain to the driver; it learns of it by [`publish`](Self::publish).
+    /// Each head that was popped is answered at most once.
+    pub(crate) fn answer(&mut self, head: u16, len: u32) {
+        if self.place.is_some() {
+            self.put(head, len);
+        } else {
+            self.unplaced.push((head, len));
+        }
+    }
+
+    fn put(&mut self, head: u16, len: u32) {
+        let Some(place) = &self.place else { return };
+        let slot = usize::from(self.next_used & (self.size - 1));
+        // SAFETY: `slot` is below the size, so the element lies in the used
+        // ring, which is 4-aligned and kept mapped by `place`. Volatile, as
+        // the guest shares it.
+        unsafe {
+            let element = place.used.add(4 + 8 * slot).cast::<u32>();
+            element.write_volatile(u32::from(head).to_le());
+            element.add(1).write_volatile(len.to_le());
+        }
+        crash::point();
+        if let Some(record) = &mut self.record {
+            record.answered(head);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Shows the driver what was answered, all at once, and tells whether it
+    /// wants an interrupt for that (RING-13, RING-14).
+    pub(crate) fn publish(&mut self) -> bool {
+        let Some(place) = &self.place else {
+            return false;
+        };
+        if self.next_used == self.published {
+            return false;
+        }
+        let before = self.published;
+        // Release: the elements are seen before the index (RING-3).
+        place
+            .used(1)
+            .store(self.next_used.to_le(), Ordering::Release);
+        self.published = self.next_used;
+        crash::point();
+        let batch = self.published.wrapping_sub(before);
+        if let Some(record) = &mut self.record {
+            record.published(batch, self.published);
+        }
+        if let Some(log) = &self.used_log {
+            mark_used(log, self.size, before, batch);
+        }
+        // The driver writes used_event or flags and then looks at used.idx.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = u16::from_le(
+                place
+                    .avail(2 + usize::from(self.size))
+                    .load(Ordering::Relaxed),
+            );
+            crossed(event, before, self.published)
+        } else {
+            u16::from_le(place.avail(0).load(Ordering::Relaxed)) & SILENT == 0
+        }
+    }
+
+    /// Asks the driver to kick, and tells whether it has already added
+    /// something for which it may not have kicked (RING-16).
+    pub(crate) fn arm(&mut self) -> bool {
+        let Some(place) = &self.place else {
+            return false;
+        };
+        if self.broken {
+            return false;
+        }
+        if !self.armed {
+            if self.event_idx {
+                let event = place.used(2 + 4 * usize::from(self.size));
+                event.store(self.next_avail.to_le(), Ordering::Relaxed);
+                if let Some(log) = &self.used_log {
+                    log.mark(4 + 8 * u64::from(self.size), 2);
+                }
+            }
+            // With EVENT_IDX this stays 0 (RING-14), also after a previous
+            // owner of the ring.
+            place.used(0).store(0, Ordering::Relaxed);
+            if let Some(log) = &self.used_log {
+                log.mark(0, 2);
+            }
+            self.armed = true;
+            fence(Ordering::SeqCst);
+        }
+        self.has_available()
+    }
+
+    /// The driver need not kick for now. With EVENT_IDX it does not kick again
+    /// anyway until avail_event is renewed.
+    pub(crate) fn disarm(&mut self) {
+        let Some(place) = self.place.as_ref().filter(|_| self.armed) else {
+            return;
+        };
+        if !self.event_idx {
+            place.used(0).store(SILENT.to_le(), Ordering::Relaxed);
+            if let Some(log) = &self.used_log {
+                log.mark(0, 2);
+            }
+        }
+        self.armed = false;
+    }
+
+    /// The ring ends here: returns the next avail index. Kicks are left
+    /// enabled for whoever serves it next.
+    pub(crate) fn end(mut self) -> u16 {
+        self.arm();
+        self.next_avail
+    }
+}
+
+/// Logs the used index and the elements of a batch that began at index
+/// `before`.
+#[cold]
+fn mark_used(log: &UsedLog, size: u16, before: u16, batch: u16) {
+    let (batch, first) = (batch.min(size), before & (size - 1));
+    let to_the_end = batch.min(size - first);
+    let element = |slot: u16| 4 + 8 * u64::from(slot);
+    log.mark(element(first), 8 * u64::from(to_the_end));
+    log.mark(element(0), 8 * u64::from(batch - to_the_end));
+    log.mark(2, 2);
+}
+
+/// `event` is among the indices `before .. now` (virtio 1.2, 2.7.10).
+fn crossed(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,375 @@
+//! The front-end's socket: receives each message whole before anybody acts on
+//! it, so that a bad one can be refused instead of ending the connection, and
+//! nothing here ever waits for the front-end.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+/// Bytes of a message header: request, flags, payload size.
+const HEADER: usize = 12;
+
+/// Longest payload taken (VU-50).
+pub(crate) const MAX_PAYLOAD: usize = 4096;
+
+const MAX_MESSAGE: usize = HEADER + MAX_PAYLOAD;
+
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+
+/// Words that hold a control message of as many descriptors as the kernel
+/// lets through at once (253).
+const CONTROL: usize = 132;
+
+/// Most descriptors kept for one message, which may come in several pieces.
+const MAX_FDS: usize = 253;
+
+/// A whole message of the front-end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub request: u32,
+    pub need_reply: bool,
+    /// Bytes after the header.
+    pub size: usize,
+    /// File descriptors that came with it.
+    pub fds: usize,
+}
+
+/// What has come.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Nothing,
+    /// The rest of a message has not come yet.
+    Incomplete,
+    Message(Message),
+    /// Not a message of this protocol (VU-1).
+    Garbage,
+    /// The front-end has closed its end.
+    Gone,
+}
+
+/// One connection, and the message that has come on it but was not dealt with.
+///
+/// A message is received whole, never peeked at: where the next one carries
+/// descriptors, a peek that ends before it reports them all the same.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    stream: UnixStream,
+    buffer: Box<[u8; MAX_MESSAGE]>,
+    /// Bytes of the message in the buffer.
+    filled: usize,
+    fds: Vec<OwnedFd>,
+}
+
+impl Channel {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            buffer: Box::new([0; MAX_MESSAGE]),
+            filled: 0,
+            fds: Vec::new(),
+        }
+    }
+
+    /// The message that is to be dealt with next: the same one until it was
+    /// [forwarded](Self::forward), [discarded](Self::discard) or its
+    /// descriptors were [taken](Self::take_fds).
+    pub(crate) fn next(&mut self) -> io::Result<Next> {
+        if let Some(ended) = self.fill(HEADER)? {
+            return Ok(ended);
+        }
+        let word = |at: usize| {
+            let bytes = self.buffer.get(at..at + 4).and_then(|b| b.try_into().ok());
+            bytes.map_or(0, u32::from_ne_bytes)
+        };
+        let (request, flags, size) = (word(0), word(4), word(8));
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if flags & !NEED_REPLY != VERSION || size > MAX_PAYLOAD {
+            return Ok(Next::Garbage);
+        }
+        if let Some(ended) = self.fill(HEADER + size)? {
+            return Ok(ended);
+        }
+        if self.fds.len() > MAX_FDS {
+            return Ok(Next::Garbage);
+        }
+        Ok(Next::Message(Message {
+            request,
+            need_reply: flags & NEED_REPLY != 0,
+            size,
+            fds: self.fds.len(),
+        }))
+    }
+
+    /// The payload of the message that [`next`](Self::next) has found.
+    pub(crate) fn payload(&self, message: &Message) -> &[u8] {
+        self.buffer
+            .get(HEADER..HEADER + message.size)
+            .unwrap_or_default()
+    }
+
+    /// Is done with the message; its descriptors are closed.
+    pub(crate) fn discard(&mut self) {
+        self.filled = 0;
+        self.fds.clear();
+    }
+
+    /// Is done with the message and gives its descriptors.
+    pub(crate) fn take_fds(&mut self) -> Vec<OwnedFd> {
+        self.filled = 0;
+        std::mem::take(&mut self.fds)
+    }
+
+    /// Passes the message on, whole and with its descriptors, to an empty
+    /// socket, and is done with it.
+    pub(crate) fn forward(&mut self, to: &UnixStream) -> io::Result<()> {
+        let bytes = self.buffer.get(..self.filled).unwrap_or_default();
+        let fds: Vec<RawFd> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let sent = to.send_with_fds(&[bytes], &fds)?;
+        if sent != bytes.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.discard();
+        Ok(())
+    }
+
+    /// A reply will not have to wait: the socket's buffer is nearly empty.
+    pub(crate) fn is_writable(&self) -> io::Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.stream.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one pollfd is writable for the call, which does not wait.
+        if unsafe { libc::poll(&raw mut poll, 1, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(poll.revents != 0)
+    }
+
+    /// Answers a request without waiting.
+    ///
+    /// # Errors
+    /// The front-end is gone, or does not read its replies.
+    pub(crate) fn reply(&self, request: u32, payload: &[u8]) -> io::Result<()> {
+        send(&self.stream, request, VERSION | REPLY, payload)
+    }
+
+    /// Answers a request with a descriptor, without waiting.
+    ///
+    /// # Errors
+    /// As [`reply`](Self::reply).
+    pub(crate) fn reply_with_fd(
+        &self,
+        request: u32,
+        payload: &[u8],
+        fd: OwnedFd,
+    ) -> io::Result<()> {
+        let bytes = bytes(request, VERSION | REPLY, payload)?;
+        send_all(&self.stream, &bytes, &[fd])
+    }
+
+    /// Sends what somebody else has answered, as it is and without waiting.
+    ///
+    /// # Errors
+    /// As [`reply`](Self::reply).
+    pub(crate) fn relay(&self, reply: &Taken) -> io::Result<()> {
+        send_all(&self.stream, &reply.bytes, &reply.fds)
+    }
+
+    /// Receives until the message has `want` bytes; `None` once it has.
+    fn fill(&mut self, want: usize) -> io::Result<Option<Next>> {
+        while self.filled < want {
+            let into = self.buffer.get_mut(self.filled..want).unwrap_or_default();
+            match receive(&self.stream, into) {
+                Ok(received) if received.bytes == 0 => return Ok(Some(Next::Gone)),
+                Ok(received) => {
+                    self.filled += received.bytes;
+                    self.fds.extend(received.fds);
+                    // No end of them: more than anybody sends.
+                    if self.fds.len() > MAX_FDS {
+                        return Ok(Some(Next::Garbage));
+                    }
+                    if received.truncated {
+                        return Err(io::Error::other(
+                            "a descriptor that it sent could not be opened: the limit on open files is reached (LimitNOFILE=, ulimit -n)",
+                        ));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(match self.filled {
+                        0 => Next::Nothing,
+                        _ => Next::Incomplete,
+                    }));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What waited in a socket.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub bytes: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Takes all that waits in a socket.
+///
+/// # Errors
+/// What recvmsg(2) says.
+pub(crate) fn take_all(stream: &UnixStream) -> io::Result<Taken> {
+    let mut taken = Taken::default();
+    let mut piece = [0; 512];
+    loop {
+        match receive(stream, &mut piece) {
+            Ok(received) if received.bytes == 0 => return Ok(taken),
+            Ok(received) => {
+                taken
+                    .bytes
+                    .extend_from_slice(piece.get(..received.bytes).unwrap_or_default());
+                taken.fds.extend(received.fds);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(taken),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Sends a message without waiting, whole or not at all as far as anybody
+/// can see: after an error the socket is of no use.
+pub(crate) fn send(
+    stream: &UnixStream,
+    request: u32,
+    flags: u32,
+    payload: &[u8],
+) -> io::Result<()> {
+    send_all(stream, &bytes(request, flags | VERSION, payload)?, &[])
+}
+
+/// A whole message.
+fn bytes(request: u32, flags: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    for word in [request, flags, size] {
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    bytes.extend_from_slice(payload);
+    Ok(bytes)
+}
+
+fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let mut control = [0_u64; CONTROL];
+    let mut piece = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: all zeros is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut piece;
+    header.msg_iovlen = 1;
+    if !fds.is_empty() {
+        let len = u32::try_from(size_of_val(fds)).map_err(io::Error::other)?;
+        header.msg_control = control.as_mut_ptr().cast();
+        // SAFETY: only computes a number.
+        header.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
+        if header.msg_controllen > size_of_val(&control) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the control buffer is as long as the header says, aligned
+        // for a cmsghdr, and has room for `len` bytes of data.
+        unsafe {
+            let cmsg = libc::CMSG_FIRSTHDR(&raw const header);
+            (*cmsg).cmsg_level = libc::SOL_SOCKET;
+            (*cmsg).cmsg_type = libc::SCM_RIGHTS;
+            (*cmsg).cmsg_len = libc::CMSG_LEN(len) as usize;
+            let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
+            for (index, fd) in fds.iter().enumerate() {
+                data.add(index).write_unaligned(fd.as_raw_fd());
+            }
+        }
+    }
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the header points to buffers that live through the call and are
+    // readable for the lengths it gives.
+    let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const header, flags) };
+    match usize::try_from(sent) {
+        Ok(sent) if sent == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+#[derive(Debug)]
+struct Received {
+    bytes: usize,
+    fds: Vec<OwnedFd>,
+    /// There were more descriptors.
+    truncated: bool,
+}
+
+/// One recvmsg that does not wait.
+fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
+    let mut control = [0_u64; CONTROL];
+    let mut piece = libc::iovec {
+        iov_base: into.as_mut_ptr().cast(),
+        iov_len: into.len(),
+    };
+    // SAFETY: all zeros is a valid msghdr.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut piece;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let bytes = loop {
+        // SAFETY: the header points to buffers that live through the call and
+        // are writable for the lengths it gives.
+        let bytes = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, flags) };
+        match usize::try_from(bytes) {
+            Ok(bytes) => break bytes,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
+    Ok(Received {
+        bytes,
+        fds: descriptors(&header),
+        truncated,
+    })
+}
+
+/// Owns the descriptors of a received header.
+fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled the control buffer as far as the header
+    // says; the macros stay within. Each descriptor in it is new and ours.
+    unsafe {
+        let mut cmsg = libc::CMSG_FIRSTHDR(header);
+        while !cmsg.is_null() {
+            if (*cmsg).cmsg_level == libc::SOL_SOCKET && (*cmsg).cmsg_type == libc::SCM_RIGHTS {
+                let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
+                let bytes = (*cmsg).cmsg_len - (data.addr() - cmsg.addr());
+                for index in 0..bytes / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            cmsg = libc::CMSG_NXTHDR(header, cmsg);
+        }
+    }
+    fds
+}
+
+#[cfg(test)]
+mod tests;

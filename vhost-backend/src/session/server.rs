@@ -1,0 +1,241 @@
+//! A disk offered to front-ends: workers that live as long as the server, and
+//! the thread that serves one session after the other.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use epoll::Events;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::command::Mode;
+use crate::device::Device;
+use crate::error::Error;
+use crate::options::Options;
+use crate::session::handler::Handler;
+use crate::session::listener::{Doorway, Endpoint};
+use crate::session::poller::Poller;
+use crate::session::{Outcome, Session, Shared, lock};
+use crate::status::SessionStatus;
+use crate::worker::workers::Workers;
+
+const WAKE: u64 = 0;
+const FRONT_END: u64 = 1;
+const LISTENER: u64 = 2;
+
+/// What others ask of the session thread.
+#[derive(Debug)]
+struct Bell {
+    event: EventFd,
+    stop: AtomicBool,
+    capacity_changed: AtomicBool,
+    status: Mutex<SessionStatus>,
+}
+
+impl Bell {
+    fn ring(&self, what: &AtomicBool) {
+        what.store(true, Ordering::Release);
+        // Fails only when the counter is full, and then it is readable.
+        let _ = self.event.write(1);
+    }
+
+    fn stops(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn show(&self, status: SessionStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+}
+
+/// A handle on a server, for other threads.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<Bell>);
+
+impl Handle {
+    /// Ends [`Server::run`]: what was fetched is answered, then the
+    /// front-end's socket is closed.
+    pub fn stop(&self) {
+        self.0.ring(&self.0.stop);
+    }
+
+    /// [`Device::capacity_sectors`] has changed. The front-end is told if it
+    /// has negotiated that (BLK-35, VU-27).
+    pub fn capacity_changed(&self) {
+        self.0.ring(&self.0.capacity_changed);
+    }
+
+    /// The session as it was when it last did something.
+    #[must_use]
+    pub fn status(&self) -> SessionStatus {
+        *self.0.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A disk offered over vhost-user. Its workers are started with it and end
+/// when it is dropped.
+pub struct Server<D: Device> {
+    handler: Shared<D>,
+    bell: Arc<Bell>,
+}
+
+impl<D: Device> Server<D> {
+    /// Starts the workers and opens their I/O.
+    ///
+    /// # Errors
+    /// An option is outside its limits, or the host refuses a thread or its
+    /// I/O.
+    pub fn new(device: Arc<D>, options: Options) -> Result<Self, Error> {
+        options.check()?;
+        let event =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::os("create an eventfd"))?;
+        let mode = Arc::new(Mode::default());
+        let workers = Workers::spawn(Arc::clone(&device), Arc::clone(&mode), &options)?;
+        let handler = Handler::new(device, workers, mode, &options);
+        let bell = Bell {
+            event,
+            stop: AtomicBool::new(false),
+            capacity_changed: AtomicBool::new(false),
+            status: Mutex::default(),
+        };
+        Ok(Self {
+            handler: Arc::new(Mutex::new(handler)),
+            bell: Arc::new(bell),
+        })
+    }
+
+    /// For signal handlers and control interfaces.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        Handle(Arc::clone(&self.bell))
+    }
+
+    /// Serves front-ends on this thread. Returns once [`Handle::stop`] was
+    /// called, or when the only front-end of [`Endpoint::Connected`] has gone;
+    /// all rings are stopped and drained then.
+    ///
+    /// # Errors
+    /// The host refuses something the session thread needs. A misbehaving
+    /// front-end is no error.
+    pub fn run(&mut self, endpoint: Endpoint) -> Result<(), Error> {
+        let poller = Poller::new().map_err(Error::os("create an epoll instance"))?;
+        poller
+            .add(&self.bell.event, WAKE, Events::EPOLLIN)
+            .map_err(Error::os("watch for orders"))?;
+        let (mut doorway, mut session) = match endpoint {
+            Endpoint::Listener(listener) => {
+                let doorway = Doorway::new(listener).map_err(Error::os("listen for front-ends"))?;
+                (Some(doorway), None)
+            }
+            Endpoint::Connected(stream) => (
+                None,
+                Some(
+                    self.connect(stream, &poller)
+                        .map_err(Error::os("serve the front-end"))?,
+                ),
+            ),
+        };
+        let result = self.serve(&poller, &mut doorway, &mut session);
+        self.hang_up(&mut session);
+        result
+    }
+
+    fn serve(
+        &self,
+        poller: &Poller,
+        doorway: &mut Option<Doorway>,
+        session: &mut Option<Session<D>>,
+    ) -> Result<(), Error> {
+        while !self.bell.stops() {
+            let outcome = match (session.as_mut(), doorway.as_mut()) {
+                (Some(session), _) => self.turn(session),
+                (None, Some(doorway)) => self.let_in(doorway, poller, session)?,
+                (None, None) => return Ok(()),
+            };
+            let deadline = match outcome {
+                Outcome::Over => {
+                    self.hang_up(session);
+                    continue;
+                }
+                Outcome::Busy => Some(Instant::now()),
+                Outcome::Waits => self.deadline(doorway.as_ref(), session.as_ref()),
+            };
+            if poller
+                .wait(deadline, WAKE)
+                .map_err(Error::os("wait for events"))?
+            {
+                // Readable just now; nobody else reads it.
+                let _ = self.bell.event.read();
+            }
+        }
+        Ok(())
+    }
+
+    fn turn(&self, session: &mut Session<D>) -> Outcome {
+        if self.bell.capacity_changed.swap(false, Ordering::AcqRel) {
+            session.capacity_changed();
+        }
+        if lock(&self.handler)
+            .retry_at()
+            .is_some_and(|at| at <= Instant::now())
+        {
+            lock(&self.handler).start_ready();
+        }
+        let outcome = session.serve();
+        self.bell.show(lock(&self.handler).status());
+        outcome
+    }
+
+    fn let_in(
+        &self,
+        doorway: &mut Doorway,
+        poller: &Poller,
+        session: &mut Option<Session<D>>,
+    ) -> Result<Outcome, Error> {
+        // Whoever comes next reads the configuration as it is.
+        self.bell.capacity_changed.store(false, Ordering::Release);
+        let accepted = doorway
+            .accept(poller, LISTENER)
+            .map_err(Error::os("accept a front-end"))?;
+        let Some(stream) = accepted else {
+            return Ok(Outcome::Waits);
+        };
+        match self.connect(stream, poller) {
+            Ok(connected) => *session = Some(connected),
+            Err(error) => log::error!("cannot serve a front-end: {error}"),
+        }
+        Ok(Outcome::Busy)
+    }
+
+    fn connect(&self, stream: UnixStream, poller: &Poller) -> io::Result<Session<D>> {
+        let session = Session::new(stream, &self.handler, poller, FRONT_END)?;
+        log::info!("a front-end has connected");
+        self.bell.show(lock(&self.handler).status());
+        Ok(session)
+    }
+
+    /// Drains first, so that a closed socket says that all is done.
+    fn hang_up(&self, session: &mut Option<Session<D>>) {
+        if let Some(session) = session.take() {
+            lock(&self.handler).disconnect();
+            drop(session);
+            self.bell.show(SessionStatus::default());
+            log::info!("the front-end has gone");
+        }
+    }
+
+    fn deadline(&self, doorway: Option<&Doorway>, session: Option<&Session<D>>) -> Option<Instant> {
+        let mine = match session {
+            Some(session) => [session.deadline(), lock(&self.handler).retry_at()],
+            None => [doorway.and_then(Doorway::closed_until), None],
+        };
+        mine.into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod area_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! The worker threads of a server, and how the session gives them orders.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::{Builder, JoinHandle};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::command::{Answer, Command, Mode, Order};
+use crate::device::Device;
+use crate::error::Error;
+use crate::memory::Memory;
+use crate::memory::dirty::Logging;
+use crate::options::Options;
+use crate::queue::chain::Scratch;
+use crate::queue::disk::Disk;
+use crate::queue::epochs::Epochs;
+use crate::queue::{Common, Queue};
+use crate::sys;
+use crate::worker::Worker;
+use crate::worker::spin::Spin;
+use crate::worker::watch::Watch;
+
+/// Bytes of a worker's stack: small, as a process that locks its memory has
+/// all of it in memory.
+const STACK: usize = 512 << 10;
+
+/// A worker thread as the session sees it.
+#[derive(Debug)]
+struct Handle {
+    orders: Sender<Order>,
+    wake: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Sends a command; its answer comes through what is returned, which is
+    /// closed without one if the thread has gone.
+    fn send(&self, command: Command) -> Receiver<Answer> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        // If the thread has gone, `answer` is dropped, which tells.
+        if self.orders.send(Order { command, answer }).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            log::error!("cannot wake a worker: {error}");
+        }
+        answered
+    }
+}
+
+/// All worker threads. Dropping this ends them, after what is in flight.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    handles: Vec<Handle>,
+}
+
+impl Workers {
+    /// Starts the threads and opens the I/O of each.
+    pub(crate) fn spawn<D: Device>(
+        device: Arc<D>,
+        mode: Arc<Mode>,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        options.check()?;
+        let mut workers = Self {
+            handles: Vec::with_capacity(options.workers),
+        };
+        for worker in 0..options.workers {
+            let failed = |source| Error::Worker { worker, source };
+            let handle =
+                start(worker, Arc::clone(&device), Arc::clone(&mode), options).map_err(failed)?;
+            workers.handles.push(handle);
+        }
+        Ok(workers)
+    }
+
+    /// Gives a command to the worker of a queue and waits until it has taken
+    /// effect. The queue is one that is offered.
+    pub(crate) fn tell(&self, queue: usize, command: Command) -> Answer {
+        let handle = self.handles.get(queue % self.handles.len().max(1));
+        handle
+            .and_then(|handle| handle.send(command).recv().ok())
+            .unwrap_or(Answer::Refused)
+    }
+
+    /// Gives a command to every worker and waits until it has taken effect
+    /// with all.
+    pub(crate) fn tell_all(&self, mut command: impl FnMut() -> Command) {
+        let answers: Vec<_> = self
+            .handles
+            .iter()
+            .map(|handle| handle.send(command()))
+            .collect();
+        for answer in answers {
+            if answer.recv().is_err() {
+                log::error!("a worker has gone");
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // All are told before the first is waited for.
+        let answers: Vec<_> = self
+            .handles
+            .iter()
+            .map(|handle| handle.send(Command::Quit))
+            .collect();
+        for handle in &mut self.handles {
+            if handle
+                .thread
+                .take()
+                .is_some_and(|thread| thread.join().is_err())
+            {
+                log::error!("a worker has panicked");
+            }
+        }
+        drop(answers);
+    }
+}
+
+/// Starts one thread and waits until it can serve.
+fn start<D: Device>(
+    worker: usize,
+    device: Arc<D>,
+    mode: Arc<Mode>,
+    options: &Options,
+) -> io::Result<Handle> {
+    let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+    let commands = wake.try_clone()?;
+    let (orders, received) = mpsc::channel();
+    let (ready, is_ready) = mpsc::sync_channel(1);
+    let cpu = options
+        .cpus
+        .get(worker % options.cpus.len().max(1))
+        .copied();
+    let options = options.clone();
+    let thread = Builder::new()
+        .name(format!("worker-{worker}"))
+        .stack_size(STACK)
+        .spawn(move || {
+            let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
+            let built =
+                built.and_then(|()| build(worker, device, mode, &options, commands, received));
+            if let Some(mut worker) = report(built, &ready) {
+                worker.run();
+            }
+        })?;
+    is_ready
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread has ended")))?;
+    Ok(Handle {
+        orders,
+        wake,
+        thread: Some(thread),
+    })
+}
+
+/// Tells the starter how it went.
+fn report<T>(built: io::Result<T>, ready: &SyncSender<io::Result<()>>) -> Option<T> {
+    let (worker, result) = match built {
+        Ok(worker) => (Some(worker), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    // The starter waits for it.
+    let _ = ready.send(result);
+    worker
+}
+
+fn build<D: Device>(
+    worker: usize,
+    device: Arc<D>,
+    mode: Arc<Mode>,
+    options: &Options,
+    commands: EventFd,
+    orders: Receiver<Order>,
+) -> io::Result<Worker<D>> {
+    let size = options.queue_size;
+    let numbers = (worker..usize::from(options.queues)).step_by(options.workers);
+    let queues: Box<[_]> = numbers
+        .zip((0u32..).step_by(usize::from(size)))
+        .map(|(number, tag)| Queue::new(number, tag, size))
+        .collect();
+    let mut channel = device.channel(worker, queues.len() * usize::from(size))?;
+    let watch = Watch::new(commands, queues.len(), &mut channel);
+    let common = Common {
+        channel,
+        epochs: Epochs::new(Arc::new(Memory::default())),
+        scratch: Scratch::new(),
+        disk: Disk::new(device, mode),
+        dirty: None,
+    };
+    Ok(Worker {
+        common,
+        queues,
+        workers: options.workers,
+        queue_size: size,
+        watch,
+        spin: Spin::new(options.poll),
+        orders,
+        retiring: Vec::new(),
+        logging: Logging::default(),
+        leaving: false,
+    })
+}
+
+#[cfg(test)]
+mod tests;
