@@ -104,6 +104,11 @@ const ALL: &[Disturber] = {
     ]
 };
 
+/// What some hosts, file systems and versions of them never do: they lack the
+/// privilege (`grow` on ext4 takes CAP_SYS_RESOURCE), the feature, or respect
+/// for a lock.
+const ATTEMPTS: [&str; 4] = ["grow", "exchange", "move blocks", "defragment"];
+
 /// Copies that share blocks with the image.
 #[derive(Default)]
 pub struct Copies {
@@ -229,6 +234,19 @@ impl Storm {
     pub fn times(&self, name: &str) -> usize {
         let times = self.times.lock().unwrap();
         times.get(name).map_or(0, |times| times.done)
+    }
+
+    /// Who has never done what he wanted, but for those who may never be able
+    /// to here.
+    pub fn idle(&self) -> Vec<&'static str> {
+        let idle = |disturber: &&Disturber| {
+            let wanted = self.fits(disturber, disturber.manner == Manner::Quiet);
+            wanted && !ATTEMPTS.contains(&disturber.name) && self.times(disturber.name) == 0
+        };
+        ALL.iter()
+            .filter(idle)
+            .map(|disturber| disturber.name)
+            .collect()
     }
 
     /// How often everything was done, in a line each.

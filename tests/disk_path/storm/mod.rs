@@ -46,6 +46,8 @@ mod process;
 
 /// Seconds of a storm, if the environment does not say.
 const SECONDS: u64 = 8;
+/// In a storm this long everybody has his turn.
+const THOROUGH: Duration = Duration::from_secs(300);
 /// Bytes at the beginning of the image that hold the same for ever.
 const STILL: usize = 8 << 20;
 /// The shortest and the longest that the image becomes, in bytes.
@@ -98,6 +100,8 @@ struct Outcome {
     checked: usize,
     /// What was wrong, in words.
     wrong: Vec<String>,
+    /// Who has never disturbed.
+    idle: Vec<&'static str>,
 }
 
 impl Outcome {
@@ -318,6 +322,7 @@ fn judge(
         others: 0,
         checked: 0,
         wrong: storm.violations.lock().unwrap().clone(),
+        idle: storm.idle(),
     };
     let bytes = read_direct(&storm.image);
     if bytes.len() != storm.length.sectors() * SECTOR {
@@ -383,6 +388,10 @@ fn nothing_goes_wrong(made: Made, swap: bool) {
     assert!(outcome.work.share() >= 50, "{outcome:#?}");
     assert!(outcome.kills > 0 && outcome.hand_overs > 0, "{outcome:#?}");
     assert!(outcome.resizes > 0 || swap, "{outcome:#?}");
+    assert!(
+        outcome.idle.is_empty() || length() < THOROUGH,
+        "{outcome:#?}"
+    );
 }
 
 /// How often the control is run before it counts as having seen nothing: it
