@@ -139,5 +139,9 @@ pub(crate) fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Res
             written.get_or_insert(range.start..(range.start + BLOCK).min(range.end));
         }
     })?;
+    // XFS does nothing while it takes any page of the file for dirty, which it
+    // does until it has written the inode back: no sync of the file sees to
+    // that.
+    rustix::fs::syncfs(source.file())?;
     written.map_or(Ok(()), |block| sharing::unshare(source.file(), &block))
 }

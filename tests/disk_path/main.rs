@@ -12,6 +12,7 @@ mod barriers;
 mod break_time;
 mod client;
 mod cow_fork;
+mod cow_mark;
 mod crash;
 mod cut_in_use;
 mod deaf_guard;
