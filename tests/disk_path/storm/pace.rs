@@ -140,10 +140,11 @@ impl Pace {
         self.await_raw(|| self.is_over())
     }
 
-    /// As [`begin`](Self::begin), after the last disturbance: what that took
-    /// away from the disk path counts as well.
-    pub fn rest(&self) {
-        self.await_raw(|| self.over.load(Ordering::SeqCst));
+    /// As [`begin`](Self::begin), also when the time is over: for what has to
+    /// be done, and after the last disturbance, as what that took away from the
+    /// disk path counts as well. False if something has been found.
+    pub fn rest(&self) -> bool {
+        self.await_raw(|| self.over.load(Ordering::SeqCst))
     }
 
     fn await_raw(&self, is_over: impl Fn() -> bool) -> bool {

@@ -103,7 +103,16 @@ impl<'a, 'b> Process<'a, 'b> {
             first.push(Duty::LongPause);
         }
         self.use_mapped();
-        while self.storm.pace.begin() {
+        loop {
+            // Everything once, however slow the host is.
+            let due = if first.is_empty() {
+                self.storm.pace.begin()
+            } else {
+                self.storm.pace.rest()
+            };
+            if !due {
+                break;
+            }
             let duty = match first.len() {
                 0 if long && random.below(200) == 0 => Duty::LongPause,
                 0 => usual[random.below(usual.len())],
