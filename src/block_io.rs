@@ -45,7 +45,7 @@ const BUFFER_BYTES: usize = 128 << 10;
 const ALLOCATIONS: usize = 3;
 /// Raw operations that end well before one more is tried at a time, on a
 /// device that has refused some: its queue was full.
-const CALM: usize = 256;
+const CALM: usize = 64;
 /// Watched eventfds of our own: the disk path's and the pinned memory's.
 const OWN_EVENTS: usize = 2;
 /// How often a task that waits for another worker's block looks again.
@@ -269,6 +269,12 @@ impl<E: Engine> BlockIo<E> {
             match -result {
                 _ if is_raw && result == engine::WITHDRAWN => return self.withdrawn(tag),
                 libc::EAGAIN if is_raw => return self.refused(tag),
+                // A device whose tables were changed may not know any more how
+                // not to wait.
+                libc::EOPNOTSUPP if is_raw => {
+                    self.tasks[tag as usize].refusals = u8::MAX;
+                    return self.refused(tag);
+                }
                 // Not begun: the same again.
                 libc::EINTR | libc::EAGAIN => return self.advance(tag),
                 libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV if self.unsupported(tag) => {

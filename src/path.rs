@@ -130,6 +130,8 @@ pub(crate) struct DiskPath {
     /// How raw I/O is done.
     manner: Manner,
     limits: Limits,
+    /// It may move what is written by the file, whatever its extents say.
+    moves: bool,
     /// The file system lets files share extents.
     shares: bool,
     /// Swap-grade mode: the whole map is pinned while the path is in use.
@@ -205,6 +207,7 @@ impl DiskPath {
             situation: Mutex::new((false, reason)),
             manner,
             limits,
+            moves: shares && !switches::left_out("cow"),
             shares,
             swap,
             fixed: AtomicBool::new(false),
@@ -271,6 +274,12 @@ impl DiskPath {
     /// something only while the path is live.
     pub(crate) fn is_fixed(&self) -> bool {
         self.fixed.load(Ordering::SeqCst)
+    }
+
+    /// No write has to hold its range. On file systems that share each does:
+    /// what is set aside there cannot be looked at.
+    pub(crate) fn needs_no_holds(&self) -> bool {
+        self.is_fixed() && !self.moves
     }
 
     /// How often the path was entered.

@@ -11,6 +11,9 @@ use crate::path::planner;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;
+/// So many raw operations of a worker are tried at a time, however small the
+/// device's queue is.
+const LEAST_IN_FLIGHT: usize = 8;
 /// The same where nothing of this worker's is in the way, so that it waits for
 /// [`RETRY`](super::RETRY) each time.
 const MOST_WAITS: u8 = 6;
@@ -145,12 +148,13 @@ impl<E: Engine> BlockIo<E> {
             // Whoever read the device itself has left pages there.
             raw.forget_pages(&piece);
         }
-        if self.raw_flying > 0 && refusals < MOST_REFUSALS {
-            self.raw_limit = self.raw_flying;
+        if refusals == 1 {
+            self.advance(tag);
+        } else if self.raw_flying > 0 && refusals < MOST_REFUSALS {
+            // Most likely the queue is full.
+            self.raw_limit = self.raw_flying.max(LEAST_IN_FLIGHT);
             self.raw_calm = 0;
             self.stalled.push_back(tag);
-        } else if refusals == 1 {
-            self.advance(tag);
         } else if self.waiting_helps && refusals < MOST_WAITS {
             // Pages that are being written are gone a moment later.
             self.waits_elsewhere = true;

@@ -165,7 +165,7 @@ impl DiskPath {
         let mut attempts = 0;
         loop {
             self.turn();
-            let proof = if self.is_fixed() {
+            let proof = if self.needs_no_holds() {
                 self.compare()
             } else {
                 self.device

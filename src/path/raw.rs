@@ -315,7 +315,7 @@ impl Raw {
         if !self.without.straddle && is_beyond() {
             return Secured::Beyond;
         }
-        if !self.path.is_live() || self.path.is_fixed() {
+        if !self.path.is_live() || self.path.needs_no_holds() {
             return Secured::Claimed(self.claim());
         }
         match self.path.map().hold(range) {

@@ -97,10 +97,11 @@ fn a_batch_of_reads_costs_few_calls() {
 
 #[test]
 fn a_batch_of_writes_costs_few_calls() {
-    // Measured: 0.34 to 0.56 and none.
+    // Measured: 0.68 to 0.93 and none; 0.34 to 0.56 before raw I/O was given
+    // to the kernel without waiting, right behind a look at the clock.
     check(
         (Way::Disk, Pattern::Randwrite, 32, Waiting::Poll),
-        0.8,
+        1.1,
         0.01,
     );
 }
