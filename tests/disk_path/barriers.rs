@@ -3,7 +3,6 @@
 //! same. And other attributes that do not allow the path any more.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use front_end::codes::{feature, status};
 use rustix::fs::CWD;
@@ -12,7 +11,7 @@ use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick
 use crate::common::{EXT4, Made, Mounted, run};
 use crate::image::{Image, sync};
 use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Info, Served};
+use crate::rig::{Guest, Served};
 
 /// Bytes of the image that are written, and of all of it.
 const WRITTEN: usize = 16 << 20;
@@ -21,10 +20,6 @@ const BYTES: usize = 64 << 20;
 const LATER: Value = 2;
 /// How many writes, each of which is to be stable.
 pub const WRITES: usize = 10;
-/// How soon the path is left for a mount option, and how soon it comes back if
-/// nobody tells that the option has gone, with room for a busy host.
-const SOON: Duration = Duration::from_secs(6);
-const BACK: Duration = Duration::from_secs(12);
 
 /// Flushes of the disk since it exists.
 pub fn flushes(host: &Mounted) -> usize {
@@ -117,13 +112,6 @@ impl Flushing {
         }
         unflushed
     }
-
-    /// Waits for what it says of itself, but not for long.
-    fn soon(&self, what: &str, limit: Duration, wanted: impl Fn(&Info) -> bool) {
-        let start = Instant::now();
-        self.served.wait(what, wanted);
-        assert!(start.elapsed() < limit, "{what} took {:?}", start.elapsed());
-    }
 }
 
 fn every_flush_is_one(cache: Cache, remount: Remount) {
@@ -139,12 +127,12 @@ fn every_flush_is_one(cache: Cache, remount: Remount) {
         let first_writes = round == 0;
         assert_eq!(flushing.unflushed(first_writes), 0, "soon afterwards");
         assert_eq!(flushing.unflushed(!first_writes), 0, "soon afterwards");
-        flushing.soon("the path to be left", SOON, |now| {
+        flushing.served.wait("the path to be left", |now| {
             !now.on_disk && now.reason.contains("nobarrier")
         });
         assert_eq!(flushing.unflushed(true), 0, "by the file");
         remount(&flushing.host, "barrier");
-        flushing.soon("the path to be back", BACK, |now| now.on_disk);
+        flushing.served.wait_disk();
     }
 }
 

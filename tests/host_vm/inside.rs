@@ -1,7 +1,7 @@
 //! Scenes that play inside the machine: the test program is there too, and runs itself.
 
 use crate::machine::{Bus, HostMachine, HostVm};
-use crate::{failing, hanging, units};
+use crate::{failing, hanging, journalled, units};
 
 /// Names the scene to a test program that runs in the machine.
 const SCENE: &str = "EXTENTD_TEST_SCENE";
@@ -17,13 +17,14 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 8] = [
+const SCENES: [(&str, Scene); 9] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
     ("is slow", hanging::is_slow),
     ("fails in places", failing::fails_in_places),
     ("fails at times", failing::fails_at_times),
+    ("journals data", journalled::journals_data),
     ("units", units::serve_restart_reload_and_recover),
     ("swap unit", units::serve_a_swap_device),
 ];

@@ -58,6 +58,7 @@ mod groups;
 mod guest_memory;
 mod hanging;
 mod inside;
+mod journalled;
 mod killer;
 mod latency;
 mod mapped;

@@ -1,0 +1,64 @@
+//! Data that go through the journal from now on: an attribute of the image that only a process
+//! with `CAP_SYS_RESOURCE` may set.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use front_end::{LIMIT, Op};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+use crate::attached::{Attached, REQUESTS};
+use crate::common::run;
+use crate::inside::{self, Stage};
+use crate::mapped::IMAGE;
+
+#[test]
+fn the_disk_path_is_left_for_data_in_the_journal() {
+    inside::play(&["journals data"]);
+}
+
+/// Waits until requests take the path `wanted`, for a reason that says so.
+fn path_is(attached: &Attached, wanted: &str, reason: &str) {
+    let start = Instant::now();
+    loop {
+        let disk = attached.place.disk();
+        let said = disk["path_reason"].as_str().unwrap_or_default().to_owned();
+        if disk["path"] == wanted && said.contains(reason) {
+            return;
+        }
+        assert!(start.elapsed() < LIMIT, "not by the {wanted}: {disk:#}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn journals_data(stage: &Stage) {
+    let (device, folder) = (&stage.devices[0], Path::new("/mnt/journalled"));
+    run(Command::new("mkfs.ext4").args(["-q", "-F", device])).unwrap();
+    std::fs::create_dir(folder).unwrap();
+    run(Command::new("mount").arg(device).arg(folder)).unwrap();
+    let image = folder.join("image");
+    std::fs::write(&image, vec![0; IMAGE]).unwrap();
+    File::open(&image).unwrap().sync_all().unwrap();
+
+    let mut attached = Attached::new(&image, &[]);
+    path_is(&attached, "disk", "");
+    attached.all(Op::Write, 0..REQUESTS);
+    for journal in [true, false] {
+        let reader = File::open(&image).unwrap();
+        let mut flags = ioctl_getflags(&reader).unwrap();
+        flags.set(IFlags::JOURNALING, journal);
+        ioctl_setflags(&reader, flags).unwrap();
+        drop(reader);
+        if journal {
+            path_is(&attached, "file", "journal");
+        } else {
+            path_is(&attached, "disk", "");
+        }
+        attached.all(Op::Read, 0..REQUESTS);
+        assert!((0..REQUESTS).all(|request| attached.holds(request, 9)));
+    }
+    assert!(attached.daemon.terminate().unwrap().success());
+    run(Command::new("umount").arg(folder)).unwrap();
+}
