@@ -9,6 +9,5 @@ mod engine;
 pub mod host;
 pub mod operator;
 pub mod options;
-pub mod path;
 pub mod process;
 pub mod swap;

@@ -21,6 +21,7 @@ mod filler;
 #[doc(hidden)]
 pub mod fuzzing;
 mod map;
+pub mod path;
 mod source;
 mod sync;
 mod sys;
@@ -35,6 +36,7 @@ pub use map::hold::Hold;
 pub use map::quiesce::{Fence, MAX_READERS};
 pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
+pub use path::DiskPath;
 pub use source::extent::{Extent, Kind, Reason};
 pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};

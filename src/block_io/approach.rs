@@ -14,8 +14,7 @@ use vhost_backend::Op;
 
 use super::shared::Shared;
 use super::task::{Task, Way};
-use crate::path::planner::Plan;
-use crate::path::raw::{Claim, Raw, Secured};
+use mapping::path::{Claim, Plan, Reserved, Worker};
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub(super) enum Choice {
 }
 
 /// Chooses a way for what is left of a task.
-pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice {
+pub(super) fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choice {
     let (start, end) = (task.start() + task.done, task.start() + task.len);
     let range = start..end;
     let by_file = task.by_file;
@@ -53,8 +52,8 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice 
             let Some((plan, claim)) = planned else {
                 // A part of a block is read and written back with it: raw
                 // I/O of the rest must not come between.
-                let drains = shared.cuts_blocks(&range) || raw.may_move(range.clone());
-                return secure(raw, task, shared, range, drains);
+                let drains = shared.cuts_blocks(&range) || raw.may_relocate(range.clone());
+                return reserve(raw, task, shared, range, drains);
             };
             return follow(task, &plan, Some(claim));
         }
@@ -64,7 +63,7 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice 
                 if raw.is_hole(middle.clone()) {
                     return Choice::Nothing;
                 }
-                return secure(raw, task, shared, middle, true);
+                return reserve(raw, task, shared, middle, true);
             }
         }
         Op::WriteZeroes { unmap, .. } => {
@@ -74,7 +73,7 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice 
                 raw.zeroes(range.clone())
             };
             let Some((plan, claim)) = planned else {
-                return secure(raw, task, shared, range, true);
+                return reserve(raw, task, shared, range, true);
             };
             return follow(task, &plan, Some(claim));
         }
@@ -90,21 +89,21 @@ fn follow(task: &mut Task, plan: &Plan, claim: Option<Claim>) -> Choice {
     Choice::Go
 }
 
-fn secure(
-    raw: &mut Raw,
+fn reserve(
+    raw: &mut Worker,
     task: &mut Task,
     shared: &Shared,
     range: Range<u64>,
     drains: bool,
 ) -> Choice {
-    match raw.secure(range, || shared.is_beyond(task.changes_until())) {
-        Secured::Held(hold) => {
+    match raw.reserve(range, || shared.is_beyond(task.changes_until())) {
+        Reserved::Held(hold) => {
             task.fence = drains.then(|| hold.fence());
             task.hold = Some(hold);
         }
-        Secured::Claimed(claim) => task.claim = Some(claim),
-        Secured::Busy => return Choice::Busy,
-        Secured::Beyond => return Choice::Beyond,
+        Reserved::Claimed(claim) => task.claim = Some(claim),
+        Reserved::Busy => return Choice::Busy,
+        Reserved::Beyond => return Choice::Beyond,
     }
     task.changes_file = true;
     task.way = Way::File;

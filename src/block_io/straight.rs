@@ -7,7 +7,7 @@ use vhost_backend::{Op, Status};
 use super::task::{Step, Way};
 use super::{ALLOCATIONS, BlockIo, Next};
 use crate::engine::{Engine, Target, Work};
-use crate::path::planner;
+use mapping::path;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;
@@ -41,14 +41,14 @@ impl<E: Engine> BlockIo<E> {
                 break (Target::Image, task.direct_vector(at, u64::MAX));
             };
             match piece.way {
-                planner::Way::Zeros => {
+                path::Way::Zeros => {
                     // SAFETY: zeros are only planned for reads, whose pieces
                     // are writable guest memory, mapped until the completion
                     // is reported.
                     unsafe { task.read_zeros(piece.end - at) };
                     self.counts.zeros += 1;
                 }
-                planner::Way::Disk(disk) => {
+                path::Way::Disk(disk) => {
                     if self.raw_flying >= self.raw_limit {
                         return Next::Stall;
                     }
@@ -56,7 +56,7 @@ impl<E: Engine> BlockIo<E> {
                     let vector = task.raw_vector(disk, piece.end - at, self.limits);
                     break (Target::Device, vector);
                 }
-                planner::Way::File => {
+                path::Way::File => {
                     break (Target::Image, task.direct_vector(at, piece.end - at));
                 }
             }
@@ -92,7 +92,7 @@ impl<E: Engine> BlockIo<E> {
             self.let_go(tag);
             return self.next(tag);
         };
-        let planner::Way::Disk(disk) = piece.way else {
+        let path::Way::Disk(disk) = piece.way else {
             task.done += piece.end - at;
             return self.next(tag);
         };
@@ -118,9 +118,7 @@ impl<E: Engine> BlockIo<E> {
     /// Takes a task off its plan: it finds the way for what is left anew.
     pub(super) fn let_go(&mut self, tag: u32) {
         let task = &mut self.tasks[tag as usize];
-        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
-            raw.release(claim);
-        }
+        task.claim = None;
         task.way = Way::Open;
         task.step = Step::New;
     }

@@ -9,8 +9,7 @@ use super::shared::Shared;
 use crate::engine::bounce::Buffer;
 use crate::engine::limits::Limits;
 use crate::engine::{Target, Vector};
-use crate::path::planner::Plan;
-use crate::path::raw::Claim;
+use mapping::path::{Claim, Plan};
 
 /// Most entries of one vector (`UIO_MAXIOV`).
 const VECTOR_ENTRIES: usize = 1024;

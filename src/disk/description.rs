@@ -11,7 +11,6 @@ use crate::engine::Features;
 use crate::engine::manner::Manner;
 use crate::engine::pin::PinState;
 use crate::options::size;
-use crate::path::{GuardState, Situation};
 
 /// What `extentctl info` shows of the disk.
 #[derive(Debug, Clone, Serialize)]
@@ -62,19 +61,37 @@ pub(crate) struct DiskDescription {
     pub lock: bool,
 }
 
+/// How the thread is doing that looks at the lease.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct GuardState {
+    /// When it last looked, in milliseconds; it does at least every second
+    /// while the path is in use, and need not otherwise.
+    pub turned_ms_ago: u64,
+    /// The path is in use and it has not looked for long. Workers look too.
+    pub late: bool,
+}
+
+impl From<mapping::path::GuardState> for GuardState {
+    fn from(state: mapping::path::GuardState) -> GuardState {
+        GuardState {
+            turned_ms_ago: state.turned_ms_ago,
+            late: state.late,
+        }
+    }
+}
+
 impl Disk {
     /// The disk as an operator sees it.
     pub(crate) fn describe(&self) -> DiskDescription {
         let sectors = self.sectors.load(Ordering::Acquire);
-        let situation = match &self.raw {
-            Ok(path) => path.situation(),
-            Err(reason) => Situation {
-                on_disk: self.block_device,
-                reason: reason.clone(),
-                entries: 0,
-            },
+        let (on_disk, path_reason, path_entries) = match self.disk_path() {
+            Ok(path) => {
+                let now = path.situation();
+                (now.on_disk, now.reason, now.entries)
+            }
+            Err(reason) => (self.block_device, reason.to_owned(), 0),
         };
-        let path = self.raw.as_ref().ok();
+        let path = self.disk_path().ok();
         DiskDescription {
             image: self.path.display().to_string(),
             kind: if self.block_device {
@@ -93,16 +110,16 @@ impl Disk {
             },
             logical_block_size: self.logical,
             direct_alignment: self.shared.align.offset,
-            path: if situation.on_disk { "disk" } else { "file" },
-            path_reason: situation.reason,
-            path_entries: situation.entries,
+            path: if on_disk { "disk" } else { "file" },
+            path_reason,
+            path_entries,
             lease_break_time_s: mapping::lease::break_time()
                 .ok()
                 .map(|time| time.map_or(0, |time| time.as_secs())),
-            guard: path.map(|path| path.guard_state()),
+            guard: path.map(|path| path.guard_state().into()),
             operations: self.sums(),
             device: path.and_then(|path| Some(path.device().path()?.display().to_string())),
-            device_io: match path.map_or(self.manner, |path| path.manner()) {
+            device_io: match self.raw.as_ref().map_or(self.manner, |way| way.manner) {
                 Manner::Queued => "queued",
                 Manner::Inline => "inline",
                 Manner::Polled => "polled",

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use mapping::{Access, Error};
 use serde::{Deserialize, Serialize};
 
-use crate::path::DiskPath;
+use mapping::DiskPath;
 
 /// What may be said about a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use mapping::path::Swap;
 use serde::{Deserialize, Serialize};
 use vhost_backend::PollTime;
 
@@ -79,25 +80,6 @@ pub enum IoPath {
     Disk,
     /// Direct I/O on the file.
     File,
-}
-
-/// Swap-grade mode: the disk is fit to swap on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swap {
-    /// The process does not start unless every property holds.
-    Demanded,
-    /// It goes on, and shows what does not hold.
-    BestEffort,
-}
-
-impl Swap {
-    /// As it is shown.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Demanded => "demanded",
-            Self::BestEffort => "best-effort",
-        }
-    }
 }
 
 /// What is wrong with a command line whose options are each right.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use serde_json::json;
 
+use crate::host::switches;
 use crate::options::size;
 use crate::process::signals::{Signals, Wish};
 use crate::swap::prepare::{self, PrepareError, Prepared};
@@ -33,6 +34,7 @@ pub struct PrepareCommand {
 impl PrepareCommand {
     /// Prepares it; SIGINT and SIGTERM end that in good order.
     pub fn run(&self, as_json: bool) -> ExitCode {
+        switches::pass_on();
         let result = match self.watched() {
             Ok(result) => result,
             Err(error) => {

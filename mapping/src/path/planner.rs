@@ -13,10 +13,10 @@
 
 use std::ops::Range;
 
-use mapping::{Kind, Lookup};
+use crate::{Kind, Lookup};
 
 /// Most pieces of a plan.
-pub(crate) const MAX_PIECES: usize = 8;
+pub const MAX_PIECES: usize = 8;
 
 /// What becomes of a request over more extents than a plan has pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) enum Room {
 
 /// How a piece goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// To the block device, at this byte offset.
     Disk(u64),
     /// To the image, at its own offset.
@@ -41,7 +41,7 @@ pub(crate) enum Way {
 
 /// A part of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub struct Piece {
     /// How it goes.
     pub way: Way,
     /// Where it begins in the image, in bytes.
@@ -51,8 +51,9 @@ pub(crate) struct Piece {
 }
 
 /// The pieces of a request, in order.
+#[must_use = "a plan says where the I/O goes"]
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
+pub struct Plan {
     pieces: [Piece; MAX_PIECES],
     count: usize,
 }
@@ -77,20 +78,20 @@ impl Plan {
     };
 
     /// All of a request goes by the file.
-    pub(crate) fn by_file(range: Range<u64>) -> Plan {
+    pub fn by_file(range: Range<u64>) -> Plan {
         let mut plan = Plan::EMPTY;
         plan.add(range.start, Way::File, range.end);
         plan
     }
 
     /// The pieces.
-    pub(crate) fn pieces(&self) -> &[Piece] {
+    pub fn pieces(&self) -> &[Piece] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
 
     /// The piece that the byte at `offset` of the image is in; none behind
     /// the last.
-    pub(crate) fn piece_at(&self, offset: u64) -> Option<Piece> {
+    pub fn piece_at(&self, offset: u64) -> Option<Piece> {
         self.pieces()
             .iter()
             .copied()

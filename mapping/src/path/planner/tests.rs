@@ -1,4 +1,4 @@
-use mapping::{Extent, Reason};
+use crate::{Extent, Reason};
 use proptest::prelude::*;
 
 use super::*;

@@ -7,20 +7,17 @@
 //! when nothing planned before that moment is in flight. There are two
 //! generations: an older one that drains, and the current one.
 
-use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use mapping::flush::SyncReach;
-use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
-use vhost_backend::HostRegion;
-
-use crate::engine::limits::Limits;
-use crate::host::switches;
-use crate::host::sys;
-use crate::path::DiskPath;
-use crate::path::planner::{self, Plan};
+use super::ablation;
+use super::core::Core;
+use super::planner::{self, Piece, Plan, Way};
+use crate::flush::SyncReach;
+use crate::sys;
+use crate::{Fence, Hold, Kind, Lookup, Mark, Reader};
 
 /// How long a look at the lease is good for, in nanoseconds: raw I/O ends this
 /// much after somebody has asked for the image, even if the guard is deaf, and
@@ -30,37 +27,31 @@ const LOOK: u64 = 1_000_000_000;
 /// Bytes of the largest piece that a page cache holds as one.
 const LARGEST_PAGE: u64 = 2 << 20;
 
-/// A request's part in a generation; to be given back by
-/// [`release`](Raw::release). One that is lost holds every later fence back
-/// for as long as the worker lives, and none at all after that, although its
-/// raw I/O may still be in flight: builds with debug assertions do not let it
-/// be dropped.
-#[must_use = "a claim that is not released holds back every later fence"]
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
-    odd: bool,
-}
-
-#[cfg(debug_assertions)]
-impl Drop for Claim {
-    fn drop(&mut self) {
-        assert!(
-            std::thread::panicking(),
-            "a claim was dropped and not released"
-        );
-    }
+/// A request's part in a generation, to be kept until its I/O has ended: nobody gets the file, and no block of it is
+/// given away, before it is dropped.
+#[must_use = "what is dropped before the I/O has ended protects nothing"]
+#[derive(Debug)]
+pub struct Claim {
+    _counted: Rc<()>,
 }
 
 #[derive(Debug)]
 struct Generation {
     /// Nothing of it was looked up before this.
     since: Mark,
-    claims: usize,
+    /// Each claim has one more reference.
+    claims: Rc<()>,
+}
+
+impl Generation {
+    fn is_claimed(&self) -> bool {
+        Rc::strong_count(&self.claims) > 1
+    }
 }
 
 /// What became of taking a range for a file write.
 #[derive(Debug)]
-pub(crate) enum Secured {
+pub enum Reserved {
     /// The map knows nothing of it until this is dropped.
     Held(Hold),
     /// The map is not in use, and will not be before the claim is released;
@@ -83,17 +74,15 @@ struct Without {
 
 /// The disk path as one worker has it.
 #[derive(Debug)]
-pub(crate) struct Raw {
-    path: Arc<DiskPath>,
+pub struct Worker {
+    path: Arc<Core>,
     reader: Reader,
     old: Generation,
     current: Generation,
-    /// The current generation's claims are odd ones.
-    odd: bool,
     /// Guest memory is memory, and not a file of some server: giving a request
     /// to the kernel would wait for its pages, for longer than a lease lasts.
     in_memory: bool,
-    /// Which lease was found lost, as [`DiskPath::leases`] counts them.
+    /// Which lease was found lost, as [`Core::leases`] counts them.
     distrusted: Option<u64>,
     /// When this turn began, in nanoseconds since the host was booted.
     now: u64,
@@ -107,29 +96,31 @@ pub(crate) struct Raw {
     syncs: SyncReach,
 }
 
-impl Raw {
+impl Worker {
     /// # Errors
     /// Too many workers, or no descriptor.
-    pub(crate) fn new(path: Arc<DiskPath>) -> std::io::Result<Raw> {
+    pub(super) fn new(path: Arc<Core>) -> std::io::Result<Worker> {
         let mut reader = path.map().reader().map_err(std::io::Error::other)?;
         let since = reader.mark();
         reader.offline();
-        let none = || Generation { since, claims: 0 };
-        Ok(Raw {
+        let none = || Generation {
+            since,
+            claims: Rc::default(),
+        };
+        Ok(Worker {
             old: none(),
             current: none(),
-            odd: false,
             in_memory: true,
             distrusted: None,
             now: sys::boot_time_ns(),
             looked: 0,
             without: Without {
-                look: switches::left_out("look"),
-                clock: switches::left_out("clock"),
-                straddle: switches::left_out("straddle"),
-                cow: switches::left_out("cow"),
+                look: ablation::left_out("look"),
+                clock: ablation::left_out("clock"),
+                straddle: ablation::left_out("straddle"),
+                cow: ablation::left_out("cow"),
             },
-            event: Arc::new(sys::event()?),
+            event: Arc::new(sys::eventfd()?),
             syncs: path.sync_reach()?,
             reader,
             path,
@@ -137,20 +128,20 @@ impl Raw {
     }
 
     /// Readable when a request that waited for a fence can go on.
-    pub(crate) fn event(&self) -> RawFd {
-        self.event.as_raw_fd()
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 
     /// A sync of the file that has just ended has reached the disk. If that is
     /// not known, the device has to be synced as well.
-    pub(crate) fn syncs_reach_disk(&self) -> bool {
+    pub fn syncs_reach_disk(&self) -> bool {
         self.syncs.reaches_disk()
     }
 
     /// Drops the clean pages that the device's own cache has of a piece: a
     /// write that must not wait is refused because of them.
-    pub(crate) fn forget_pages(&self, piece: &planner::Piece) {
-        let planner::Way::Disk(start) = piece.way else {
+    pub fn forget_pages(&self, piece: &Piece) {
+        let Way::Disk(start) = piece.way else {
             return;
         };
         // A page is dropped with all that it was read together with.
@@ -163,32 +154,23 @@ impl Raw {
         }
     }
 
-    /// What the device takes in one piece.
-    pub(crate) fn limits(&self) -> Limits {
-        self.path.limits()
-    }
-
     /// To be called once in each turn, before anything is planned.
-    pub(crate) fn turn(&mut self) {
+    pub fn turn(&mut self) {
         self.now = sys::boot_time_ns();
         self.pass();
     }
 
     /// Tells the map what is not in flight any more.
     fn pass(&mut self) {
-        if self.old.claims > 0 {
+        if self.old.is_claimed() {
             return;
         }
         let now = self.reader.mark();
-        if self.current.claims == 0 {
+        if !self.current.is_claimed() {
             self.current.since = now;
         } else if now != self.current.since {
-            let newer = Generation {
-                since: now,
-                claims: 0,
-            };
-            self.old = std::mem::replace(&mut self.current, newer);
-            self.odd = !self.odd;
+            std::mem::swap(&mut self.old, &mut self.current);
+            self.current.since = now;
             // Nothing older than what now drains.
             self.reader.quiescent_since(self.old.since);
             return;
@@ -197,8 +179,8 @@ impl Raw {
     }
 
     /// The worker is about to sleep.
-    pub(crate) fn idle(&mut self) {
-        if self.old.claims == 0 && self.current.claims == 0 {
+    pub fn idle(&mut self) {
+        if !self.old.is_claimed() && !self.current.is_claimed() {
             self.reader.offline();
         } else {
             self.pass();
@@ -207,18 +189,19 @@ impl Raw {
 
     /// What the map says may be acted upon in this turn: the lease was seen
     /// held within the last second.
-    pub(crate) fn trusts(&mut self) -> bool {
+    pub fn trusts(&mut self) -> bool {
         self.trusts_at(self.now)
     }
 
-    /// Raw I/O may be given to the kernel at this very moment.
-    pub(crate) fn may_submit(&mut self) -> bool {
+    /// Worker I/O may be given to the kernel at this very moment.
+    pub fn may_submit(&mut self) -> bool {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
     }
 
-    /// From now on requests have their buffers in these regions.
-    pub(crate) fn memory(&mut self, regions: &[HostRegion]) {
-        self.in_memory = regions.iter().all(|region| region.in_memory);
+    /// Whether the buffers of requests from now on are memory, which they count as from the start, and not a file of
+    /// some server: the I/O would wait for its pages, for longer than a lease lasts, so all of it goes by the file.
+    pub fn buffers_are_memory(&mut self, they_are: bool) {
+        self.in_memory = they_are;
     }
 
     fn trusts_at(&mut self, now: u64) -> bool {
@@ -246,7 +229,7 @@ impl Raw {
     }
 
     /// How to read `range`, and the claim to be held until it was.
-    pub(crate) fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+    pub fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::read(range.clone(), self.path.align(), room, |at| {
@@ -260,7 +243,7 @@ impl Raw {
     }
 
     /// How to write `range` raw, if that is possible.
-    pub(crate) fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -269,7 +252,7 @@ impl Raw {
 
     /// How to make `range` read as zeros without the file system, if that is
     /// possible.
-    pub(crate) fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -277,7 +260,7 @@ impl Raw {
     }
 
     /// There is nothing to free in `range`.
-    pub(crate) fn is_hole(&mut self, range: Range<u64>) -> bool {
+    pub fn is_hole(&mut self, range: Range<u64>) -> bool {
         let reader = &mut self.reader;
         planner::is_hole(range, |at| reader.lookup(at)) && self.trusts()
     }
@@ -287,7 +270,7 @@ impl Raw {
     /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
     /// of sharing that FIEMAP does not show. Where nothing was written there
     /// is no raw I/O.
-    pub(crate) fn may_move(&mut self, range: Range<u64>) -> bool {
+    pub fn may_relocate(&mut self, range: Range<u64>) -> bool {
         let mut at = range.start;
         while self.path.shares_extents() && at < range.end {
             match self.reader.lookup(at) {
@@ -304,32 +287,28 @@ impl Raw {
 
     /// Takes `range` away from the map, for a change by the file, unless that
     /// `is_beyond` the end of the disk.
-    pub(crate) fn secure(
-        &mut self,
-        range: Range<u64>,
-        is_beyond: impl FnOnce() -> bool,
-    ) -> Secured {
+    pub fn reserve(&mut self, range: Range<u64>, is_beyond: impl FnOnce() -> bool) -> Reserved {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
         self.reader.mark();
         if !self.without.straddle && is_beyond() {
-            return Secured::Beyond;
+            return Reserved::Beyond;
         }
         if !self.path.is_live() || self.path.needs_no_holds() {
-            return Secured::Claimed(self.claim());
+            return Reserved::Claimed(self.claim());
         }
         match self.path.map().hold(range) {
-            Ok(hold) => Secured::Held(hold),
-            Err(mapping::Error::Overlap(_)) => Secured::Busy,
-            Err(_) if self.without.straddle => Secured::Claimed(self.claim()),
+            Ok(hold) => Reserved::Held(hold),
+            Err(crate::Error::Overlap(_)) => Reserved::Busy,
+            Err(_) if self.without.straddle => Reserved::Claimed(self.claim()),
             // The map is shorter since the disk was asked.
-            Err(_) => Secured::Beyond,
+            Err(_) => Reserved::Beyond,
         }
     }
 
     /// Whether a fence has passed; if not, [`event`](Self::event) tells when,
     /// which it is asked for once (`asked`).
-    pub(crate) fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
+    pub fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
         self.pass();
         if fence.passed() {
             return true;
@@ -340,30 +319,21 @@ impl Raw {
         fence.passed()
     }
 
-    fn claim(&mut self) -> Claim {
-        self.current.claims += 1;
-        Claim { odd: self.odd }
-    }
-
-    /// What was claimed is not in flight any more.
-    pub(crate) fn release(&mut self, claim: Claim) {
-        let claim = ManuallyDrop::new(claim);
-        let generation = if claim.odd == self.odd {
-            &mut self.current
-        } else {
-            &mut self.old
-        };
-        generation.claims = generation.claims.saturating_sub(1);
+    fn claim(&self) -> Claim {
+        Claim {
+            _counted: Rc::clone(&self.current.claims),
+        }
     }
 }
 
-#[cfg(all(test, debug_assertions))]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[should_panic(expected = "dropped and not released")]
-    fn a_claim_that_is_lost_is_noticed() {
-        drop(Claim { odd: true });
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.old.is_claimed() || self.current.is_claimed() {
+            // Fences would not wait for that I/O any more.
+            log::error!(
+                "a worker of the disk path has gone before its I/O: the path is not left any more"
+            );
+            self.reader.abandon();
+        }
     }
 }
