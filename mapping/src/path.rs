@@ -20,6 +20,7 @@ use crate::{Fiemap, Filler, Map, Stats};
 
 pub use self::agreement::Agreement;
 pub use self::away::{Away, Obstacle};
+pub use self::direct::Buffer;
 pub use self::length::HeldEnd;
 pub use self::options::{Options, Swap};
 pub use self::planner::{MAX_PIECES, Piece, Plan, Way};
@@ -36,6 +37,7 @@ mod agreement;
 mod away;
 mod close_watch;
 mod core;
+mod direct;
 mod entry;
 mod guard;
 mod length;
@@ -114,6 +116,15 @@ impl DiskPath {
     /// There are [`MAX_READERS`](crate::MAX_READERS) of the map, or no descriptor is left.
     pub fn worker(&self) -> io::Result<Worker> {
         Worker::new(Arc::clone(&self.core))
+    }
+
+    /// All writes that have ended are on the medium when this returns: what went by the file and what went by the disk.
+    ///
+    /// # Errors
+    /// What the host says. Writes that had ended may be lost then, and it does no good to ask again.
+    pub fn sync(&self) -> io::Result<()> {
+        self.core.image.sync_data()?;
+        self.core.device().file().sync_data()
     }
 
     /// The map.

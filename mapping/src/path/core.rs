@@ -29,6 +29,8 @@ const LATE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Core {
     pub(super) image: Arc<File>,
+    /// The file is open for writing.
+    pub(super) writable: bool,
     pub(super) device: BackingDevice,
     pub(super) map: Map,
     pub(super) filler: Filler<Fiemap>,
@@ -66,7 +68,8 @@ impl Core {
         device: BackingDevice,
         options: &Options,
     ) -> Result<Core, Obstacle> {
-        if sys::open_flags(image)? & libc::O_DIRECT == 0 {
+        let flags = sys::open_flags(image)?;
+        if flags & libc::O_DIRECT == 0 {
             return Err(Obstacle::Buffered);
         }
         let swap = options.swap;
@@ -103,6 +106,7 @@ impl Core {
         };
         Ok(Core {
             image: Arc::clone(image),
+            writable: flags & libc::O_ACCMODE != libc::O_RDONLY,
             device,
             map,
             filler,
@@ -122,6 +126,7 @@ impl Core {
     }
 
     /// The map.
+    #[inline]
     pub(super) fn map(&self) -> &Map {
         &self.map
     }
@@ -138,6 +143,7 @@ impl Core {
 
     /// What raw I/O takes. Writes are whole blocks of the device's own page
     /// cache, so that nothing there ever holds half of what was written.
+    #[inline]
     pub(super) fn align(&self) -> RawAlign {
         let read = u64::from(self.device.logical_block());
         RawAlign {
@@ -148,6 +154,7 @@ impl Core {
 
     /// In swap-grade mode no request goes through the file system, over
     /// however many extents it reaches.
+    #[inline]
     pub(super) fn room(&self) -> Room {
         if self.is_fixed() {
             Room::Part
@@ -163,18 +170,21 @@ impl Core {
 
     /// File writes must hold their ranges. To be asked by an online reader of
     /// the map; who was told "no" is waited for by [`enter`](Self::enter).
+    #[inline]
     pub(super) fn is_live(&self) -> bool {
         self.live.load(Ordering::SeqCst)
     }
 
     /// No write changes the map, so that none has to hold its range. Means
     /// something only while the path is live.
+    #[inline]
     pub(super) fn is_fixed(&self) -> bool {
         self.fixed.load(Ordering::SeqCst)
     }
 
     /// No write has to hold its range. On file systems that share each does:
     /// what is set aside there cannot be looked at.
+    #[inline]
     pub(super) fn needs_no_holds(&self) -> bool {
         self.is_fixed() && !self.moves
     }
@@ -186,6 +196,7 @@ impl Core {
 
     /// How often a lease was taken: tells a worker that has found one lost
     /// that there is another. It is counted before the map is enabled.
+    #[inline]
     pub(super) fn leases(&self) -> u64 {
         self.leases.load(Ordering::SeqCst)
     }

@@ -78,6 +78,7 @@ impl Plan {
     };
 
     /// All of a request goes by the file.
+    #[inline]
     pub fn by_file(range: Range<u64>) -> Plan {
         let mut plan = Plan::EMPTY;
         plan.add(range.start, Way::File, range.end);
@@ -85,12 +86,14 @@ impl Plan {
     }
 
     /// The pieces.
+    #[inline]
     pub fn pieces(&self) -> &[Piece] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
 
     /// The piece that the byte at `offset` of the image is in; none behind
     /// the last.
+    #[inline]
     pub fn piece_at(&self, offset: u64) -> Option<Piece> {
         self.pieces()
             .iter()
@@ -99,11 +102,13 @@ impl Plan {
     }
 
     /// Some piece goes where the map says, or nowhere because it says so.
+    #[inline]
     pub(crate) fn uses_map(&self) -> bool {
         self.pieces().iter().any(|piece| piece.way != Way::File)
     }
 
     /// Some piece goes to the device.
+    #[inline]
     pub(crate) fn uses_disk(&self) -> bool {
         self.pieces()
             .iter()
@@ -112,6 +117,7 @@ impl Plan {
 
     /// Appends a piece, or makes the last one longer; false if there is no
     /// room.
+    #[inline]
     fn add(&mut self, start: u64, way: Way, end: u64) -> bool {
         if let Some(last) = self.count.checked_sub(1).map(|at| &mut self.pieces[at]) {
             let goes_on = match (last.way, way) {
@@ -136,6 +142,7 @@ impl Plan {
 }
 
 /// How to read the bytes `range` of the image.
+#[inline]
 pub(crate) fn read(
     range: Range<u64>,
     align: RawAlign,
@@ -152,6 +159,7 @@ pub(crate) fn read(
 
 /// How to write the bytes `range` of the image straight to the device; `None`
 /// if they have to go by the file.
+#[inline]
 pub(crate) fn write(
     range: Range<u64>,
     align: RawAlign,
@@ -182,6 +190,7 @@ pub(crate) fn zeroes(
     plan(&range, align.write, room, way, lookup).filter(all_but_file)
 }
 
+#[inline]
 fn all_but_file(plan: &Plan) -> bool {
     plan.pieces().iter().all(|piece| piece.way != Way::File)
 }
@@ -201,6 +210,7 @@ pub(crate) fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) 
 }
 
 /// `None` if there are too many pieces for all of the range.
+#[inline]
 fn plan(
     range: &Range<u64>,
     align: u64,

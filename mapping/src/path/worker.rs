@@ -127,6 +127,10 @@ impl Worker {
         })
     }
 
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.path
+    }
+
     /// Readable when a request that waited for a fence can go on.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
@@ -134,6 +138,7 @@ impl Worker {
 
     /// A sync of the file that has just ended has reached the disk. If that is
     /// not known, the device has to be synced as well.
+    #[inline]
     pub fn syncs_reach_disk(&self) -> bool {
         self.syncs.reaches_disk()
     }
@@ -155,12 +160,14 @@ impl Worker {
     }
 
     /// To be called once in each turn, before anything is planned.
+    #[inline]
     pub fn turn(&mut self) {
         self.now = sys::boot_time_ns();
         self.pass();
     }
 
     /// Tells the map what is not in flight any more.
+    #[inline]
     fn pass(&mut self) {
         if self.old.is_claimed() {
             return;
@@ -179,6 +186,7 @@ impl Worker {
     }
 
     /// The worker is about to sleep.
+    #[inline]
     pub fn idle(&mut self) {
         if !self.old.is_claimed() && !self.current.is_claimed() {
             self.reader.offline();
@@ -189,11 +197,13 @@ impl Worker {
 
     /// What the map says may be acted upon in this turn: the lease was seen
     /// held within the last second.
+    #[inline]
     pub fn trusts(&mut self) -> bool {
         self.trusts_at(self.now)
     }
 
     /// Worker I/O may be given to the kernel at this very moment.
+    #[inline]
     pub fn may_submit(&mut self) -> bool {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
     }
@@ -204,6 +214,7 @@ impl Worker {
         self.in_memory = they_are;
     }
 
+    #[inline]
     fn trusts_at(&mut self, now: u64) -> bool {
         if !self.in_memory {
             return false;
@@ -229,6 +240,7 @@ impl Worker {
     }
 
     /// How to read `range`, and the claim to be held until it was.
+    #[inline]
     pub fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
         let reader = &mut self.reader;
         let room = self.path.room();
@@ -243,7 +255,11 @@ impl Worker {
     }
 
     /// How to write `range` raw, if that is possible.
+    #[inline]
     pub fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+        if !self.path.writable {
+            return None;
+        }
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -252,7 +268,11 @@ impl Worker {
 
     /// How to make `range` read as zeros without the file system, if that is
     /// possible.
+    #[inline]
     pub fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+        if !self.path.writable {
+            return None;
+        }
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
@@ -270,6 +290,7 @@ impl Worker {
     /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
     /// of sharing that FIEMAP does not show. Where nothing was written there
     /// is no raw I/O.
+    #[inline]
     pub fn may_relocate(&mut self, range: Range<u64>) -> bool {
         let mut at = range.start;
         while self.path.shares_extents() && at < range.end {
@@ -287,6 +308,7 @@ impl Worker {
 
     /// Takes `range` away from the map, for a change by the file, unless that
     /// `is_beyond` the end of the disk.
+    #[inline]
     pub fn reserve(&mut self, range: Range<u64>, is_beyond: impl FnOnce() -> bool) -> Reserved {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
@@ -319,6 +341,7 @@ impl Worker {
         fence.passed()
     }
 
+    #[inline]
     fn claim(&self) -> Claim {
         Claim {
             _counted: Rc::clone(&self.current.claims),
