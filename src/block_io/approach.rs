@@ -38,14 +38,14 @@ pub(super) fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choi
         Op::Flush => {}
         _ if range.is_empty() => {}
         Op::Read { .. } if task.direct && !by_file => {
-            let (plan, claim) = raw.read(range);
+            let (plan, claim) = raw.plan_read(range);
             return follow(task, &plan, claim);
         }
         // Reading by the file is always right.
         Op::Read { .. } => {}
         Op::Write { .. } => {
             let planned = if task.direct && !by_file {
-                raw.write(range.clone())
+                raw.plan_write(range.clone())
             } else {
                 None
             };
@@ -70,7 +70,7 @@ pub(super) fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choi
             let planned = if unmap || by_file {
                 None
             } else {
-                raw.zeroes(range.clone())
+                raw.plan_zeroes(range.clone())
             };
             let Some((plan, claim)) = planned else {
                 return reserve(raw, task, shared, range, true);

@@ -29,6 +29,9 @@ pub enum Obstacle {
     /// The host refuses a descriptor or a thread.
     #[error("{0}")]
     Host(#[from] io::Error),
+    /// A [`Worker`](super::Worker) was dropped while a claim on it was not: its I/O may be in flight for ever.
+    #[error("raw I/O may be in flight whose thread has gone: start the process anew")]
+    Abandoned,
     /// The kernel would let others in before raw I/O has ended; with the time in seconds.
     #[error(
         "/proc/sys/fs/lease-break-time is {0} s: others would get the image before requests in flight have ended; make it {min} or more",

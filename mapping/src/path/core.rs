@@ -40,6 +40,9 @@ pub(super) struct Core {
     pub(super) entries: AtomicU64,
     /// The image has at least as many bytes, if nobody else has cut it.
     pub(super) length: AtomicU64,
+    /// A worker has gone whose raw I/O may be in flight: nobody learns when
+    /// it has ended.
+    pub(super) abandoned: AtomicBool,
     /// How often a lease was taken.
     pub(super) leases: AtomicU64,
     /// When the guard last turned, in nanoseconds since the host was booted.
@@ -114,6 +117,7 @@ impl Core {
             live: AtomicBool::new(false),
             entries: AtomicU64::new(0),
             length: AtomicU64::new(size),
+            abandoned: AtomicBool::new(false),
             leases: AtomicU64::new(0),
             turned: AtomicU64::new(sys::boot_time_ns()),
             situation: Mutex::new((false, reason)),
@@ -214,6 +218,13 @@ impl Core {
             return true;
         }
         self.lease.is_held()
+    }
+
+    /// Raw I/O may be in flight for ever, as far as anybody here learns: the
+    /// lease is left to the kernel, which keeps it until that has ended.
+    pub(super) fn abandon(&self) {
+        self.lease.keep();
+        self.abandoned.store(true, Ordering::SeqCst);
     }
 
     /// Becomes readable when somebody wants the image.

@@ -71,7 +71,7 @@ impl Worker {
         let mut at = range.start;
         while at < range.end {
             self.turn();
-            let (plan, _claim) = self.read(at..range.end);
+            let (plan, _claim) = self.plan_read(at..range.end);
             for piece in plan.pieces() {
                 let (part, rest) = left.split_at_mut(bytes(piece.end - piece.start));
                 match piece.way {
@@ -102,7 +102,7 @@ impl Worker {
         let mut at = range.start;
         while at < range.end {
             self.turn();
-            let Some((plan, _claim)) = self.write(at..range.end) else {
+            let Some((plan, _claim)) = self.plan_write(at..range.end) else {
                 let rest = at..range.end;
                 let relocates = self.may_relocate(rest.clone());
                 return self.change(rest, relocates, |file| file.write_all_at(left, at));

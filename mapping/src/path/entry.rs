@@ -17,6 +17,9 @@ use super::survey::{self, Survey};
 /// How long a range that is being changed is waited for.
 const HOLDING: Duration = Duration::from_millis(200);
 
+/// How often it is looked after raw I/O that does not end.
+const WAITING: Duration = Duration::from_secs(1);
+
 /// How often the page cache is emptied before it counts as somebody's, and
 /// data are compared before they count as different.
 const EMPTYING: usize = 20;
@@ -41,6 +44,9 @@ impl Core {
     }
 
     fn try_enter(&self) -> Result<(), Obstacle> {
+        if self.abandoned.load(Ordering::SeqCst) {
+            return Err(Obstacle::Abandoned);
+        }
         self.check_conditions()?;
         if ablation::unguarded() {
             self.live.store(true, Ordering::SeqCst);
@@ -231,8 +237,14 @@ impl Core {
     fn stop_raw(&self) {
         let fence = self.map.disable();
         let mut told = false;
-        while !fence.wait(Duration::from_secs(1)) {
+        while !fence.wait(WAITING) {
             self.turn();
+            if self.abandoned.load(Ordering::SeqCst) {
+                log::warn!(
+                    "raw I/O is in flight at the end: the image stays leased until it has ended"
+                );
+                return;
+            }
             if !std::mem::replace(&mut told, true) {
                 log::warn!("somebody waits for the image, which waits for raw I/O to end");
             }

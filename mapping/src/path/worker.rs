@@ -59,7 +59,7 @@ pub enum Reserved {
     Claimed(Claim),
     /// Another request has part of the range.
     Busy,
-    /// The image ends before the range does.
+    /// The file ends before the range does.
     Beyond,
 }
 
@@ -72,7 +72,23 @@ struct Without {
     cow: bool,
 }
 
-/// The disk path as one worker has it.
+/// The disk path as one thread has it, which makes it and keeps it.
+///
+/// A thread that waits for its I/O needs [`read_at`](Self::read_at), [`write_at`](Self::write_at) and
+/// [`discard`](Self::discard) only. One that has many requests in flight, with a ring, goes round like this:
+///
+/// 1. [`turn`](Self::turn), before anything is planned.
+/// 2. For each request [`plan_read`](Self::plan_read), [`plan_write`](Self::plan_write) or
+///    [`plan_zeroes`](Self::plan_zeroes). What is to be changed and has no plan goes by the file: it is
+///    [reserved](Self::reserve) first, and if blocks may be given away or moved by it
+///    ([`may_relocate`](Self::may_relocate)) the fence of its hold [has to pass](Self::has_passed) before it is begun.
+/// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, with `RWF_NOWAIT` so that the kernel
+///    keeps none of it for later. If the answer is no, it is planned anew. The *file* is registered in the ring as well
+///    as the device: after a kill the lease lasts until the ring has ended.
+/// 4. When a request has ended, its claim and its hold are dropped.
+/// 5. [`idle`](Self::idle) before the thread sleeps.
+///
+/// What is forgotten of 1 and 5 keeps others waiting for the file; 3 is where data are at stake.
 #[derive(Debug)]
 pub struct Worker {
     path: Arc<Core>,
@@ -202,7 +218,7 @@ impl Worker {
         self.trusts_at(self.now)
     }
 
-    /// Worker I/O may be given to the kernel at this very moment.
+    /// Raw I/O may be given to the kernel at this very moment.
     #[inline]
     pub fn may_submit(&mut self) -> bool {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
@@ -241,7 +257,7 @@ impl Worker {
 
     /// How to read `range`, and the claim to be held until it was.
     #[inline]
-    pub fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+    pub fn plan_read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
         let reader = &mut self.reader;
         let room = self.path.room();
         let plan = planner::read(range.clone(), self.path.align(), room, |at| {
@@ -256,7 +272,7 @@ impl Worker {
 
     /// How to write `range` raw, if that is possible.
     #[inline]
-    pub fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub fn plan_write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         if !self.path.writable {
             return None;
         }
@@ -269,7 +285,7 @@ impl Worker {
     /// How to make `range` read as zeros without the file system, if that is
     /// possible.
     #[inline]
-    pub fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    pub fn plan_zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
         if !self.path.writable {
             return None;
         }
@@ -353,10 +369,29 @@ impl Drop for Worker {
     fn drop(&mut self) {
         if self.old.is_claimed() || self.current.is_claimed() {
             // Fences would not wait for that I/O any more.
-            log::error!(
-                "a worker of the disk path has gone before its I/O: the path is not left any more"
-            );
+            self.path.abandon();
             self.reader.abandon();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{Config, Map};
+
+    #[test]
+    fn fences_wait_for_a_reader_that_was_abandoned() {
+        let map = Map::new(1 << 20, Config::default()).unwrap();
+        for abandons in [false, true] {
+            let mut reader = map.reader().unwrap();
+            reader.mark();
+            if abandons {
+                reader.abandon();
+            }
+            drop(reader);
+            assert_eq!(map.barrier().wait(Duration::ZERO), !abandons);
         }
     }
 }
