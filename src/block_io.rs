@@ -9,6 +9,7 @@
 
 mod approach;
 mod bounced;
+mod pieces;
 mod shared;
 mod stats;
 mod straight;
@@ -29,7 +30,7 @@ use self::shared::BUFFERS;
 pub(crate) use self::shared::Shared;
 use self::stats::Counts;
 pub(crate) use self::stats::{Sums, Tally};
-use self::task::{Step, Task, Way};
+use self::task::{Apart, Step, Task, Way};
 use crate::engine::bounce::Pool;
 use crate::engine::limits::Limits;
 use crate::engine::pin::Pins;
@@ -164,18 +165,16 @@ impl<E: Engine> BlockIo<E> {
         if std::mem::take(&mut task.owns_blocks) {
             self.shared.release_blocks(task.chunk_start, task.chunk_end);
         }
-        if task.changes_file {
+        if let Way::Change(_) = std::mem::replace(&mut task.way, Way::Open) {
             self.shared.changed();
         }
-        task.hold = None;
-        task.fence = None;
-        task.claim = None;
+        task.plan.release();
         match task.op {
             Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
             Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
             _ => {}
         }
-        task.forget();
+        task.pieces.forget();
         self.ended.push(Completion {
             tag: Tag(tag),
             status,
@@ -215,7 +214,7 @@ impl<E: Engine> BlockIo<E> {
                     Next::End(Status::Ok)
                 }
             }
-            Op::WriteZeroes { .. } if task.way == Way::Planned => self.planned_zeroes(tag),
+            Op::WriteZeroes { .. } if task.is_planned() => self.planned_zeroes(tag),
             Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(tag, offset, unmap),
         }
     }
@@ -231,11 +230,11 @@ impl<E: Engine> BlockIo<E> {
                 .then_some(Next::End(Status::IoErr));
         };
         let task = &mut self.tasks[tag as usize];
-        if task.way == Way::Planned && task.step != Step::Synced && !raw.trusts() {
-            task.claim = None;
+        if task.is_planned() && task.step != Step::Synced && !raw.trusts() {
+            task.plan.release();
             task.way = Way::Open;
         }
-        if task.way == Way::Open {
+        if let Way::Open = task.way {
             match choose(raw, task, &self.shared) {
                 Choice::Go => {}
                 Choice::Nothing => return Some(Next::End(Status::Ok)),
@@ -246,11 +245,13 @@ impl<E: Engine> BlockIo<E> {
                 }
             }
         }
-        if let Some(fence) = &task.fence {
-            if !raw.has_passed(fence, &mut task.fence_asked) {
+        if let Way::Change(Apart::Held { fence, asked, .. }) = &mut task.way
+            && let Some(waited) = fence
+        {
+            if !raw.has_passed(waited, asked) {
                 return Some(Next::Stall);
             }
-            task.fence = None;
+            *fence = None;
         }
         None
     }

@@ -20,13 +20,14 @@ use crate::{Fiemap, Filler, Map, Stats};
 
 pub use self::agreement::Agreement;
 pub use self::away::{Away, Obstacle};
+pub use self::claim::Claim;
 pub use self::direct::Buffer;
 pub use self::length::HeldEnd;
 pub use self::options::{Options, Swap};
 pub use self::planner::{MAX_PIECES, Piece, Plan, Way};
 pub use self::situation::{GuardState, SHORTEST_BREAK, Situation};
 pub use self::survey::Survey;
-pub use self::worker::{Claim, Reserved, Worker};
+pub use self::worker::{Reserved, Worker};
 
 #[cfg_attr(feature = "test-switches", doc(hidden))]
 #[cfg(feature = "test-switches")]
@@ -35,6 +36,7 @@ pub use self::ablation::{Ablation, leave_out};
 mod ablation;
 mod agreement;
 mod away;
+mod claim;
 mod close_watch;
 mod core;
 mod direct;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use common::*;
-use mapping::path::{Buffer, DiskPath, Obstacle, Options, Swap};
+use mapping::path::{Buffer, DiskPath, Obstacle, Options, Plan, Swap, Worker};
 
 /// Bytes of the file, all written.
 const BYTES: u64 = 4 << 20;
@@ -31,6 +31,19 @@ fn is_free(fs: &Mounted) -> bool {
     how.open(fs.path("image")).is_ok()
 }
 
+/// The plan of a raw write, once the map is loaded there.
+fn planned(worker: &mut Worker) -> Plan {
+    let mut plan = Plan::default();
+    loop {
+        worker.turn();
+        if worker.plan_write(0..4096, &mut plan) {
+            return plan;
+        }
+        worker.idle();
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn the_path_is_not_left_before_what_was_planned_has_ended() {
     for made in [EXT4, XFS] {
@@ -41,14 +54,7 @@ fn the_path_is_not_left_before_what_was_planned_has_ended() {
         path.want();
         path.try_now().unwrap();
         let mut worker = path.worker().unwrap();
-        let (plan, claim) = loop {
-            worker.turn();
-            if let Some(planned) = worker.plan_write(0..4096) {
-                break planned;
-            }
-            worker.idle();
-            std::thread::yield_now();
-        };
+        let mut plan = planned(&mut worker);
         assert!(plan.pieces().len() == 1 && worker.may_submit());
         std::thread::scope(|scope| {
             let (left, is_left) = mpsc::channel();
@@ -62,10 +68,10 @@ fn the_path_is_not_left_before_what_was_planned_has_ended() {
                 std::thread::yield_now();
             }
             worker.turn();
-            assert!(worker.plan_write(4096..8192).is_none());
+            assert!(!worker.plan_write(4096..8192, &mut Plan::default()));
             assert!(!is_free(&fs), "the file is given away under I/O in flight");
             assert!(is_left.try_recv().is_err());
-            drop(claim);
+            plan.release();
             worker.idle();
             is_left.recv().unwrap();
         });
@@ -83,21 +89,14 @@ fn a_worker_that_goes_before_its_io_leaves_the_lease_to_the_kernel() {
     path.want();
     path.try_now().unwrap();
     let mut worker = path.worker().unwrap();
-    let claim = loop {
-        worker.turn();
-        if let Some((_plan, claim)) = worker.plan_write(0..4096) {
-            break claim;
-        }
-        worker.idle();
-        std::thread::yield_now();
-    };
+    let plan = planned(&mut worker);
     drop(worker);
     path.unwant();
     assert!(!is_free(&fs), "the file is given away under I/O in flight");
     assert!(matches!(path.try_now(), Err(Obstacle::Abandoned)));
     drop(path);
     assert!(!is_free(&fs));
-    drop(claim);
+    drop(plan);
     // The last descriptor, as when a ring has ended.
     drop(file);
     while !is_free(&fs) {

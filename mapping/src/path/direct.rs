@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::planner::Way;
+use super::planner::{Plan, Way};
 use super::worker::{Reserved, Worker};
 
 /// How long a range that another thread changes is left alone.
@@ -67,11 +67,11 @@ impl Worker {
     }
 
     fn read_pieces(&mut self, buffer: &mut [u8], range: Range<u64>) -> io::Result<()> {
-        let mut left = buffer;
+        let (mut plan, mut left) = (Plan::default(), buffer);
         let mut at = range.start;
         while at < range.end {
             self.turn();
-            let (plan, _claim) = self.plan_read(at..range.end);
+            self.plan_read(at..range.end, &mut plan);
             for piece in plan.pieces() {
                 let (part, rest) = left.split_at_mut(bytes(piece.end - piece.start));
                 match piece.way {
@@ -98,15 +98,15 @@ impl Worker {
     }
 
     fn write_pieces(&mut self, data: &[u8], range: Range<u64>) -> io::Result<()> {
-        let mut left = data;
+        let (mut plan, mut left) = (Plan::default(), data);
         let mut at = range.start;
         while at < range.end {
             self.turn();
-            let Some((plan, _claim)) = self.plan_write(at..range.end) else {
+            if !self.plan_write(at..range.end, &mut plan) {
                 let rest = at..range.end;
                 let relocates = self.may_relocate(rest.clone());
                 return self.change(rest, relocates, |file| file.write_all_at(left, at));
-            };
+            }
             for piece in plan.pieces() {
                 let (part, rest) = left.split_at(bytes(piece.end - piece.start));
                 if let Way::Disk(disk) = piece.way {

@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use super::claim::Claim;
 use crate::{Kind, Lookup};
 
 /// Most pieces of a plan.
@@ -50,12 +51,28 @@ pub struct Piece {
     pub end: u64,
 }
 
-/// The pieces of a request, in order.
-#[must_use = "a plan says where the I/O goes"]
-#[derive(Debug, Clone, Copy)]
+/// The pieces of a request, in order, and its claim: nobody gets the file, and no block of it is given away, before
+/// this is released, dropped or planned anew. That is done when the I/O has ended. Reused from request to request.
+#[derive(Debug)]
 pub struct Plan {
     pieces: [Piece; MAX_PIECES],
     count: usize,
+    /// Of the generation that it was planned in, if any of it goes to the device.
+    pub(super) claim: Option<Claim>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            pieces: [Piece {
+                way: Way::File,
+                start: 0,
+                end: 0,
+            }; MAX_PIECES],
+            count: 0,
+            claim: None,
+        }
+    }
 }
 
 /// What raw I/O on the device takes, in bytes; powers of two.
@@ -68,21 +85,18 @@ pub(crate) struct RawAlign {
 }
 
 impl Plan {
-    const EMPTY: Plan = Plan {
-        pieces: [Piece {
-            way: Way::File,
-            start: 0,
-            end: 0,
-        }; MAX_PIECES],
-        count: 0,
-    };
-
     /// All of a request goes by the file.
     #[inline]
-    pub fn by_file(range: Range<u64>) -> Plan {
-        let mut plan = Plan::EMPTY;
-        plan.add(range.start, Way::File, range.end);
-        plan
+    pub(super) fn by_file(&mut self, range: Range<u64>) {
+        self.release();
+        self.add(range.start, Way::File, range.end);
+    }
+
+    /// Nothing is planned any more, nor in flight by this plan.
+    #[inline]
+    pub fn release(&mut self) {
+        self.count = 0;
+        self.claim = None;
     }
 
     /// The pieces.
@@ -141,53 +155,57 @@ impl Plan {
     }
 }
 
-/// How to read the bytes `range` of the image.
+/// Plans how to read the bytes `range` of the image.
 #[inline]
 pub(crate) fn read(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Plan {
+    plan: &mut Plan,
+) {
     let way = |kind, disk| match kind {
         Kind::Written | Kind::Shared => Way::Disk(disk),
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         Kind::Opaque(_) => Way::File,
     };
-    plan(&range, align.read, room, way, lookup).unwrap_or_else(|| Plan::by_file(range.clone()))
+    if !fill(plan, &range, align.read, room, way, lookup) {
+        plan.by_file(range);
+    }
 }
 
-/// How to write the bytes `range` of the image straight to the device; `None`
-/// if they have to go by the file.
+/// Plans how to write the bytes `range` of the image straight to the device; false if they have to go by the file.
 #[inline]
 pub(crate) fn write(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
+    plan: &mut Plan,
+) -> bool {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
         _ => Way::File,
     };
-    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+    fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
 }
 
-/// How to make the bytes `range` of the image read as zeros and keep their
-/// blocks: pieces to be written as zeros, and others that need nothing;
-/// `None` if that is the file system's to do.
+/// Plans how to make the bytes `range` of the image read as zeros and keep their blocks: pieces to be written as zeros,
+/// and others that need nothing; false if that is the file system's to do.
+#[inline]
 pub(crate) fn zeroes(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
+    plan: &mut Plan,
+) -> bool {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         _ => Way::File,
     };
-    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+    fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
 }
 
 #[inline]
@@ -209,16 +227,17 @@ pub(crate) fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) 
     true
 }
 
-/// `None` if there are too many pieces for all of the range.
+/// False if there are too many pieces for all of the range.
 #[inline]
-fn plan(
+fn fill(
+    plan: &mut Plan,
     range: &Range<u64>,
     align: u64,
     room: Room,
     way: impl Fn(Kind, u64) -> Way,
     mut lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
-    let mut plan = Plan::EMPTY;
+) -> bool {
+    plan.release();
     let mut at = range.start;
     while at < range.end {
         let (chosen, end) = match lookup(at) {
@@ -236,11 +255,11 @@ fn plan(
             _ => (Way::File, range.end),
         };
         if !plan.add(at, chosen, end) {
-            return (room == Room::Part).then_some(plan);
+            return room == Room::Part;
         }
         at = end;
     }
-    Some(plan)
+    true
 }
 
 #[cfg(test)]

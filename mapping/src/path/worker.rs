@@ -9,15 +9,15 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::ablation;
+use super::claim::{Claim, Generation};
 use super::core::Core;
 use super::planner::{self, Piece, Plan, Way};
 use crate::flush::SyncReach;
 use crate::sys;
-use crate::{Fence, Hold, Kind, Lookup, Mark, Reader};
+use crate::{Fence, Hold, Kind, Lookup, Reader};
 
 /// How long a look at the lease is good for, in nanoseconds: raw I/O ends this
 /// much after somebody has asked for the image, even if the guard is deaf, and
@@ -26,28 +26,6 @@ const LOOK: u64 = 1_000_000_000;
 
 /// Bytes of the largest piece that a page cache holds as one.
 const LARGEST_PAGE: u64 = 2 << 20;
-
-/// A request's part in a generation, to be kept until its I/O has ended: nobody gets the file, and no block of it is
-/// given away, before it is dropped.
-#[must_use = "what is dropped before the I/O has ended protects nothing"]
-#[derive(Debug)]
-pub struct Claim {
-    _counted: Rc<()>,
-}
-
-#[derive(Debug)]
-struct Generation {
-    /// Nothing of it was looked up before this.
-    since: Mark,
-    /// Each claim has one more reference.
-    claims: Rc<()>,
-}
-
-impl Generation {
-    fn is_claimed(&self) -> bool {
-        Rc::strong_count(&self.claims) > 1
-    }
-}
 
 /// What became of taking a range for a file write.
 #[derive(Debug)]
@@ -85,7 +63,7 @@ struct Without {
 /// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, with `RWF_NOWAIT` so that the kernel
 ///    keeps none of it for later. If the answer is no, it is planned anew. The *file* is registered in the ring as well
 ///    as the device: after a kill the lease lasts until the ring has ended.
-/// 4. When a request has ended, its claim and its hold are dropped.
+/// 4. When a request has ended, its plan is [released](Plan::release) or dropped, and its hold is dropped.
 /// 5. [`idle`](Self::idle) before the thread sleeps.
 ///
 /// What is forgotten of 1 and 5 keeps others waiting for the file; 3 is where data are at stake.
@@ -119,13 +97,9 @@ impl Worker {
         let mut reader = path.map().reader().map_err(std::io::Error::other)?;
         let since = reader.mark();
         reader.offline();
-        let none = || Generation {
-            since,
-            claims: Rc::default(),
-        };
         Ok(Worker {
-            old: none(),
-            current: none(),
+            old: Generation::new(since),
+            current: Generation::new(since),
             in_memory: true,
             distrusted: None,
             now: sys::boot_time_ns(),
@@ -255,44 +229,49 @@ impl Worker {
         held
     }
 
-    /// How to read `range`, and the claim to be held until it was.
+    /// Plans how to read `range`.
     #[inline]
-    pub fn plan_read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+    pub fn plan_read(&mut self, range: Range<u64>, plan: &mut Plan) {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::read(range.clone(), self.path.align(), room, |at| {
-            reader.lookup(at)
-        });
+        let (align, room) = (self.path.align(), self.path.room());
+        planner::read(range.clone(), align, room, |at| reader.lookup(at), plan);
         if plan.uses_map() && !self.trusts() {
-            return (Plan::by_file(range), None);
+            plan.by_file(range);
+        } else if plan.uses_disk() {
+            plan.claim = Some(self.current.claim());
         }
-        let claim = plan.uses_disk().then(|| self.claim());
-        (plan, claim)
     }
 
-    /// How to write `range` raw, if that is possible.
+    /// Plans how to write `range` raw; whether that is possible. If not, the plan is empty.
     #[inline]
-    pub fn plan_write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
-        if !self.path.writable {
-            return None;
-        }
+    pub fn plan_write(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
-        self.trusts().then(|| (plan, self.claim()))
+        let (align, room) = (self.path.align(), self.path.room());
+        let planned =
+            self.path.writable && planner::write(range, align, room, |at| reader.lookup(at), plan);
+        self.is_claimed_by(plan, planned)
     }
 
-    /// How to make `range` read as zeros without the file system, if that is
-    /// possible.
+    /// Plans how to make `range` read as zeros without the file system; whether that is possible. If not, the plan is
+    /// empty.
     #[inline]
-    pub fn plan_zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
-        if !self.path.writable {
-            return None;
-        }
+    pub fn plan_zeroes(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
-        self.trusts().then(|| (plan, self.claim()))
+        let (align, room) = (self.path.align(), self.path.room());
+        let planned =
+            self.path.writable && planner::zeroes(range, align, room, |at| reader.lookup(at), plan);
+        self.is_claimed_by(plan, planned)
+    }
+
+    #[inline]
+    fn is_claimed_by(&mut self, plan: &mut Plan, planned: bool) -> bool {
+        let trusted = planned && self.trusts();
+        if trusted {
+            plan.claim = Some(self.current.claim());
+        } else {
+            plan.release();
+        }
+        trusted
     }
 
     /// There is nothing to free in `range`.
@@ -333,12 +312,12 @@ impl Worker {
             return Reserved::Beyond;
         }
         if !self.path.is_live() || self.path.needs_no_holds() {
-            return Reserved::Claimed(self.claim());
+            return Reserved::Claimed(self.current.claim());
         }
         match self.path.map().hold(range) {
             Ok(hold) => Reserved::Held(hold),
             Err(crate::Error::Overlap(_)) => Reserved::Busy,
-            Err(_) if self.without.straddle => Reserved::Claimed(self.claim()),
+            Err(_) if self.without.straddle => Reserved::Claimed(self.current.claim()),
             // The map is shorter since the disk was asked.
             Err(_) => Reserved::Beyond,
         }
@@ -355,13 +334,6 @@ impl Worker {
             fence.notify(Arc::clone(&self.event));
         }
         fence.passed()
-    }
-
-    #[inline]
-    fn claim(&self) -> Claim {
-        Claim {
-            _counted: Rc::clone(&self.current.claims),
-        }
     }
 }
 
