@@ -7,17 +7,16 @@
     clippy::cast_possible_truncation
 )]
 
-mod common;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::*;
 use mapping::device::BackingDevice;
 use mapping::{Config, Fiemap, Filler, Kind, Lookup, Map, Reason};
+use rig::file_systems::{EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS};
+use rig::files::{fallocate, open_direct, pattern, punch};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;

@@ -6,13 +6,13 @@
     clippy::print_stderr
 )]
 
-mod common;
-
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::*;
+use rig::file_systems::{EXT4, Mounted, XFS};
+use rig::files::{fallocate, pattern};
+use rig::program::run;
 
 /// Cargo builds examples next to the tests, but not if asked for a single test (`--test examples`).
 fn example(name: &str) -> Option<PathBuf> {

@@ -7,10 +7,10 @@ use std::process::Command;
 
 use front_end::codes::status;
 use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Wanted};
+use rig::file_systems::{EXT4, Mounted};
+use rig::files::{fallocate, pattern};
 use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::mounted::{self, EXT4, Mounted};
 
 const MEMORY: u64 = 16 << 20;
 const DATA: u64 = 4 << 20;
@@ -202,7 +202,7 @@ impl Guest {
 }
 
 pub fn content(offset: u64, length: usize) -> Vec<u8> {
-    mounted::pattern(7, offset, length)
+    pattern(7, offset, length)
 }
 
 fn make_image(path: &Path) {
@@ -211,6 +211,6 @@ fn make_image(path: &Path) {
     let bytes = content(0, usize::try_from(HOLE).unwrap());
     file.write_all_at(&bytes, 0).unwrap();
     let rest = IMAGE - UNWRITTEN;
-    mounted::fallocate(&file, 0, UNWRITTEN, rest).unwrap();
+    fallocate(&file, 0, UNWRITTEN, rest).unwrap();
     file.sync_all().unwrap();
 }

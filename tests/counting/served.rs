@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use front_end::Daemon;
 use front_end::load::{Client, Extent, Pattern, Plan, Report};
+use rig::file_systems::{EXT4, Mounted};
+use rig::files::pattern;
 use tempfile::TempDir;
-
-use crate::file_systems::{EXT4, Mounted, pattern};
 
 /// The size of the image in bytes.
 pub const IMAGE: usize = 32 << 20;

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
+
 use crate::image::{FIRST, Image};
 use crate::lane::all;
 use crate::model::SECTOR;

@@ -5,10 +5,11 @@
 use std::process::Command;
 
 use front_end::codes::{feature, status};
+use rig::file_systems::{EXT4, Made, Mounted};
+use rig::program::run;
 use rustix::fs::CWD;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
-use crate::common::{EXT4, Made, Mounted, run};
 use crate::image::{Image, sync};
 use crate::model::{SECTOR, Value};
 use crate::rig::{Guest, Served};

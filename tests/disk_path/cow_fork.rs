@@ -11,8 +11,10 @@ use std::process::Command;
 
 use extentd::operator::control::Request;
 use front_end::codes::status;
+use rig::file_systems::{Mounted, XFS};
+use rig::files::reflink;
+use rig::program::run;
 
-use crate::common::{Mounted, XFS, reflink, run};
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, sync, write_direct};
 use crate::lane::{Seen, all};

@@ -8,8 +8,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 
 use front_end::codes::status;
+use rig::file_systems::{Mounted, XFS};
+use rig::files::reflink;
+use rig::program::run;
 
-use crate::common::{Mounted, XFS, reflink, run};
 use crate::image::{BYTES, FIRST, Image, SECTORS, sync, write_direct};
 use crate::lane::all;
 use crate::model::{SECTOR, content};

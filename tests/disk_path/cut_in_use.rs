@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use front_end::LIMIT;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
 use crate::image::{Image, sync};
 use crate::model::{SECTOR, Value};

@@ -7,9 +7,9 @@ use std::fs::OpenOptions;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use front_end::LIMIT;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
 use crate::image::Image;
 use crate::lane::STEP;

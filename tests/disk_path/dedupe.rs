@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use crate::common::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, sync};
 use crate::lane::{Seen, all};

@@ -10,7 +10,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{Mounted, fallocate, pattern, run};
+use rig::file_systems::Mounted;
+use rig::files::{fallocate, pattern};
+use rig::program::run;
+
 use crate::image::{occupy, read_direct, sync};
 
 /// Other files of the file system, with what they should hold.

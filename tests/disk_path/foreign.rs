@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+
 use crate::break_time::BreakTime;
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, read_direct};
 use crate::lane::{all, look};

@@ -9,8 +9,9 @@ use extentd::operator::control::Request;
 use extentd::options::config::IoPath;
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::image::Image;
 use crate::lane::{STEP, all};
 use crate::model::{SECTOR, Value};

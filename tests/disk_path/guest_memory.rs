@@ -7,8 +7,8 @@ use std::path::Path;
 
 use front_end::codes::feature;
 use front_end::{GuestMemory, Place, Region};
+use rig::file_systems::{EXT4, Mounted};
 
-use crate::common::{EXT4, Mounted};
 use crate::image::{FIRST, Image};
 use crate::lane::all;
 use crate::model::{SECTOR, Value};

@@ -6,7 +6,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::{Mounted, fallocate, punch, reflink, run};
+use rig::file_systems::Mounted;
+use rig::files::{fallocate, punch, reflink};
+use rig::program::run;
+
 use crate::model::{SECTOR, Value, content};
 
 /// Bytes of an image.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
 use crate::image::{Image, sync};
 use crate::model::{SECTOR, Value, content, holds};

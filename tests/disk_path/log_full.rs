@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Like, Op, Session, Wanted};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
 use crate::image::Image;
 use crate::lane::STEP;

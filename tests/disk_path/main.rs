@@ -4,9 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-
 mod attributes;
 mod barriers;
 mod break_time;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use front_end::codes::{feature, status};
 use front_end::{Driver, LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::image::Image;
 use crate::lane::{STEP, all};
 use crate::model::{SECTOR, Value};

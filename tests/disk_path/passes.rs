@@ -9,9 +9,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::Others;
 use crate::image::{FIRST, Image, sync};
 use crate::lane::{STEP, all};

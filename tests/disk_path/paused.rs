@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::{Others, Stopper};
 use crate::image::{FIRST, sync};
 use crate::lane::{Lane, STEP, all};

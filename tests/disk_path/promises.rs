@@ -5,9 +5,9 @@
 use std::sync::atomic::AtomicBool;
 
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
 use crate::client::Client;
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{self, fill_up};
 use crate::image::{BYTES, Image, Kind, PIECE, SECTORS, kind, sectors};
 use crate::model::{Model, SECTOR, Value, content, holds};

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Stopper;
 use crate::image::{FIRST, Image};
 use crate::lane::all;

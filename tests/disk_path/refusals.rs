@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{BTRFS, EXT4_JOURNAL, Made, Mounted};
+use rig::file_systems::{BTRFS, EXT4_JOURNAL, Made, Mounted};
+
 use crate::rig::{Guest, Served, binary};
 
 /// Bytes of the image.

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rig::file_systems::{EXT4, Mounted};
 use tempfile::TempDir;
 
 use crate::break_time::SETTING;
-use crate::common::{EXT4, Mounted};
 use crate::image::{FIRST, Image};
 use crate::lane::all;
 use crate::model::SECTOR;

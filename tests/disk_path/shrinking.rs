@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
 use crate::image::{Image, read_direct};
 use crate::lane::{STEP, look};

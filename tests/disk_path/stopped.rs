@@ -6,8 +6,8 @@ use std::fs::OpenOptions;
 
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
 use crate::image::{Image, read_direct, sync};
 use crate::model::{SECTOR, Value, content, holds};

@@ -7,8 +7,10 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
+
 use crate::client::{Client, owner};
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::{self, Others, Stopper};
 use crate::image::{BYTES, Image, SECTORS, read_direct};
 use crate::model::{Model, SECTOR, holds};

@@ -86,7 +86,7 @@ fn blk_39_files_on_devices_of_large_blocks_take_single_sectors() {
     };
     let files = scratch();
     let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
-        crate::common::run(std::process::Command::new(program).args(arguments))
+        rig::program::run(std::process::Command::new(program).args(arguments))
     };
     run("mkfs.ext4", &["-q".as_ref(), lo.path().as_os_str()]).unwrap();
     let target = files.path().as_os_str();

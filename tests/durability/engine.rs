@@ -3,8 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 
 use front_end::{Daemon, Like, Op, Segment, Wanted};
+use rig::program::run;
 
-use crate::common::run;
 use crate::disk::{Attached, DATA, IMAGE, assert_ok, binary, content, scratch};
 
 #[test]

@@ -4,8 +4,8 @@ use std::fs::File;
 
 use front_end::codes::{feature, status};
 use front_end::{Like, Op, Segment, Wanted};
+use rig::file_systems::{EXT4, Mounted, XFS};
 
-use crate::common::{EXT4, Mounted, XFS};
 use crate::disk::{Attached, DATA, assert_ok, scratch, serve};
 use crate::lo::{Loop, flushes};
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use front_end::codes::status;
 use front_end::{Like, Op, Segment, Wanted};
+use rig::file_systems::{BTRFS, EXT4, Mounted, XFS};
 
-use crate::common::{BTRFS, EXT4, Mounted, XFS};
 use crate::disk::{Attached, DATA, IMAGE, assert_ok, content, scratch, serve};
 use crate::lo::Loop;
 

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rig::program::run;
 use tempfile::TempDir;
 
-use crate::common::run;
 use crate::disk::scratch;
 
 /// A loop device; taken down when dropped.

@@ -3,8 +3,9 @@
 use std::process::Command;
 
 use front_end::{Buffer, Like, Op, Wanted, limit};
+use rig::file_systems::{EXT4, Mounted};
+use rig::program::run;
 
-use crate::common::{EXT4, Mounted, run};
 use crate::disk::{Attached, DATA, assert_ok, scratch, serve};
 
 /// A file system that takes no writes until it is dropped.

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::common::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Mounted};
+
 use crate::daemon::Daemon;
 use crate::host::{self, LIMIT, Scratch};
 use crate::load::printed;

@@ -18,8 +18,6 @@ mod pattern;
 mod qmp;
 mod vm;
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
 #[allow(dead_code)]
 #[path = "../swap/pressure.rs"]
 mod pressure;

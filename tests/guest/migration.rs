@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use crate::common::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Mounted};
+
 use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
 use crate::load::printed;

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use rig::file_systems::{Made, Mounted};
 use serde_json::Value;
 
-use crate::common::{Made, Mounted};
 use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
 use crate::pressure::{Group, major_faults};

@@ -7,10 +7,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use front_end::{LIMIT, Op};
+use rig::program::run;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use crate::attached::{Attached, REQUESTS};
-use crate::common::run;
 use crate::inside::{self, Stage};
 use crate::mapped::IMAGE;
 

@@ -39,8 +39,6 @@ mod vm;
 #[allow(dead_code)]
 #[path = "../recovery/attached.rs"]
 mod attached;
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
 #[allow(dead_code)]
 #[path = "../recovery/lanes.rs"]
 mod lanes;

@@ -7,9 +7,10 @@ use std::process::Command;
 
 use front_end::Op;
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Mounted};
+use rig::program::run;
 
 use crate::attached::{Attached, LENGTH, REQUESTS, even, sectors};
-use crate::common::{EXT4, Mounted, run};
 use crate::image::{occupy, sync};
 use crate::model::{SECTOR, content};
 

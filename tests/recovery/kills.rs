@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
 use front_end::{Inflight, Like};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::image::{Image, read_direct};
 use crate::lanes::Lanes;
 use crate::random::Random;

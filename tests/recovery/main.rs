@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
 #[path = "../disk_path/image.rs"]
 #[allow(dead_code)]
 mod image;

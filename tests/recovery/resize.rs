@@ -5,8 +5,9 @@ use std::path::Path;
 
 use front_end::codes::{feature, status};
 use front_end::{Driver, GuestMemory, Like, Session};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::program::run;
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::model::{SECTOR, content};
 use crate::rig::{Place, QUEUE_DATA, guest};
 

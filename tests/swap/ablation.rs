@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
+use rig::file_systems::EXT4;
 
-use crate::common::EXT4;
 use crate::pressure::{Group, major_faults};
 use crate::rig::{DATA, Guest, IMAGE, MEMORY, Served, has_sys_resource, mounted};
 

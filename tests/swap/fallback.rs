@@ -1,7 +1,9 @@
 //! While somebody else has the image, requests go by the file, in place, and
 //! afterwards by the disk again.
 
-use crate::common::{EXT4, XFS, reflink};
+use rig::file_systems::{EXT4, XFS};
+use rig::files::reflink;
+
 use crate::rig::{Guest, IMAGE, Served, mounted};
 
 #[test]

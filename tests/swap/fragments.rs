@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mapping::{ExtentSource, Fiemap};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::{fallocate, pattern, punch};
+use rig::program::run;
 
-use crate::common::{EXT4, Made, Mounted, XFS, fallocate, pattern, punch, run};
 use crate::rig::{Guest, Served, extentctl, mounted, operations};
 
 /// With smaller blocks the records of the file system lie beside the image's in

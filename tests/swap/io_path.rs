@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use front_end::LIMIT;
+use rig::file_systems::{EXT4, XFS};
 
-use crate::common::{EXT4, XFS};
 use crate::rig::{Guest, IMAGE, Served, mounted};
 
 fn allocations(served: &Served) -> u64 {

@@ -12,8 +12,6 @@
     clippy::print_stdout
 )]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
 #[allow(dead_code)]
 mod pressure;
 mod rig;

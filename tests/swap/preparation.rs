@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use extentd::path::survey::Survey;
 use mapping::Fiemap;
+use rig::file_systems::{EXT4, EXT4_1K, Made, Mounted, XFS};
+use rig::files::{fallocate, pattern, punch, read_all, reflink};
 
-use crate::common::{
-    EXT4, EXT4_1K, Made, Mounted, XFS, fallocate, pattern, punch, read_all, reflink,
-};
 use crate::rig::{IMAGE, complaint, extentctl, mounted};
 
 fn survey(path: &Path) -> Survey {

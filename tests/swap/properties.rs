@@ -2,8 +2,8 @@
 
 use extentd::operator::control::Request;
 use front_end::codes::feature;
+use rig::file_systems::{EXT4, Made, XFS};
 
-use crate::common::{EXT4, Made, XFS};
 use crate::rig::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
 
 /// What needs a privilege that the tests may not have.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_JOURNAL, Made};
+use rig::file_systems::{BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_JOURNAL, Made};
+
 use crate::rig::{Served, complaint, extentctl, extentd, has_sys_resource, mounted};
 
 /// Both programs refuse an image there, which is left as it was.

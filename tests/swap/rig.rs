@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::status;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session, Wanted};
+use rig::file_systems::{Made, Mounted};
 use serde_json::Value;
 use tempfile::TempDir;
-
-use crate::common::{Made, Mounted};
 
 /// The size of an image in bytes.
 pub const IMAGE: u64 = 32 << 20;

@@ -7,10 +7,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
+use rig::files::{fallocate, reflink};
+use rig::program::run;
+
 use super::disturber::{Did, Storm};
 use super::ioctls::{clone_range, dedupe_range, exchange_range, move_extent};
 use super::{LEAST, MOST, STILL};
-use crate::common::{fallocate, reflink, run};
 use crate::random::Random;
 
 /// `FALLOC_FL_UNSHARE_RANGE`

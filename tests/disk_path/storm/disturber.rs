@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
+use rig::file_systems::Mounted;
+
 use super::neighbours::Neighbours;
 use super::pace::Pace;
 use super::{blocks, hosts, names, opens};
-use crate::common::Mounted;
 use crate::disturb::Others;
 use crate::length::Length;
 use crate::random::Random;

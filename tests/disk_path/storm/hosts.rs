@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
+use rig::program::run;
+
 use super::disturber::{Did, Storm};
-use crate::common::run;
 use crate::disturb;
 use crate::random::Random;
 

@@ -6,7 +6,9 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::{Mounted, fallocate};
+use rig::file_systems::Mounted;
+use rig::files::fallocate;
+
 use crate::image::{read_direct, try_write_direct};
 use crate::model::{FOREIGN, SECTOR, Value, content, holds};
 use crate::random::Random;

@@ -1,0 +1,15 @@
+//! What several suites of tests share. What only one of them uses is in its own folder.
+//!
+//! All of it is for tests: it panics where something is not as it has to be.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+pub mod file_systems;
+pub mod files;
+pub mod program;
