@@ -10,11 +10,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::SECTOR;
 use rig::program::run;
 
-use crate::image::{FIRST, Image};
 use crate::lane::all;
-use crate::model::SECTOR;
 use crate::rig::{Guest, Served};
 
 /// Bytes of the image, and its sectors.

@@ -5,13 +5,14 @@
 use std::process::Command;
 
 use front_end::codes::{feature, status};
+use rig::file_systems::sync;
 use rig::file_systems::{EXT4, Made, Mounted};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
 use rig::program::run;
 use rustix::fs::CWD;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
-use crate::image::{Image, sync};
-use crate::model::{SECTOR, Value};
 use crate::rig::{Guest, Served};
 
 /// Bytes of the image that are written, and of all of it.

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Done, Driver, Error, GuestMemory, LIMIT, Op, Segment};
+use rig::image::FIRST;
+use rig::model::{Found, Model, SECTOR, Value, content};
+use rig::random::Random;
 
-use crate::image::FIRST;
 use crate::length::{Length, Seen};
-use crate::model::{Found, Model, SECTOR, Value, content};
-use crate::random::Random;
 use crate::requests::{Habits, Past, Request, changes};
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 

@@ -20,13 +20,13 @@ use front_end::Op;
 use front_end::codes::feature;
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
 use rig::files::reflink;
+use rig::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
+use rig::model::{Model, SECTOR};
 use rig::program::run;
+use rig::random::Random;
 
 use crate::client::Client;
 use crate::disturb;
-use crate::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
-use crate::model::{Model, SECTOR};
-use crate::random::Random;
 use crate::rig::{Guest, Info, Served};
 
 /// How often the disk is copied. Every third time the process is killed first.

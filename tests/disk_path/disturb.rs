@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rig::file_systems::Mounted;
+use rig::file_systems::{occupy, sync};
+use rig::files::read_direct;
 use rig::files::{fallocate, pattern};
 use rig::program::run;
-
-use crate::image::{occupy, read_direct, sync};
 
 /// Other files of the file system, with what they should hold.
 #[derive(Default)]

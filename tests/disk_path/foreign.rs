@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value};
 
 use crate::break_time::BreakTime;
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, read_direct};
 use crate::lane::{all, look};
-use crate::model::{SECTOR, Value};
 use crate::rig::{Guest, Info, Served};
 use crate::ways::{Lease, Site, WAYS};
 

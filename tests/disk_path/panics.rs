@@ -9,10 +9,10 @@ use std::time::Duration;
 use front_end::codes::{feature, status};
 use front_end::{Driver, LIMIT, Op};
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
 
-use crate::image::Image;
 use crate::lane::{STEP, all};
-use crate::model::{SECTOR, Value};
 use crate::rig::{Guest, QUEUES, Served};
 use crate::unread::{Kind, Log};
 

@@ -9,14 +9,15 @@ use std::process::Command;
 use std::time::Instant;
 
 use front_end::codes::status;
+use rig::file_systems::sync;
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value};
 use rig::program::run;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, sync};
 use crate::lane::{STEP, all};
-use crate::model::{SECTOR, Value};
 use crate::raw_calls::{own_mounts, truncate};
 use crate::refusals::is_refused;
 use crate::rig::{Guest, Info, Served};

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value, holds};
 
 use crate::disturb::Stopper;
-use crate::image::{FIRST, Image};
 use crate::lane::all;
-use crate::model::{SECTOR, Value, holds};
 use crate::rig::{Guest, Served};
 
 /// Where the last block begins.

@@ -18,10 +18,6 @@ mod pattern;
 mod qmp;
 mod vm;
 
-#[allow(dead_code)]
-#[path = "../swap/pressure.rs"]
-mod pressure;
-
 mod downtime;
 mod features;
 mod filesystem;

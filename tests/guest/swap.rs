@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 
 use rig::file_systems::{Made, Mounted};
+use rig::pressure::{Group, major_faults};
 use serde_json::Value;
 
 use crate::daemon::Daemon;
 use crate::host::{self, Scratch};
-use crate::pressure::{Group, major_faults};
 use crate::vm::Machine;
 
 const EXT4: Made = Made {

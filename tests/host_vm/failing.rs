@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::model::SECTOR;
 
 use crate::attached::{Attached, REQUESTS, even, sectors};
 use crate::inside::{self, Stage};
 use crate::mapped::Mapped;
-use crate::model::SECTOR;
 
 const PATHS: [(&str, &[&str]); 2] = [("disk", &[]), ("file", &["--io-path", "file"])];
 

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
 use front_end::{Daemon, LIMIT, Like, Session};
+use rig::model::SECTOR;
 
 use crate::inside::{self, Stage};
 use crate::lanes::Lanes;
 use crate::mapped::{IMAGE, Mapped};
-use crate::model::SECTOR;
 use crate::rig::{Place, guest};
 
 const PATHS: [(&str, &[&str]); 2] = [("disk", &[]), ("file", &["--io-path", "file"])];

@@ -43,11 +43,6 @@ mod attached;
 #[path = "../recovery/lanes.rs"]
 mod lanes;
 #[allow(dead_code)]
-#[path = "../disk_path/model.rs"]
-mod model;
-#[path = "../disk_path/random.rs"]
-mod random;
-#[allow(dead_code)]
 #[path = "../recovery/rig.rs"]
 mod rig;
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use front_end::codes::feature;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
+use rig::model::{SECTOR, content, holds};
 
-use crate::model::{SECTOR, content, holds};
 use crate::rig::{Place, QUEUE_DATA, guest};
 
 /// Bytes of a request.

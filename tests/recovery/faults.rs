@@ -8,11 +8,11 @@ use std::process::Command;
 use front_end::Op;
 use front_end::codes::status;
 use rig::file_systems::{EXT4, Mounted};
+use rig::file_systems::{occupy, sync};
+use rig::model::{SECTOR, content};
 use rig::program::run;
 
 use crate::attached::{Attached, LENGTH, REQUESTS, even, sectors};
-use crate::image::{occupy, sync};
-use crate::model::{SECTOR, content};
 
 /// Half of the requests find no room, round after round; then there is room.
 fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl FnOnce()) {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use front_end::codes::feature;
 use front_end::{Inflight, Like};
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::Image;
+use rig::random::Random;
 
-use crate::image::{Image, read_direct};
 use crate::lanes::Lanes;
-use crate::random::Random;
 use crate::rig::{Place, guest};
 
 /// How often each process is killed, if the environment does not say.

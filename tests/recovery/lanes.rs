@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Driver, Error, GuestMemory, LIMIT, Op, Ring, Segment, Session};
+use rig::model::{Model, SECTOR, Value, content};
+use rig::random::Random;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::model::{Model, SECTOR, Value, content};
-use crate::random::Random;
 use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// Lanes of a guest; the queues have equally many.

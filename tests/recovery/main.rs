@@ -3,15 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-#[path = "../disk_path/image.rs"]
-#[allow(dead_code)]
-mod image;
-#[path = "../disk_path/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "../disk_path/random.rs"]
-mod random;
-
 mod attached;
 mod faults;
 mod kills;

@@ -6,9 +6,9 @@ use std::path::Path;
 use front_end::codes::{feature, status};
 use front_end::{Driver, GuestMemory, Like, Session};
 use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::model::{SECTOR, content};
 use rig::program::run;
 
-use crate::model::{SECTOR, content};
 use crate::rig::{Place, QUEUE_DATA, guest};
 
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.

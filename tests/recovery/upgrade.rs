@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use front_end::codes::feature;
 use front_end::{Daemon, LIMIT, Like, wait_readable};
 use rig::file_systems::{EXT4, Mounted};
+use rig::files::read_direct;
+use rig::image::Image;
 
-use crate::image::{Image, read_direct};
 use crate::lanes::Lanes;
 use crate::rig::{Place, binary, guest};
 

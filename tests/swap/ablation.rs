@@ -11,8 +11,8 @@ use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
 use rig::file_systems::EXT4;
+use rig::pressure::{Group, major_faults};
 
-use crate::pressure::{Group, major_faults};
 use crate::rig::{DATA, Guest, IMAGE, MEMORY, Served, has_sys_resource, mounted};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_extentd");

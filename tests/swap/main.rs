@@ -12,8 +12,6 @@
     clippy::print_stdout
 )]
 
-#[allow(dead_code)]
-mod pressure;
 mod rig;
 
 mod ablation;

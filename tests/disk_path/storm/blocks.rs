@@ -9,11 +9,11 @@ use std::process::Command;
 
 use rig::files::{fallocate, reflink};
 use rig::program::run;
+use rig::random::Random;
 
 use super::disturber::{Did, Storm};
 use super::ioctls::{clone_range, dedupe_range, exchange_range, move_extent};
 use super::{LEAST, MOST, STILL};
-use crate::random::Random;
 
 /// `FALLOC_FL_UNSHARE_RANGE`
 const UNSHARE: libc::c_int = 0x40;

@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use rig::file_systems::Mounted;
+use rig::random::Random;
 
 use super::neighbours::Neighbours;
 use super::pace::Pace;
 use super::{blocks, hosts, names, opens};
 use crate::disturb::Others;
 use crate::length::Length;
-use crate::random::Random;
 
 /// What became of a disturbance. Many are attempts: they may find no room, an
 /// image with another name, or a file system that cannot do it.

@@ -7,10 +7,10 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use rig::program::run;
+use rig::random::Random;
 
 use super::disturber::{Did, Storm};
 use crate::disturb;
-use crate::random::Random;
 
 /// How often the disk becomes larger, and by how much.
 const GROWTHS: usize = 8;

@@ -1,9 +1,11 @@
 //! File systems on loop devices for tests, taken down again whatever happens.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::files::fallocate;
 use crate::program::run;
 
 /// A kind of file system to make.
@@ -218,4 +220,25 @@ impl Drop for Mounted {
             eprintln!("{device} stays: {reason}");
         }
     }
+}
+
+/// What was freed may be used, and what was written is on the disk.
+pub fn sync(host: &Mounted) {
+    run(Command::new("sync").arg("-f").arg(host.root())).unwrap();
+}
+
+/// A new file that leaves no block free, and where it ends.
+pub fn occupy(host: &Mounted, name: &str) -> (File, u64) {
+    let file = host.create(name);
+    let (mut end, mut step) = (0, 64 << 20);
+    while step >= 1024 {
+        match fallocate(&file, 0, end, step) {
+            Ok(()) => end += step,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::StorageFull);
+                step /= 2;
+            }
+        }
+    }
+    (file, end)
 }

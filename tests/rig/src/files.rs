@@ -70,3 +70,37 @@ pub fn reflink(from: &File, to: &File) -> std::io::Result<()> {
         Err(std::io::Error::last_os_error())
     }
 }
+
+/// A buffer for direct I/O; the kernel takes what `Vec` gives only by chance.
+pub fn write_direct(file: &File, bytes: &[u8], offset: usize) {
+    try_write_direct(file, bytes, offset).unwrap();
+}
+
+/// As [`write_direct`], where there may be no room.
+pub fn try_write_direct(file: &File, bytes: &[u8], offset: usize) -> std::io::Result<()> {
+    let mut room = vec![0; bytes.len() + 4096];
+    let start = room.as_ptr().align_offset(4096);
+    room[start..start + bytes.len()].copy_from_slice(bytes);
+    file.write_all_at(&room[start..start + bytes.len()], offset as u64)
+}
+
+/// What is on the disk of a file, past the page cache.
+pub fn read_direct(path: &Path) -> Vec<u8> {
+    const CHUNK: usize = 1 << 20;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .unwrap();
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let mut room = vec![0; CHUNK + 4096];
+    let start = room.as_ptr().align_offset(4096);
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let chunk = &mut room[start..start + CHUNK];
+        let count = file.read_at(chunk, bytes.len() as u64).unwrap();
+        assert!(count > 0, "{} has become shorter", path.display());
+        bytes.extend_from_slice(&chunk[..count]);
+    }
+    bytes
+}

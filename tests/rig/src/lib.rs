@@ -12,4 +12,8 @@
 
 pub mod file_systems;
 pub mod files;
+pub mod image;
+pub mod model;
+pub mod pressure;
 pub mod program;
+pub mod random;
