@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::attached::{Attached, REQUESTS, even, sectors};
 use rig::model::SECTOR;
 
-use crate::attached::{Attached, REQUESTS, even, sectors};
 use crate::inside::{self, Stage};
 use crate::mapped::Mapped;
 
@@ -20,7 +20,7 @@ fn a_disk_that_fails_fails_the_requests_that_it_fails_and_no_others() {
 
 /// A guest of a process, once its requests take this path.
 fn attach(mapped: &Mapped, path: &str, arguments: &[&str]) -> Attached {
-    let mut attached = Attached::new(&mapped.image(), arguments);
+    let mut attached = Attached::new(&rig::extentd!(), &mapped.image(), arguments);
     let start = Instant::now();
     while attached.place.disk()["path"] != path {
         assert!(start.elapsed() < LIMIT, "requests do not go by the {path}");

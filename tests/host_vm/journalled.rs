@@ -7,10 +7,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use front_end::{LIMIT, Op};
+use rig::attached::{Attached, REQUESTS};
 use rig::program::run;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use crate::attached::{Attached, REQUESTS};
 use crate::inside::{self, Stage};
 use crate::mapped::IMAGE;
 
@@ -42,7 +42,7 @@ pub fn journals_data(stage: &Stage) {
     std::fs::write(&image, vec![0; IMAGE]).unwrap();
     File::open(&image).unwrap().sync_all().unwrap();
 
-    let mut attached = Attached::new(&image, &[]);
+    let mut attached = Attached::new(&rig::extentd!(), &image, &[]);
     path_is(&attached, "disk", "");
     attached.all(Op::Write, 0..REQUESTS);
     for journal in [true, false] {

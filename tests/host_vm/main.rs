@@ -36,16 +36,6 @@ mod qmp;
 #[path = "../guest/vm.rs"]
 mod vm;
 
-#[allow(dead_code)]
-#[path = "../recovery/attached.rs"]
-mod attached;
-#[allow(dead_code)]
-#[path = "../recovery/lanes.rs"]
-mod lanes;
-#[allow(dead_code)]
-#[path = "../recovery/rig.rs"]
-mod rig;
-
 mod failing;
 mod groups;
 mod guest_memory;

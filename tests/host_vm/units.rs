@@ -11,14 +11,14 @@ use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::{feature, protocol};
 use front_end::load::{Client, Extent, Pattern, Plan};
 use front_end::{LIMIT, Like, Session, Wanted, wait_readable};
+use rig::lanes::Lanes;
 use rig::model::SECTOR;
+use rig::place::{QUEUES, guest};
 use rig::program::run;
 use serde_json::Value;
 
 use crate::inside::{self, Stage};
-use crate::lanes::Lanes;
 use crate::mapped::IMAGE;
-use crate::rig::{QUEUES, guest};
 use crate::system;
 
 /// Where the units have their images.

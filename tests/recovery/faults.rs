@@ -7,16 +7,15 @@ use std::process::Command;
 
 use front_end::Op;
 use front_end::codes::status;
+use rig::attached::{Attached, LENGTH, REQUESTS, even, sectors};
 use rig::file_systems::{EXT4, Mounted};
 use rig::file_systems::{occupy, sync};
 use rig::model::{SECTOR, content};
 use rig::program::run;
 
-use crate::attached::{Attached, LENGTH, REQUESTS, even, sectors};
-
 /// Half of the requests find no room, round after round; then there is room.
 fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl FnOnce()) {
-    let mut attached = Attached::new(image, arguments);
+    let mut attached = Attached::new(&rig::extentd!(), image, arguments);
     let fine = |ended: &[(usize, u8)]| ended.iter().all(|(_, status)| *status == status::OK);
     assert!(fine(&attached.all(Op::Write, even())));
     full();
@@ -147,7 +146,7 @@ fn a_short_transfer_fails_its_request_alone() {
     };
     let image = host.path("image");
     std::fs::write(&image, content(9, 0..(16 << 20) / SECTOR)).unwrap();
-    let mut attached = Attached::new(&image, &["--io-path", "file"]);
+    let mut attached = Attached::new(&rig::extentd!(), &image, &["--io-path", "file"]);
     let cut = REQUESTS / 2;
     // In the middle of a request.
     let bytes = sectors(cut).start * SECTOR + LENGTH / 2;

@@ -3,10 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-mod attached;
 mod faults;
 mod kills;
-mod lanes;
 mod resize;
-mod rig;
 mod upgrade;

@@ -10,10 +10,16 @@
     clippy::print_stderr
 )]
 
+#[cfg(feature = "programs")]
+pub mod attached;
 pub mod file_systems;
 pub mod files;
 pub mod image;
+#[cfg(feature = "programs")]
+pub mod lanes;
 pub mod model;
+#[cfg(feature = "programs")]
+pub mod place;
 pub mod pressure;
 pub mod program;
 pub mod random;

@@ -17,15 +17,20 @@ pub const QUEUE_DATA: u64 = 1 << 20;
 
 /// Where a process is found, and how it is started.
 pub struct Place {
+    /// What is served.
     pub image: PathBuf,
+    /// Where front-ends connect.
     pub socket: PathBuf,
+    /// Where operators connect.
     pub control: PathBuf,
+    binary: PathBuf,
     arguments: Vec<String>,
     _files: TempDir,
 }
 
 impl Place {
-    pub fn new(image: &Path, arguments: &[&str]) -> Place {
+    /// For processes of `binary` with these arguments besides those that all have.
+    pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Place {
         let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
         let files = tempfile::Builder::new()
             .prefix("extentd-recovery.")
@@ -33,6 +38,7 @@ impl Place {
             .unwrap();
         Place {
             image: image.to_owned(),
+            binary: binary.to_owned(),
             socket: files.path().join("socket"),
             control: files.path().join("control"),
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
@@ -42,7 +48,7 @@ impl Place {
 
     /// Starts a process there.
     pub fn start(&self) -> Daemon {
-        self.start_from(&binary())
+        self.start_from(&self.binary)
     }
 
     /// Starts a process there from a copy of the binary.
@@ -84,13 +90,6 @@ impl Place {
         };
         Session::open(&self.socket, like, wanted).ok()
     }
-}
-
-/// The binary under test.
-pub fn binary() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
 }
 
 /// Memory and rings of a guest, which outlive every process.

@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use crate::model::{SECTOR, content, holds};
 use front_end::codes::feature;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
-use rig::model::{SECTOR, content, holds};
 
-use crate::rig::{Place, QUEUE_DATA, guest};
+use crate::place::{Place, QUEUE_DATA, guest};
 
 /// Bytes of a request.
 pub const LENGTH: usize = 16 << 10;
@@ -16,7 +16,9 @@ pub const REQUESTS: usize = 32;
 
 /// A guest of a process.
 pub struct Attached {
+    /// Where the process is found.
     pub place: Place,
+    /// The process.
     pub daemon: Daemon,
     memory: GuestMemory,
     drivers: Vec<Driver>,
@@ -24,8 +26,9 @@ pub struct Attached {
 }
 
 impl Attached {
-    pub fn new(image: &Path, arguments: &[&str]) -> Attached {
-        let place = Place::new(image, arguments);
+    /// Has a process of `binary` serve `image`, and attaches to it.
+    pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Attached {
+        let place = Place::new(binary, image, arguments);
         let daemon = place.start();
         let (memory, drivers) = guest();
         let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
