@@ -15,8 +15,6 @@
 mod daemon;
 mod host;
 mod pattern;
-mod qmp;
-mod vm;
 
 mod downtime;
 mod features;

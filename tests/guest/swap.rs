@@ -5,11 +5,13 @@ use std::process::Command;
 
 use rig::file_systems::{Made, Mounted};
 use rig::pressure::{Group, major_faults};
+use rig::program::run;
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
 use serde_json::Value;
 
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::Machine;
+use crate::host;
 
 const EXT4: Made = Made {
     name: "ext4",
@@ -49,11 +51,9 @@ fn a_guest_with_192_mebibytes_uses_600_several_times_while_the_back_end_has_none
     let image = fs.path("swap");
     // Ahead of time and by another process, so that none of it is charged to the group.
     let mut prepare = Command::new(env!("CARGO_BIN_EXE_extentctl"));
-    host::run(
-        prepare
-            .args(["prepare", "--size", "640M"])
-            .arg(image.as_os_str()),
-    )
+    run(prepare
+        .args(["prepare", "--size", "640M"])
+        .arg(image.as_os_str()))
     .unwrap();
     let scratch = Scratch::new();
     let control = scratch.path("control");

@@ -20,22 +20,6 @@ mod machine;
 mod served;
 mod stress;
 
-#[allow(dead_code)]
-#[path = "../guest/daemon.rs"]
-mod daemon;
-#[allow(dead_code)]
-#[path = "../guest/host.rs"]
-mod host;
-#[allow(dead_code)]
-#[path = "../guest/pattern.rs"]
-mod pattern;
-#[allow(dead_code)]
-#[path = "../guest/qmp.rs"]
-mod qmp;
-#[allow(dead_code)]
-#[path = "../guest/vm.rs"]
-mod vm;
-
 mod failing;
 mod groups;
 mod guest_memory;

@@ -23,7 +23,6 @@ const SWITCHES: &str = "src/host/switches.rs";
 const TAKEN: &[(&str, usize)] = &[
     ("tests/differential/main.rs", 1),
     ("tests/durability/main.rs", 1),
-    ("tests/host_vm/main.rs", 5),
 ];
 
 /// Files by their paths from the root.
@@ -302,7 +301,7 @@ fn circles_of_imports_are_noticed() {
 fn modules_from_elsewhere_are_noticed_and_forgotten() {
     let another = concat!("#[", "path = \"../rig.rs\"]\nmod rig;\n");
     assert!(said(taken, &[("tests/control/io.rs", another)]).contains("1 modules"));
-    assert!(said(taken, &[("tests/host_vm/main.rs", "")]).contains("lower"));
+    assert!(said(taken, &[("tests/durability/main.rs", "")]).contains("lower"));
 }
 
 #[test]

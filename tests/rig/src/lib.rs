@@ -21,5 +21,10 @@ pub mod model;
 #[cfg(feature = "programs")]
 pub mod place;
 pub mod pressure;
+#[cfg(feature = "programs")]
+pub mod process;
 pub mod program;
+#[cfg(feature = "programs")]
+pub mod qemu;
 pub mod random;
+pub mod scratch;
