@@ -5,10 +5,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-#[path = "../conformance/disk.rs"]
-#[allow(dead_code)]
-mod disk;
-
 mod blocks;
 mod engine;
 mod flush;

@@ -1,102 +1,68 @@
-//! A guest of a process, which asks for the same few requests again and again
-//! and wants to know how each of them ends.
+//! A process, and a front-end that uses its first queue.
 
 use std::path::Path;
+use std::time::Duration;
 
-use crate::model::{SECTOR, content, holds};
-use front_end::codes::feature;
-use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
+use front_end::codes::status;
+use front_end::{Daemon, Done, Driver, GuestMemory, Like, Session, Wanted};
 
-use crate::place::{Place, QUEUE_DATA, guest};
+/// Guest memory, in bytes.
+pub const MEMORY: u64 = 16 << 20;
+/// Where data may lie in it: above what the drivers of two queues use.
+pub const DATA: u64 = 4 << 20;
 
-/// Bytes of a request.
-pub const LENGTH: usize = 16 << 10;
-/// Requests at a time.
-pub const REQUESTS: usize = 32;
+/// How long anything may take; see [`front_end::limit`].
+const LIMIT: Duration = Duration::from_secs(20);
 
-/// A guest of a process.
+/// Has `binary` serve an image. From then on a front-end in this process gives
+/// up after 20 s.
+pub fn serve(binary: &Path, socket: &Path, image: &Path, arguments: &[&str]) -> Daemon {
+    front_end::set_limit(LIMIT);
+    Daemon::start(binary, socket, image, arguments).unwrap()
+}
+
+/// A front-end and the driver of its first queue.
 pub struct Attached {
-    /// Where the process is found.
-    pub place: Place,
-    /// The process.
-    pub daemon: Daemon,
-    memory: GuestMemory,
-    drivers: Vec<Driver>,
-    _session: Session,
+    /// The session.
+    pub session: Session,
+    /// Guest memory, of [`MEMORY`] bytes.
+    pub memory: GuestMemory,
+    /// The driver.
+    pub driver: Driver,
 }
 
 impl Attached {
-    /// Has a process of `binary` serve `image`, and attaches to it.
-    pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Attached {
-        let place = Place::new(binary, image, arguments);
-        let daemon = place.start();
-        let (memory, drivers) = guest();
-        let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
-        let rings: Vec<_> = drivers.iter().map(Driver::ring).collect();
-        session.start(&memory, &rings).unwrap();
-        Attached {
-            place,
-            daemon,
+    /// Opens a session there, and starts its first queue.
+    pub fn new(socket: &Path, like: Like, wanted: Wanted) -> Self {
+        Self::over(Session::open(socket, like, wanted).unwrap())
+    }
+
+    /// As [`new`](Self::new), on a session that is open.
+    pub fn over(mut session: Session) -> Self {
+        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
+        Self {
+            session,
             memory,
-            drivers,
-            _session: session,
+            driver,
         }
     }
 
-    /// All requests at once; the status of each.
-    pub fn all(&mut self, op: Op, requests: impl Iterator<Item = usize>) -> Vec<(usize, u8)> {
-        let length = u32::try_from(LENGTH).unwrap();
-        let mut count = 0;
-        for request in requests {
-            let sectors = sectors(request);
-            let at = QUEUE_DATA + (request * LENGTH) as u64;
-            let buffer = if op == Op::Write {
-                let bytes = content(9, sectors.clone());
-                self.memory.write(at, &bytes).unwrap();
-                Buffer::readable(at, length)
-            } else {
-                self.memory.fill(at, LENGTH, 0xa5).unwrap();
-                Buffer::writable(at, length)
-            };
-            let sector = sectors.start as u64;
-            assert!(self.drivers[0].submit(op, sector, &[buffer], request as u64));
-            count += 1;
-        }
-        self.drivers[0].publish().unwrap();
-        let mut ended: Vec<_> = (0..count)
-            .map(|_| self.drivers[0].wait(LIMIT).unwrap())
-            .map(|done| (usize::try_from(done.tag).unwrap(), done.status))
-            .collect();
-        ended.sort_unstable();
-        ended
+    /// Reads sectors, which must succeed.
+    pub fn read(&mut self, sector: u64, length: u32) -> Vec<u8> {
+        let done = self.driver.read(sector, DATA, length).unwrap();
+        assert_ok(done, length + 1);
+        self.memory.read(DATA, length as usize).unwrap()
     }
 
-    /// What the last read of this request has brought.
-    pub fn holds(&self, request: usize, value: u32) -> bool {
-        let at = QUEUE_DATA + (request * LENGTH) as u64;
-        let bytes = self.memory.read(at, LENGTH).unwrap();
-        sectors(request)
-            .zip(bytes.chunks_exact(SECTOR))
-            .all(|(sector, bytes)| holds(value, sector, bytes))
-    }
-
-    /// Lines that tell of failed requests.
-    pub fn complaints(&self) -> usize {
-        let lines = self.daemon.stderr();
-        lines
-            .iter()
-            .filter(|line| line.contains(" failed: "))
-            .count()
+    /// Writes sectors, which must succeed.
+    pub fn write(&mut self, sector: u64, bytes: &[u8]) {
+        self.memory.write(DATA, bytes).unwrap();
+        let length = u32::try_from(bytes.len()).unwrap();
+        assert_ok(self.driver.write(sector, DATA, length).unwrap(), 1);
     }
 }
 
-/// The sectors of a request; they lie apart.
-pub fn sectors(request: usize) -> std::ops::Range<usize> {
-    let first = request * 4 * LENGTH / SECTOR;
-    first..first + LENGTH / SECTOR
-}
-
-/// Those that never fail.
-pub fn even() -> impl Iterator<Item = usize> {
-    (0..REQUESTS).step_by(2)
+/// The request went well, and the device has written so many bytes.
+pub fn assert_ok(done: Done, written: u32) {
+    assert_eq!((done.status, done.length), (status::OK, written));
 }

@@ -11,6 +11,8 @@
 )]
 
 #[cfg(feature = "programs")]
+pub mod asker;
+#[cfg(feature = "programs")]
 pub mod attached;
 pub mod file_systems;
 pub mod files;
@@ -28,3 +30,4 @@ pub mod program;
 pub mod qemu;
 pub mod random;
 pub mod scratch;
+pub mod small_image;

@@ -5,20 +5,23 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-/// The files of one test; removed with it.
+/// A folder for the files of a test of `suite`, removed when dropped: in
+/// `$EXTENTD_TEST_DIR`, else in /var/tmp.
+pub fn folder(suite: &str) -> TempDir {
+    let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
+    tempfile::Builder::new()
+        .prefix(&format!("extentd-{suite}."))
+        .tempdir_in(parent)
+        .unwrap()
+}
+
+/// The files of one test with a guest; removed with it.
 pub struct Scratch(TempDir);
 
 impl Scratch {
-    /// A new folder: in `$EXTENTD_TEST_DIR`, else in /var/tmp.
+    /// A new [`folder`].
     pub fn new() -> Self {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR")
-            .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        Self(
-            tempfile::Builder::new()
-                .prefix("extentd-guest.")
-                .tempdir_in(parent)
-                .unwrap(),
-        )
+        Self(folder("guest"))
     }
 
     /// Where a file of that name is.
