@@ -90,11 +90,7 @@ impl Rig {
     }
 
     fn start(home: Home, root: &Path, arguments: &[&str]) -> Self {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-control.")
-            .tempdir_in(parent)
-            .unwrap();
+        let files = rig::scratch::folder("control");
         let image = root.join("image");
         make_image(&image);
         let (socket, control) = (files.path().join("socket"), files.path().join("control"));
@@ -120,7 +116,7 @@ impl Rig {
     }
 
     pub fn extentctl(&self, arguments: &[&str]) -> Done {
-        let output = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+        let output = Command::new(rig::extentctl!())
             .arg("--control-path")
             .arg(&self.control)
             .args(arguments)
@@ -174,9 +170,7 @@ impl Rig {
 }
 
 pub fn extentd() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
+    rig::extentd!()
 }
 
 /// A front-end and the driver of its queue; gone when dropped.

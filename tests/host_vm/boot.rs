@@ -62,8 +62,6 @@ pub fn files(with: With) -> Option<&'static BootFiles> {
 }
 
 fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
-    let extentd = std::env::var_os("EXTENTD")
-        .map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), PathBuf::from);
     let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let folder = built.join(name);
     std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
@@ -77,8 +75,8 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         add("--tool", tool.to_owned());
     }
     let mut programs = vec![
-        (extentd, "extentd"),
-        (env!("CARGO_BIN_EXE_extentctl").into(), "extentctl"),
+        (rig::extentd!(), "extentd"),
+        (rig::extentctl!(), "extentctl"),
         (load()?, "extentd-load"),
     ];
     if with == With::Tests {
@@ -101,8 +99,12 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
     )
 }
 
-/// Builds extentd-load, as cargo builds no program of another package for a test; where it is.
+/// Where extentd-load is: `$EXTENTD_LOAD`, else it is built, as cargo builds no program of another
+/// package for a test.
 fn load() -> Result<PathBuf, String> {
+    if let Some(named) = std::env::var_os("EXTENTD_LOAD") {
+        return Ok(named.into());
+    }
     let built = Path::new(env!("CARGO_BIN_EXE_extentd")).parent();
     let target = built.and_then(Path::parent).ok_or("no target folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -121,13 +121,11 @@ fn fill(tree: &Path) -> std::io::Result<()> {
 fn programs(tree: &Path) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     let bin = tree.join("usr/bin");
-    let extentd =
-        std::env::var_os("EXTENTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into());
     let this = std::env::current_exe().map_err(failed)?;
     for (program, name) in [
-        (Path::new(&extentd), "extentd"),
-        (Path::new(env!("CARGO_BIN_EXE_extentctl")), "extentctl"),
-        (&this, "tests"),
+        (rig::extentd!(), "extentd"),
+        (rig::extentctl!(), "extentctl"),
+        (this, "tests"),
     ] {
         run(Command::new("strip")
             .arg("-o")

@@ -122,7 +122,7 @@ fn requests_take_no_system_call_but_io_uring_and_eventfds() {
 fn unread(image: &Path, control: &Path, socket: &Path) -> std::process::Child {
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
-        .arg(env!("CARGO_BIN_EXE_extentd"))
+        .arg(rig::extentd!())
         .args(["--swap=best-effort", "--blk-file"])
         .arg(image)
         .arg("--control-path")

@@ -126,7 +126,7 @@ fn what_is_interrupted_goes_on_where_it_ended() {
     let whole = survey(&path).unfit();
     for signal in ["INT", "TERM"] {
         let left = survey(&path).unfit();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+        let mut child = Command::new(rig::extentctl!())
             .args(["prepare", path.to_str().unwrap()])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -94,7 +94,7 @@ fn missing_privileges_are_each_named_with_what_they_need() {
         .args(["--inh-caps", "-sys_resource,-ipc_lock"])
         .arg("prlimit")
         .arg("--memlock=65536")
-        .arg(env!("CARGO_BIN_EXE_extentd"))
+        .arg(rig::extentd!())
         .arg("--swap")
         .arg("--socket-path")
         .arg(directory.path().join("socket"))

@@ -28,7 +28,7 @@ pub fn mounted(made: Made) -> Option<Mounted> {
 }
 
 pub fn extentctl(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_extentctl"))
+    Command::new(rig::extentctl!())
         .args(arguments)
         .output()
         .unwrap()
@@ -37,7 +37,7 @@ pub fn extentctl(arguments: &[&str]) -> Output {
 /// Runs it until it ends, as it does when it refuses something.
 pub fn extentd(image: &Path, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_extentd"))
+    Command::new(rig::extentd!())
         .arg("--socket-path")
         .arg(directory.path().join("socket"))
         .arg("--blk-file")
@@ -83,7 +83,7 @@ pub struct Served {
 
 impl Served {
     pub fn start(image: &Path, arguments: &[&str]) -> Self {
-        Self::run(Path::new(env!("CARGO_BIN_EXE_extentd")), image, arguments)
+        Self::run(&rig::extentd!(), image, arguments)
     }
 
     /// As [`start`](Self::start), but never strict.

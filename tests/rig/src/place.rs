@@ -8,6 +8,8 @@ use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::scratch::folder;
+
 /// The queues of every process here.
 pub const QUEUES: usize = 4;
 /// Guest memory of a queue in bytes: its ring lies in the first MiB.
@@ -31,11 +33,7 @@ pub struct Place {
 impl Place {
     /// For processes of `binary` with these arguments besides those that all have.
     pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Place {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-recovery.")
-            .tempdir_in(parent)
-            .unwrap();
+        let files = folder("recovery");
         Place {
             image: image.to_owned(),
             binary: binary.to_owned(),
