@@ -5,15 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use front_end::codes::status;
-use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Wanted};
+use front_end::{Daemon, LIMIT, Like, Wanted};
+use rig::attached::Attached;
 use rig::file_systems::{EXT4, Mounted};
 use rig::files::{fallocate, pattern};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const MEMORY: u64 = 16 << 20;
-const DATA: u64 = 4 << 20;
 /// Bytes of the image: three windows of the map.
 pub const IMAGE: u64 = 12 << 20;
 /// The image holds data from 0 to here, has a hole up to [`UNWRITTEN`], and
@@ -138,13 +136,7 @@ impl Rig {
     }
 
     pub fn attach(&self) -> Guest {
-        let mut session = Session::open(&self.socket, Like::Qemu, Wanted::default()).unwrap();
-        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
-        Guest {
-            _session: session,
-            memory,
-            driver,
-        }
+        Guest(Attached::new(&self.socket, Like::Qemu, Wanted::default()))
     }
 
     /// With a guest, and the disk path in use.
@@ -174,24 +166,15 @@ pub fn extentd() -> PathBuf {
 }
 
 /// A front-end and the driver of its queue; gone when dropped.
-pub struct Guest {
-    _session: Session,
-    memory: GuestMemory,
-    driver: Driver,
-}
+pub struct Guest(Attached);
 
 impl Guest {
     pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
-        let done = self.driver.read(offset / 512, DATA, length).unwrap();
-        assert_eq!(done.status, status::OK);
-        self.memory.read(DATA, length as usize).unwrap()
+        self.0.read(offset / 512, length)
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.memory.write(DATA, bytes).unwrap();
-        let length = u32::try_from(bytes.len()).unwrap();
-        let done = self.driver.write(offset / 512, DATA, length).unwrap();
-        assert_eq!(done.status, status::OK);
+        self.0.write(offset / 512, bytes);
     }
 }
 

@@ -1,12 +1,13 @@
 //! A disk that fails, in places or at times: the right status for the right request, counted, and
 //! logged ever more rarely.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
 use rig::asker::{Asker, REQUESTS, even, sectors};
 use rig::model::SECTOR;
+use rig::operator;
 
 use crate::inside::{self, Stage};
 use crate::mapped::Mapped;
@@ -21,11 +22,7 @@ fn a_disk_that_fails_fails_the_requests_that_it_fails_and_no_others() {
 /// A guest of a process, once its requests take this path.
 fn attach(mapped: &Mapped, path: &str, arguments: &[&str]) -> Asker {
     let mut asker = Asker::new(&rig::extentd!(), &mapped.image(), arguments);
-    let start = Instant::now();
-    while asker.place.disk()["path"] != path {
-        assert!(start.elapsed() < LIMIT, "requests do not go by the {path}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    operator::wait_path(&asker.place.control, path);
     let ended = asker.all(Op::Write, 0..REQUESTS);
     assert!(ended.iter().all(|(_, status)| *status == status::OK));
     asker

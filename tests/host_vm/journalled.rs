@@ -4,10 +4,10 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use front_end::{LIMIT, Op};
+use front_end::Op;
 use rig::asker::{Asker, REQUESTS};
+use rig::operator::wait_info;
 use rig::program::run;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
@@ -21,16 +21,10 @@ fn the_disk_path_is_left_for_data_in_the_journal() {
 
 /// Waits until requests take the path `wanted`, for a reason that says so.
 fn path_is(asker: &Asker, wanted: &str, reason: &str) {
-    let start = Instant::now();
-    loop {
-        let disk = asker.place.disk();
-        let said = disk["path_reason"].as_str().unwrap_or_default().to_owned();
-        if disk["path"] == wanted && said.contains(reason) {
-            return;
-        }
-        assert!(start.elapsed() < LIMIT, "not by the {wanted}: {disk:#}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_info(&asker.place.control, wanted, |info| {
+        let said = info["disk"]["path_reason"].as_str().unwrap_or_default();
+        info["disk"]["path"] == wanted && said.contains(reason)
+    });
 }
 
 pub fn journals_data(stage: &Stage) {

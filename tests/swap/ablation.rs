@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
+use rig::attached::{DATA, MEMORY};
 use rig::file_systems::EXT4;
 use rig::pressure::{Group, major_faults};
 
-use crate::rig::{DATA, Guest, IMAGE, MEMORY, Served, has_sys_resource, mounted};
+use crate::rig::{Guest, IMAGE, Served, has_sys_resource, mounted};
 
 /// A program that runs extentd without a measure.
 fn without(directory: &Path, measure: &str, binary: &Path) -> PathBuf {

@@ -77,7 +77,7 @@ fn nothing_goes_through_the_file_system(made: Made) {
     for number in 0..BYTES / REQUEST as u64 {
         let sector = number * REQUEST as u64 / 512;
         guest.write(sector, &bytes);
-        assert!(guest.read(sector, REQUEST) == bytes);
+        assert!(guest.read(sector, REQUEST.try_into().unwrap()) == bytes);
     }
     assert_eq!(operations(&served, "file_operations"), before);
 }

@@ -2,6 +2,7 @@
 
 use extentd::operator::control::Request;
 use front_end::codes::feature;
+use rig::attached::DATA;
 use rig::file_systems::{EXT4, Made, XFS};
 
 use crate::rig::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
@@ -106,7 +107,7 @@ fn nothing_that_frees_blocks_is_offered_and_zeros_are_written() {
         };
         let done = guest
             .driver
-            .segments(front_end::Op::WriteZeroes, crate::rig::DATA, &[segment])
+            .segments(front_end::Op::WriteZeroes, DATA, &[segment])
             .unwrap();
         assert_eq!(done.status, front_end::codes::status::OK);
     }

@@ -38,8 +38,13 @@ impl Attached {
     }
 
     /// As [`new`](Self::new), on a session that is open.
-    pub fn over(mut session: Session) -> Self {
-        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
+    pub fn over(session: Session) -> Self {
+        Self::with_ring(session, 64)
+    }
+
+    /// As [`over`](Self::over), with a ring of so many entries.
+    pub fn with_ring(mut session: Session, entries: u16) -> Self {
+        let (memory, driver) = session.start_one(MEMORY, entries).unwrap();
         Self {
             session,
             memory,

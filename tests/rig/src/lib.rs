@@ -21,6 +21,8 @@ pub mod image;
 pub mod lanes;
 pub mod model;
 #[cfg(feature = "programs")]
+pub mod operator;
+#[cfg(feature = "programs")]
 pub mod place;
 pub mod pressure;
 #[cfg(feature = "programs")]

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use extentd::operator::control::{self, Answer, Request};
+use extentd::operator::control::Request;
 use front_end::codes::{feature, protocol};
-use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use front_end::{Daemon, Driver, GuestMemory, Like, Session, Setup, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::operator;
 use crate::scratch::folder;
 
 /// The queues of every process here.
@@ -60,10 +61,7 @@ impl Place {
 
     /// What `extentctl info` would print.
     pub fn info(&self) -> Value {
-        match control::ask(&self.control, &Request::Info {}, LIMIT).unwrap() {
-            Answer::Result(info) => info,
-            Answer::Error(error) => panic!("info is refused: {error:?}"),
-        }
+        operator::info(&self.control)
     }
 
     /// The part of it about the disk.
@@ -73,10 +71,8 @@ impl Place {
 
     /// Requests that failed for what the host said.
     pub fn errors(&self) -> u64 {
-        match control::ask(&self.control, &Request::Stats {}, LIMIT).unwrap() {
-            Answer::Result(stats) => stats["failed_requests"].as_u64().unwrap(),
-            Answer::Error(error) => panic!("stats are refused: {error}"),
-        }
+        let stats = operator::ask(&self.control, &Request::Stats {});
+        stats["failed_requests"].as_u64().unwrap()
     }
 
     /// A session that takes everything; `None` if the process is gone.
