@@ -15,7 +15,7 @@ use rig::model::SECTOR;
 use rig::program::run;
 
 use crate::lane::all;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

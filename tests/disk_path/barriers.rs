@@ -13,7 +13,7 @@ use rig::program::run;
 use rustix::fs::CWD;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image that are written, and of all of it.
 const WRITTEN: usize = 16 << 20;

@@ -13,7 +13,7 @@ use rig::random::Random;
 
 use crate::length::{Length, Seen};
 use crate::requests::{Habits, Past, Request, changes};
-use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
+use crate::served::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
 /// number, so that neither blocks nor windows of the map begin where they do.

@@ -21,7 +21,7 @@ use rig::program::run;
 
 use crate::disturb::Others;
 use crate::lane::{Seen, all};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image.
 const BYTES: usize = 32 << 20;

@@ -17,7 +17,7 @@ use rig::model::{SECTOR, content};
 use rig::program::run;
 
 use crate::lane::all;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Sectors of a block of the file system.
 const BLOCK: usize = 8;

@@ -27,7 +27,7 @@ use rig::random::Random;
 
 use crate::client::Client;
 use crate::disturb;
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 
 /// How often the disk is copied. Every third time the process is killed first.
 const CRASHES: usize = 12;

@@ -10,7 +10,7 @@ use rig::image::Image;
 use rig::model::{SECTOR, Value};
 
 use crate::disturb::{Others, Stopper};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 use crate::ways::{Site, own};
 
 /// Bytes of the image, and of what is left of it.

@@ -14,7 +14,7 @@ use rig::model::{SECTOR, Value};
 use crate::break_time::{BreakTime, SHORT};
 use crate::disturb::{Others, Stopper};
 use crate::lane::STEP;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 32 << 20;

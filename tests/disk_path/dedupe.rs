@@ -12,7 +12,7 @@ use rig::model::{SECTOR, content};
 
 use crate::disturb::Others;
 use crate::lane::{Seen, all};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 32 << 20;

@@ -14,7 +14,7 @@ use rig::model::{SECTOR, Value};
 use crate::break_time::BreakTime;
 use crate::disturb::Others;
 use crate::lane::{all, look};
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 use crate::ways::{Lease, Site, WAYS};
 
 /// Bytes of the image, and its sectors.

@@ -15,7 +15,7 @@ use rig::model::{SECTOR, Value};
 use rig::program::run;
 
 use crate::lane::{STEP, all};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 16 << 20;

@@ -12,7 +12,7 @@ use rig::image::{FIRST, Image};
 use rig::model::{SECTOR, Value};
 
 use crate::lane::all;
-use crate::rig::{Guest, MEMORY, Served};
+use crate::served::{Guest, MEMORY, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

@@ -15,7 +15,7 @@ use rig::image::Image;
 use rig::model::{SECTOR, Value, content, holds};
 
 use crate::disturb::Others;
-use crate::rig::{Guest, QUEUE_DATA, QUEUE_MEMORY, QUEUES, Served};
+use crate::served::{Guest, QUEUE_DATA, QUEUE_MEMORY, QUEUES, Served};
 
 /// Bytes of the image.
 const BYTES: usize = 32 << 20;

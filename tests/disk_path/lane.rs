@@ -11,7 +11,7 @@ use front_end::{Buffer, Driver, GuestMemory, Op, Segment};
 use rig::model;
 use rig::model::{SECTOR, Value, content};
 
-use crate::rig::{Guest, QUEUE_DATA, QUEUE_MEMORY, Served};
+use crate::served::{Guest, QUEUE_DATA, QUEUE_MEMORY, Served};
 
 /// Sectors of a request where a range is gone through.
 pub const STEP: usize = 128;

@@ -16,7 +16,7 @@ use rig::model::{SECTOR, Value};
 use crate::break_time::{BreakTime, SHORT};
 use crate::disturb::{Others, Stopper};
 use crate::lane::STEP;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 use crate::unread::{Kind, Log};
 
 /// Bytes of the image, and its sectors.

@@ -31,7 +31,7 @@ mod ragged_end;
 mod raw_calls;
 mod refusals;
 mod requests;
-mod rig;
+mod served;
 mod short_break;
 mod shrinking;
 mod stopped;

@@ -13,7 +13,7 @@ use rig::image::Image;
 use rig::model::{SECTOR, Value};
 
 use crate::lane::{STEP, all};
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 use crate::unread::{Kind, Log};
 
 /// Bytes of the image, and its sectors.

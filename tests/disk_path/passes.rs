@@ -20,7 +20,7 @@ use crate::disturb::Others;
 use crate::lane::{STEP, all};
 use crate::raw_calls::{own_mounts, truncate};
 use crate::refusals::is_refused;
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 use crate::ways::{Site, own};
 
 /// Bytes of the image, and of what is left of it.
@@ -407,7 +407,7 @@ fn reads_beyond_a_cut_fail_and_others_are_as_before() {
     in_use.is_left(start, "shorter");
     let mut lane = in_use.guest.lane(0);
     assert_eq!(lane.see(0..END), all(FIRST, END));
-    let at = crate::rig::QUEUE_DATA;
+    let at = crate::served::QUEUE_DATA;
     let done = lane.driver.read(END as u64, at, 4096).unwrap();
     assert_eq!(done.status, status::IOERR);
 }

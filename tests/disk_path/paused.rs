@@ -22,7 +22,7 @@ use rig::random::Random;
 use crate::break_time::{BreakTime, SHORT};
 use crate::disturb::{Others, Stopper};
 use crate::lane::{Lane, STEP, all};
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 
 /// Bytes of an image, and its sectors.
 const BYTES: usize = 8 << 20;

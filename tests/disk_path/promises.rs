@@ -11,7 +11,7 @@ use rig::model::{Model, SECTOR, Value, content, holds};
 
 use crate::client::Client;
 use crate::disturb::{self, fill_up};
-use crate::rig::{Guest, QUEUE_DATA, Served};
+use crate::served::{Guest, QUEUE_DATA, Served};
 
 /// What is written here.
 const VALUE: Value = 9;

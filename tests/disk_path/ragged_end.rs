@@ -13,7 +13,7 @@ use rig::model::{SECTOR, Value, holds};
 
 use crate::disturb::Stopper;
 use crate::lane::all;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Where the last block begins.
 const WHOLE: usize = (16 << 20) / SECTOR;

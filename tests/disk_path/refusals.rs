@@ -6,7 +6,7 @@ use std::process::Command;
 
 use rig::file_systems::{BTRFS, EXT4_JOURNAL, Made, Mounted};
 
-use crate::rig::{Guest, Served, binary};
+use crate::served::{Guest, Served, binary};
 
 /// Bytes of the image.
 const BYTES: usize = 4 << 20;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::break_time::SETTING;
 use crate::lane::all;
-use crate::rig::{Guest, Served, binary};
+use crate::served::{Guest, Served, binary};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

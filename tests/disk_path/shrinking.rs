@@ -16,7 +16,7 @@ use rig::random::Random;
 
 use crate::disturb::Others;
 use crate::lane::{STEP, look};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the disk, and of the smaller one.
 const BIG: usize = 32 << 20;

@@ -13,7 +13,7 @@ use rig::image::Image;
 use rig::model::{SECTOR, Value, content, holds};
 
 use crate::disturb::Others;
-use crate::rig::{Guest, QUEUE_DATA, Served};
+use crate::served::{Guest, QUEUE_DATA, Served};
 
 /// Bytes of the image, and of a request.
 const BYTES: usize = 16 << 20;

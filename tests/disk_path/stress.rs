@@ -15,7 +15,7 @@ use rig::program::run;
 
 use crate::client::{Client, owner};
 use crate::disturb::{self, Others, Stopper};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 const BIG_EXT4: Made = Made {
     mkfs: &["mkfs.ext4", "-q", "-F", "-b", "4096"],

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use crate::disturb;
 use crate::frozen::Frozen;
 use crate::raw_calls::{handle_of, mark, open_by_handle, open_by_ring, refused_swapon, truncate};
-use crate::rig::Served;
+use crate::served::Served;
 
 /// What becomes of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -291,7 +291,10 @@ fn switches_elsewhere_are_noticed() {
     let read = concat!("fn on() { std::env::var(\"EXTENTD", "_TEST_X\"); }\n");
     assert!(said(switches, &[("vhost-backend/src/queue.rs", read)]).contains("queue.rs"));
     assert_eq!(
-        said(switches, &[(SWITCHES, read), ("tests/swap/rig.rs", read)]),
+        said(
+            switches,
+            &[(SWITCHES, read), ("tests/swap/served.rs", read)]
+        ),
         ""
     );
 }

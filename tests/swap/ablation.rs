@@ -14,7 +14,7 @@ use rig::attached::{DATA, MEMORY};
 use rig::file_systems::EXT4;
 use rig::pressure::{Group, major_faults};
 
-use crate::rig::{Guest, IMAGE, Served, has_sys_resource, mounted};
+use crate::served::{Guest, IMAGE, Served, has_sys_resource, mounted};
 
 /// A program that runs extentd without a measure.
 fn without(directory: &Path, measure: &str, binary: &Path) -> PathBuf {

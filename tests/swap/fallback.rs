@@ -4,7 +4,7 @@
 use rig::file_systems::{EXT4, XFS};
 use rig::files::reflink;
 
-use crate::rig::{Guest, IMAGE, Served, mounted};
+use crate::served::{Guest, IMAGE, Served, mounted};
 
 #[test]
 fn a_broken_lease_costs_no_allocation_and_no_data_and_the_map_comes_back() {

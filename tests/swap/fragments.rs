@@ -12,7 +12,7 @@ use rig::file_systems::{EXT4, Made, Mounted, XFS};
 use rig::files::{fallocate, pattern, punch};
 use rig::program::run;
 
-use crate::rig::{Guest, Served, extentctl, mounted, operations};
+use crate::served::{Guest, Served, extentctl, mounted, operations};
 
 /// With smaller blocks the records of the file system lie beside the image's in
 /// one page of the device, and prepare warns of that too.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use front_end::LIMIT;
 use rig::file_systems::{EXT4, XFS};
 
-use crate::rig::{Guest, IMAGE, Served, mounted};
+use crate::served::{Guest, IMAGE, Served, mounted};
 
 fn allocations(served: &Served) -> u64 {
     served.swap()["worker_allocations"].as_u64().unwrap()

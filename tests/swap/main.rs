@@ -12,7 +12,7 @@
     clippy::print_stdout
 )]
 
-mod rig;
+mod served;
 
 mod ablation;
 mod fallback;

@@ -11,7 +11,7 @@ use mapping::Fiemap;
 use rig::file_systems::{EXT4, EXT4_1K, Made, Mounted, XFS};
 use rig::files::{fallocate, pattern, punch, read_all, reflink};
 
-use crate::rig::{IMAGE, complaint, extentctl, mounted};
+use crate::served::{IMAGE, complaint, extentctl, mounted};
 
 fn survey(path: &Path) -> Survey {
     let file = Arc::new(std::fs::File::open(path).unwrap());

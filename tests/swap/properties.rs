@@ -5,7 +5,7 @@ use front_end::codes::feature;
 use rig::attached::DATA;
 use rig::file_systems::{EXT4, Made, XFS};
 
-use crate::rig::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
+use crate::served::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
 
 /// What needs a privilege that the tests may not have.
 const PRIVILEGED: [&str; 2] = ["io_flusher", "oom_protected"];

@@ -11,7 +11,7 @@ use rig::file_systems::EXT4;
 use rig::program::run;
 use tempfile::TempDir;
 
-use crate::rig::{Guest, IMAGE, Served, best_effort, mounted, operations};
+use crate::served::{Guest, IMAGE, Served, best_effort, mounted, operations};
 
 /// A block device that is no file system's.
 struct Loop {

@@ -20,7 +20,7 @@ use crate::client::{Client, owner};
 use crate::disturb::{self, Stopper};
 use crate::length::Length;
 use crate::requests::Habits;
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 
 use disturber::{Copies, Scene, Storm};
 use guest::Guests;

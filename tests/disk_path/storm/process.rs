@@ -14,7 +14,7 @@ use super::disturber::{Did, Storm};
 use super::guest::Guests;
 use super::ioctls::Mapped;
 use super::{LEAST, MOST, blocks};
-use crate::rig::Served;
+use crate::served::Served;
 
 /// A storm this long also stops the process for longer than the kernel waits
 /// for a lease.
