@@ -38,6 +38,31 @@ impl Error {
     }
 }
 
+/// Why a state is not taken, or not given.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("it goes through a pipe only")]
+    NotAPipe,
+    #[error("there is no room for the state in the pipe")]
+    Full,
+    #[error("the state did not come within 10 s, or not whole")]
+    Late,
+    #[error("this is no state of this program's disks")]
+    Foreign,
+    #[error("the state is of a disk of {0} sectors, and this one has {1}")]
+    Capacity(u64, u64),
+    #[error("the state is of a disk with another serial: give the same --serial")]
+    Serial,
+    #[error("the state has {0} rings, and this disk {1}")]
+    Rings(usize, usize),
+    #[error("rings are running")]
+    Running,
+    #[error("no state was asked for, or it was refused before")]
+    Nothing,
+    #[error("{0}")]
+    Host(#[from] io::Error),
+}
+
 /// Why one message of the front-end is refused. The connection lives on
 /// (VU-6).
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +99,8 @@ pub(crate) enum Refusal {
     NoFile,
     #[error("the log of dirty pages {0}")]
     Log(SharedError),
+    #[error("the state of the disk: {0}")]
+    State(#[from] StateError),
     #[error("{0}")]
     Inflight(#[from] InflightError),
     #[error("{0}")]

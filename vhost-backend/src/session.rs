@@ -6,6 +6,7 @@ pub(crate) mod areas;
 pub(crate) mod back_channel;
 pub(crate) mod channel;
 pub(crate) mod config_space;
+pub(crate) mod device_state;
 pub(crate) mod features;
 pub(crate) mod handler;
 pub(crate) mod image;

@@ -56,6 +56,9 @@ impl Terms {
                 VhostUserProtocolFeatures::INFLIGHT_SHMFD
             }
             FrontendReq::SET_LOG_BASE => VhostUserProtocolFeatures::LOG_SHMFD,
+            FrontendReq::SET_DEVICE_STATE_FD | FrontendReq::CHECK_DEVICE_STATE => {
+                VhostUserProtocolFeatures::DEVICE_STATE
+            }
             FrontendReq::GET_MAX_MEM_SLOTS
             | FrontendReq::ADD_MEM_REG
             | FrontendReq::REM_MEM_REG => VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
@@ -79,6 +82,7 @@ fn has_form(request: FrontendReq, message: &Message, payload: &[u8]) -> bool {
         | FrontendReq::GET_PROTOCOL_FEATURES
         | FrontendReq::GET_QUEUE_NUM
         | FrontendReq::RESET_DEVICE
+        | FrontendReq::CHECK_DEVICE_STATE
         | FrontendReq::GET_MAX_MEM_SLOTS => size == 0 && fds == 0,
         FrontendReq::SET_FEATURES
         | FrontendReq::SET_PROTOCOL_FEATURES
@@ -103,6 +107,10 @@ fn has_form(request: FrontendReq, message: &Message, payload: &[u8]) -> bool {
         // With or without the padding of the structure in C.
         FrontendReq::GET_INFLIGHT_FD => (size == 20 || size == 24) && fds == 0,
         FrontendReq::SET_INFLIGHT_FD => (size == 20 || size == 24) && fds == 1,
+        // A direction, and the only phase that there is: all rings stopped.
+        FrontendReq::SET_DEVICE_STATE_FD => {
+            size == 8 && fds == 1 && u32_at(payload, 0) <= 1 && u32_at(payload, 4) == 0
+        }
         FrontendReq::SET_LOG_BASE => size == 16 && fds == 1,
         FrontendReq::GET_CONFIG => {
             let (offset, len) = (u64::from(u32_at(payload, 0)), u64::from(u32_at(payload, 4)));
@@ -222,8 +230,7 @@ mod tests {
     fn vu_42_requests_that_were_not_offered_are_refused() {
         let all = terms(PROTOCOL.bits());
         for request in [
-            0, 6, 7, 19, 20, 22, 23, 26, 28, 29, 30, 31, 32, 33, 35, 39, 40, 41, 42, 43, 44, 45,
-            1000,
+            0, 6, 7, 19, 20, 22, 23, 26, 28, 29, 30, 31, 32, 33, 35, 39, 40, 41, 44, 45, 1000,
         ] {
             assert!(!admits(&all, request, &[0; 8], 0), "{request}");
             assert!(!admits(&all, request, &[], 0), "{request}");
@@ -247,6 +254,8 @@ mod tests {
             (31, &[0; 20], 0),
             (31, &[0; 24], 0),
             (32, &[0; 24], 1),
+            (42, &[0; 8], 1),
+            (43, &[], 0),
         ] {
             assert!(admits(&all, request, payload, fds), "{request}");
             assert!(!admits(&none, request, payload, fds), "{request}");

@@ -56,7 +56,8 @@ pub(crate) const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
-    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
+    .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(VhostUserProtocolFeatures::DEVICE_STATE);
 
 /// What the front-end has acknowledged so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -168,7 +169,7 @@ pub(crate) mod tests {
         assert_eq!(offered(&disk(false)), known);
         assert_eq!(
             PROTOCOL.bits(),
-            1 | 2 | 8 | 0x20 | 0x200 | 0x1000 | 0x2000 | 0x8000
+            1 | 2 | 8 | 0x20 | 0x200 | 0x1000 | 0x2000 | 0x8000 | 0x8_0000
         );
     }
 

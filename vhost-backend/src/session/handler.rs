@@ -25,8 +25,10 @@ use crate::sys;
 use crate::worker::workers::Workers;
 
 mod areas;
+mod state;
 
 pub(crate) use areas::Area;
+use state::Transfer;
 
 /// The device as one front-end after the other has it.
 pub(crate) struct Handler<D: Device> {
@@ -44,6 +46,8 @@ pub(crate) struct Handler<D: Device> {
     image: Image,
     /// The record of requests in flight, if the front-end keeps one.
     inflight: Option<Inflight>,
+    /// The state of the disk on its way to the front-end or from it.
+    transfer: Transfer,
     /// Dirty pages are logged there, once a feature or a ring asks for it.
     log: Option<Arc<Log>>,
 }
@@ -68,6 +72,7 @@ impl<D: Device> Handler<D> {
             vrings: (0..options.queues).map(|_| Vring::default()).collect(),
             image: Image::default(),
             inflight: None,
+            transfer: Transfer::None,
             log: None,
         }
     }
@@ -302,6 +307,7 @@ impl<D: Device> Handler<D> {
         }
         // Both belong to the device's state before the reset (VU-35).
         self.inflight = None;
+        self.transfer = Transfer::None;
         self.drop_log();
         self.writeback = true;
         // Whether rings are enabled by message is part of the session.

@@ -200,15 +200,21 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
 
     fn set_device_state_fd(
         &mut self,
-        _direction: VhostTransferStateDirection,
+        direction: VhostTransferStateDirection,
         _phase: VhostTransferStatePhase,
-        _fd: File,
+        fd: File,
     ) -> Result<Option<File>> {
-        Err(NOT_OFFERED)
+        match direction {
+            VhostTransferStateDirection::SAVE => self.save_state(&fd),
+            VhostTransferStateDirection::LOAD => self.begin_load(fd),
+        }
+        .map_err(refused)?;
+        // No channel of our own.
+        Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        Err(NOT_OFFERED)
+        self.check_state().map_err(refused)
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

@@ -240,4 +240,6 @@ mod area_tests;
 #[cfg(test)]
 mod pause_tests;
 #[cfg(test)]
+mod state_tests;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,68 @@
+//! The state of the disk, saved for a front-end and taken from it again.
+
+use std::fs::File;
+
+use super::Handler;
+use crate::device::Device;
+use crate::error::{Refusal, StateError};
+use crate::session::device_state::DeviceState;
+
+/// What was asked for last.
+#[derive(Debug)]
+pub(super) enum Transfer {
+    /// Nothing, or what failed.
+    None,
+    /// It was saved.
+    Saved,
+    /// It comes through there, and is taken when the front-end asks whether
+    /// that went well.
+    Loading(File),
+}
+
+impl<D: Device> Handler<D> {
+    /// Saves the state through a pipe of the front-end.
+    pub(crate) fn save_state(&mut self, pipe: &File) -> Result<(), Refusal> {
+        self.transfer = Transfer::None;
+        self.at_rest()?.save(pipe)?;
+        self.transfer = Transfer::Saved;
+        Ok(())
+    }
+
+    /// A saved state will come through this pipe.
+    pub(crate) fn begin_load(&mut self, pipe: File) -> Result<(), Refusal> {
+        self.transfer = Transfer::None;
+        self.at_rest()?;
+        self.transfer = Transfer::Loading(pipe);
+        Ok(())
+    }
+
+    /// Whether the state was saved, or has come and is taken.
+    pub(crate) fn check_state(&mut self) -> Result<(), Refusal> {
+        match std::mem::replace(&mut self.transfer, Transfer::None) {
+            Transfer::None => Err(StateError::Nothing.into()),
+            Transfer::Saved => Ok(()),
+            Transfer::Loading(pipe) => {
+                let saved = DeviceState::load(&pipe)?;
+                self.at_rest()?.takes(&saved)?;
+                for (ring, base) in self.vrings.iter_mut().zip(saved.bases) {
+                    ring.base = base;
+                }
+                self.writeback = saved.writeback;
+                self.update_mode();
+                Ok(())
+            }
+        }
+    }
+
+    fn at_rest(&self) -> Result<DeviceState, StateError> {
+        if self.rings_running() > 0 {
+            return Err(StateError::Running);
+        }
+        Ok(DeviceState {
+            capacity: self.device.capacity_sectors(),
+            serial: self.info.serial,
+            writeback: self.writeback,
+            bases: self.vrings.iter().map(|ring| ring.base).collect(),
+        })
+    }
+}
