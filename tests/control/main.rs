@@ -15,6 +15,7 @@ mod mounted;
 mod rig;
 
 mod advice;
+mod answers;
 mod counters;
 mod io_path;
 mod map;
