@@ -35,7 +35,7 @@ pub use map::hold::Hold;
 pub use map::quiesce::{Fence, MAX_READERS};
 pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
-pub use source::extent::{Extent, Kind, Reason};
+pub use source::extent::{Extent, Kind, KindName, Reason};
 pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};
 
