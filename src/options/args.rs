@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser};
 use vhost_backend::PollTime;
 
 use crate::host::socket;
@@ -62,8 +62,8 @@ pub struct Args {
     pub cpus: Option<CpuList>,
 
     /// How requests reach the image
-    #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPathArg::Auto)]
-    pub io_path: IoPathArg,
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPath::Auto)]
+    pub io_path: IoPath,
 
     /// Pin all guest memory and use it as registered buffers: less CPU time per request, but data
     /// are lost where the guest's memory is ballooned, reported free or unplugged by virtio-mem
@@ -88,7 +88,7 @@ pub struct Args {
     /// Be fit to swap on: the image is prepared, all memory is locked, nothing is allocated on the
     /// way. With =best-effort, go on where that is not possible
     #[arg(long, value_enum, value_name = "demanded|best-effort", num_args = 0..=1, require_equals = true, default_missing_value = "demanded")]
-    pub swap: Option<SwapArg>,
+    pub swap: Option<Swap>,
 
     /// Serial number that the guest sees, at most 20 printable ASCII characters
     #[arg(long, value_name = "S", value_parser = serial)]
@@ -113,45 +113,6 @@ pub struct Args {
     /// Print what this back-end can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
-}
-
-/// `--io-path` as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IoPathArg {
-    /// The fastest way that is safe
-    Auto,
-    /// Straight to the block device under the image
-    Disk,
-    /// Direct I/O on the image file
-    File,
-}
-
-impl From<IoPathArg> for IoPath {
-    fn from(typed: IoPathArg) -> Self {
-        match typed {
-            IoPathArg::Auto => IoPath::Auto,
-            IoPathArg::Disk => IoPath::Disk,
-            IoPathArg::File => IoPath::File,
-        }
-    }
-}
-
-/// `--swap` as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SwapArg {
-    /// Do not start unless every property holds
-    Demanded,
-    /// Go on, and show what does not hold
-    BestEffort,
-}
-
-impl From<SwapArg> for Swap {
-    fn from(typed: SwapArg) -> Self {
-        match typed {
-            SwapArg::Demanded => Swap::Demanded,
-            SwapArg::BestEffort => Swap::BestEffort,
-        }
-    }
 }
 
 /// CPU numbers in the order given, each once.
@@ -192,11 +153,10 @@ impl Args {
                 usize::from(self.num_queues).min(cpus)
             }
         };
-        let swap = self.swap.map(Swap::from);
-        if swap.is_some() && self.read_only {
+        if self.swap.is_some() && self.read_only {
             return Err(ConfigError::SwapReadOnly);
         }
-        if swap == Some(Swap::Demanded) && self.io_path == IoPathArg::File {
+        if self.swap == Some(Swap::Demanded) && self.io_path == IoPath::File {
             return Err(ConfigError::SwapByFile);
         }
         Ok(Config {
@@ -207,12 +167,12 @@ impl Args {
             queue_size: self.queue_size,
             threads,
             cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
-            io_path: self.io_path.into(),
+            io_path: self.io_path,
             map_budget: self.map_budget,
             pin_guest_memory: self.pin_guest_memory,
             poll: self.poll_us,
             pin_reserve: self.pin_reserve,
-            swap,
+            swap: self.swap,
             serial: self.serial.map_or([0; 20], |serial| serial.0),
             logical_block_size: self.logical_block_size,
             lock: self.lock,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use vhost_backend::PollTime;
 
@@ -69,24 +70,24 @@ pub enum Socket {
     Activated(RawFd),
 }
 
-/// How requests reach the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How requests reach the image. The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum IoPath {
-    /// The fastest way that is safe.
+    /// The fastest way that is safe
     Auto,
-    /// Straight to the block device, or not at all.
+    /// Straight to the block device under the image
     Disk,
-    /// Direct I/O on the file.
+    /// Direct I/O on the image file
     File,
 }
 
-/// Swap-grade mode: the disk is fit to swap on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Swap-grade mode: the disk is fit to swap on. The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Swap {
-    /// The process does not start unless every property holds.
+    /// Do not start unless every property holds
     Demanded,
-    /// It goes on, and shows what does not hold.
+    /// Go on, and show what does not hold
     BestEffort,
 }
 

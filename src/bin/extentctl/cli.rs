@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use extentd::operator::advice::Advice;
-use extentd::options::args::IoPathArg;
 use extentd::options::byte_range::{self, ByteRange};
+use extentd::options::config::IoPath;
 use extentd::options::size;
 use extentd::process::prepare_command::PrepareCommand;
 
@@ -108,7 +108,7 @@ pub enum Command {
     IoPath {
         /// The way
         #[arg(value_enum, value_name = "WAY")]
-        path: IoPathArg,
+        path: IoPath,
     },
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,

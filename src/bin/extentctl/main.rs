@@ -66,10 +66,7 @@ fn run(args: &Args, path: &Path) -> Result<(), String> {
             let (advice, range) = (*advice, *range);
             (Request::Advise { advice, range }, patience)
         }
-        Command::IoPath { path } => {
-            let path = (*path).into();
-            (Request::IoPath { path }, PATIENCE)
-        }
+        Command::IoPath { path } => (Request::IoPath { path: *path }, PATIENCE),
         Command::Top { interval, count } => return watch(path, *interval, *count, args.json),
         Command::Map {
             range,
