@@ -11,4 +11,5 @@ pub mod operator;
 pub mod options;
 pub mod path;
 pub mod process;
+pub mod protocol;
 pub mod swap;

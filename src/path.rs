@@ -100,7 +100,7 @@ pub(crate) struct Situation {
 }
 
 /// How the guard is doing, for operators.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GuardState {
     /// When it last looked at the lease; it does at least every second while
     /// the path is in use, and need not otherwise.

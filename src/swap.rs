@@ -10,17 +10,17 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use serde_json::{Map, Value, json};
 
 use self::prepare::PrepareError;
 use self::progress::{Display, percent};
-use self::properties::{Counters, Property, major_faults};
+use self::properties::{Counters, major_faults};
 use crate::disk::Disk;
 use crate::host::allocations::{self};
 use crate::host::hardening::{self, Shortfall};
 use crate::host::switches;
 use crate::options::config::{Config, Swap};
 use crate::options::size;
+use crate::protocol::info::{Properties, Property, Selftest, SwapInfo};
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);
@@ -178,29 +178,30 @@ impl SwapMode {
     }
 
     /// The mode and its properties, for operators.
-    pub(crate) fn describe(&self, disk: &Disk) -> Value {
-        let properties = self.properties(disk);
-        let holds = properties.iter().all(|(_, property)| property.held);
-        let counts = allocations::counts();
-        json!({
-            "mode": self.grade.name(),
-            "holds": holds,
-            "worker_allocations": counts.by_workers,
-            "properties": table(properties),
-        })
+    pub(crate) fn describe(&self, disk: &Disk) -> SwapInfo {
+        let properties = Properties::new(self.properties(disk));
+        SwapInfo {
+            mode: self.grade.into(),
+            holds: properties.all_held(),
+            worker_allocations: allocations::counts().by_workers,
+            properties,
+        }
     }
 
     /// Looks at each property, at data by both ways, and at the counters for a
     /// second.
-    pub(crate) fn selftest(&self, disk: &Disk) -> Value {
+    pub(crate) fn selftest(&self, disk: &Disk) -> Selftest {
         let before = Counters::now();
         let mut properties = self.properties(disk);
         properties.push(("paths_agree", properties::paths_agree(disk)));
         properties.push(("map_true", properties::map_true(disk)));
         std::thread::sleep(WATCH);
         properties.push(("counters_flat", properties::counters_flat(before)));
-        let holds = properties.iter().all(|(_, property)| property.held);
-        json!({ "holds": holds, "properties": table(properties) })
+        let properties = Properties::new(properties);
+        Selftest {
+            holds: properties.all_held(),
+            properties,
+        }
     }
 
     fn no_major_faults(&self) -> Property {
@@ -222,12 +223,4 @@ impl SwapMode {
         let since = allocations::counts().in_requests - self.baseline.allocations.in_requests;
         Property::new(since == 0, format!("{since} in requests since the start"))
     }
-}
-
-fn table(properties: Vec<(&'static str, Property)>) -> Map<String, Value> {
-    let cell = |property: Property| json!({ "held": property.held, "detail": property.detail });
-    properties
-        .into_iter()
-        .map(|(name, property)| (name.to_owned(), cell(property)))
-        .collect()
 }

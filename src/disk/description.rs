@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use serde::Serialize;
 use vhost_backend::device::SECTOR;
 
 use super::Disk;
@@ -12,59 +11,12 @@ use crate::engine::manner::Manner;
 use crate::engine::pin::PinState;
 use crate::options::size;
 use crate::path::{GuardState, Situation};
-
-/// What `extentctl info` shows of the disk.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct DiskDescription {
-    /// The image; what of its name is not UTF-8 is replaced.
-    pub image: String,
-    /// "file" or "block device".
-    pub kind: &'static str,
-    /// The capacity that the guest sees, in bytes.
-    pub size_bytes: u64,
-    /// The same in 512-byte sectors.
-    pub capacity_sectors: u64,
-    /// Offered read-only.
-    pub read_only: bool,
-    /// O_DIRECT is used.
-    pub direct: bool,
-    /// "io_uring", or "sync" with plain system calls.
-    pub engine: &'static str,
-    /// `blk_size` in bytes.
-    pub logical_block_size: u32,
-    /// Alignment of direct I/O on the image in bytes; other requests bounce.
-    pub direct_alignment: u32,
-    /// Where requests go now: "disk" or "file".
-    pub path: &'static str,
-    /// Why.
-    pub path_reason: String,
-    /// How often the disk path was entered.
-    pub path_entries: u64,
-    /// How long the kernel makes others wait for the image, in seconds; 0 is
-    /// for as long as it takes, and `None` that it does not tell.
-    pub lease_break_time_s: Option<u64>,
-    /// How the thread is doing that looks at the lease.
-    pub guard: Option<GuardState>,
-    /// What was done so far.
-    pub operations: Sums,
-    /// The block device under the image, if raw I/O to it is possible.
-    pub device: Option<String>,
-    /// How the device is read and written: "queued", "inline" by the workers
-    /// themselves as it takes nothing without waiting, or "polled" as it need
-    /// not interrupt.
-    pub device_io: &'static str,
-    /// What of io_uring the kernel has.
-    pub io_uring: Option<Features>,
-    /// Guest memory as registered buffers, which excludes ballooning, free
-    /// page reporting and virtio-mem.
-    pub pinned_guest_memory: String,
-    /// The image lock is used.
-    pub lock: bool,
-}
+use crate::protocol::info::{DiskInfo, Guard, IoUring, Operations};
+use crate::protocol::words::{DeviceIo, EngineName, ImageKind, Way};
 
 impl Disk {
     /// The disk as an operator sees it.
-    pub(crate) fn describe(&self) -> DiskDescription {
+    pub(crate) fn describe(&self) -> DiskInfo {
         let sectors = self.sectors.load(Ordering::Acquire);
         let situation = match &self.raw {
             Ok(path) => path.situation(),
@@ -75,39 +27,43 @@ impl Disk {
             },
         };
         let path = self.raw.as_ref().ok();
-        DiskDescription {
+        DiskInfo {
             image: self.path.display().to_string(),
             kind: if self.block_device {
-                "block device"
+                ImageKind::BlockDevice.into()
             } else {
-                "file"
+                ImageKind::File.into()
             },
             size_bytes: sectors * SECTOR,
             capacity_sectors: sectors,
             read_only: self.options.read_only,
             direct: self.direct.is_some(),
             engine: if self.uring.load(Ordering::Relaxed) {
-                "io_uring"
+                EngineName::IoUring.into()
             } else {
-                "sync"
+                EngineName::Sync.into()
             },
             logical_block_size: self.logical,
             direct_alignment: self.shared.align.offset,
-            path: if situation.on_disk { "disk" } else { "file" },
+            path: if situation.on_disk {
+                Way::Disk.into()
+            } else {
+                Way::File.into()
+            },
             path_reason: situation.reason,
             path_entries: situation.entries,
             lease_break_time_s: mapping::lease::break_time()
                 .ok()
                 .map(|time| time.map_or(0, |time| time.as_secs())),
-            guard: path.map(|path| path.guard_state()),
-            operations: self.sums(),
+            guard: path.map(|path| path.guard_state().into()),
+            operations: self.sums().into(),
             device: path.and_then(|path| Some(path.device().path()?.display().to_string())),
             device_io: match path.map_or(self.manner, |path| path.manner()) {
-                Manner::Queued => "queued",
-                Manner::Inline => "inline",
-                Manner::Polled => "polled",
+                Manner::Queued => DeviceIo::Queued.into(),
+                Manner::Inline => DeviceIo::Inline.into(),
+                Manner::Polled => DeviceIo::Polled.into(),
             },
-            io_uring: self.features.get().copied(),
+            io_uring: self.features.get().copied().map(IoUring::from),
             pinned_guest_memory: self.pin_description(),
             lock: self.options.lock,
         }
@@ -125,6 +81,42 @@ impl Disk {
                 PinState::Working => "under way".to_owned(),
                 PinState::Refused(reason) => format!("no: {reason}"),
             },
+        }
+    }
+}
+
+impl From<GuardState> for Guard {
+    fn from(state: GuardState) -> Self {
+        Self {
+            turned_ms_ago: state.turned_ms_ago,
+            late: state.late,
+        }
+    }
+}
+
+impl From<Sums> for Operations {
+    fn from(sums: Sums) -> Self {
+        Self {
+            disk_operations: sums.disk_operations,
+            file_operations: sums.file_operations,
+            zero_fills: sums.zero_fills,
+            polled_operations: sums.polled_operations,
+            bounced_operations: sums.bounced_operations,
+            refused_operations: sums.refused_operations,
+            requests: sums.requests,
+            read_bytes: sums.read_bytes,
+            written_bytes: sums.written_bytes,
+        }
+    }
+}
+
+impl From<Features> for IoUring {
+    fn from(features: Features) -> Self {
+        Self {
+            task_work: features.task_work.to_owned(),
+            bounded_threads: features.bounded_threads,
+            shared_buffers: features.shared_buffers,
+            vectored_buffers: features.vectored_buffers,
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use std::fmt::Write;
 
-use crate::operator::statistics::{MapStatistics, Statistics};
+use crate::protocol::statistics::{MapStatistics, Statistics};
+use crate::protocol::words::Way;
 
 /// What OpenMetrics calls a family.
 enum Type {
@@ -83,7 +84,7 @@ pub fn exposition(statistics: &Statistics) -> String {
     out.gauge(
         "disk_path",
         "1 while requests go straight to the disk.",
-        &[("", u64::from(statistics.path == "disk"))],
+        &[("", u64::from(statistics.path == Way::Disk))],
     );
     out.counter(
         "disk_path_entries",
@@ -177,11 +178,11 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::operator::statistics::ExtentCounts;
+    use crate::protocol::statistics::ExtentCounts;
 
     fn sample() -> Statistics {
         Statistics {
-            path: "disk".into(),
+            path: Way::Disk.into(),
             requests: 10,
             disk_operations: 7,
             zero_fills: 2,
@@ -189,10 +190,7 @@ mod tests {
             map: Some(MapStatistics {
                 hits: 5,
                 resident_bytes: 96,
-                extents: ExtentCounts {
-                    shared: 3,
-                    ..ExtentCounts::default()
-                },
+                extents: ExtentCounts::new([0, 0, 0, 3, 0]),
                 ..MapStatistics::default()
             }),
             ..Statistics::default()

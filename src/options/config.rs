@@ -91,16 +91,6 @@ pub enum Swap {
     BestEffort,
 }
 
-impl Swap {
-    /// As it is shown.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Demanded => "demanded",
-            Self::BestEffort => "best-effort",
-        }
-    }
-}
-
 /// What is wrong with a command line whose options are each right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {

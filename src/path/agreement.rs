@@ -4,7 +4,6 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 
 use mapping::{Extent, ExtentSource, Kind, Lookup, Reader};
-use serde::Serialize;
 
 use super::DiskPath;
 
@@ -14,7 +13,7 @@ const PIECE: u64 = 64 << 20;
 const TRIES: usize = 20;
 
 /// What comparing the whole map with the file system has found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Agreement {
     /// Bytes of the image that the map knows.
     pub known: u64,

@@ -4,6 +4,12 @@
 
 use std::fmt::Write;
 
+use extentd::protocol::done::{Advised, PathNow, Resized};
+use extentd::protocol::extents::Page;
+use extentd::protocol::info::{Info, Selftest};
+use extentd::protocol::statistics::Statistics;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::rig::Rig;
@@ -37,11 +43,37 @@ fn form(text: &mut String, depth: usize, name: &str, value: &Value) {
     }
 }
 
+/// Read into its struct and written again, an answer is what it was; what a
+/// newer extentd tells besides is left out.
+fn understood<T: DeserializeOwned + Serialize>(answer: &Value) {
+    let read: T = serde_json::from_value(answer.clone()).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), *answer);
+    let mut newer = answer.clone();
+    newer["brand_new"] = Value::from("x");
+    let read: T = serde_json::from_value(newer).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), *answer);
+}
+
+fn understood_by_its_struct(command: &str, answer: &Value) {
+    match command {
+        "advise" => understood::<Advised>(answer),
+        "info" => understood::<Info>(answer),
+        "io-path" => understood::<PathNow>(answer),
+        "map" => understood::<Page>(answer),
+        "resize" => understood::<Resized>(answer),
+        "selftest" => understood::<Selftest>(answer),
+        "stats" => understood::<Statistics>(answer),
+        other => panic!("no struct for {other}"),
+    }
+}
+
 fn forms(rig: &Rig, title: &str, commands: &[&[&str]]) -> String {
     let mut text = String::new();
     for command in commands {
         let name = format!("{title} {}", command.join(" "));
-        form(&mut text, 0, &name, &rig.json(command));
+        let answer = rig.json(command);
+        understood_by_its_struct(command[0], &answer);
+        form(&mut text, 0, &name, &answer);
     }
     text
 }
@@ -91,6 +123,7 @@ fn answers_keep_their_form_in_swap_grade_mode() {
     // Not all of it holds here, so its status is another.
     let tested = rig.extentctl(&["--json", "selftest"]);
     let answer = serde_json::from_str(&tested.out).unwrap();
+    understood_by_its_struct("selftest", &answer);
     form(&mut text, 0, "swap selftest", &answer);
     assert_eq!(text, kept("swap"));
 }

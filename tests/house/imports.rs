@@ -15,13 +15,23 @@ const ROOMS: &[(&str, &[Room])] = &[
         &[
             ("host", &[]),
             ("options", &["host"]),
+            ("protocol", &["options"]),
             ("engine", &["host", "options"]),
             ("path", &["engine", "host", "options"]),
             ("block_io", &["engine", "host", "options", "path"]),
-            ("disk", &["block_io", "engine", "host", "options", "path"]),
-            ("swap", &["disk", "host", "options", "path"]),
-            ("operator", &["disk", "host", "options", "path", "swap"]),
-            ("process", &["disk", "host", "operator", "options", "swap"]),
+            (
+                "disk",
+                &["block_io", "engine", "host", "options", "path", "protocol"],
+            ),
+            ("swap", &["disk", "host", "options", "path", "protocol"]),
+            (
+                "operator",
+                &["disk", "host", "options", "path", "protocol", "swap"],
+            ),
+            (
+                "process",
+                &["disk", "host", "operator", "options", "protocol", "swap"],
+            ),
         ],
     ),
     (
