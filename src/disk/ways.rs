@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::error::DiskError;
 use super::image_file;
-use super::options::DiskOptions;
 use crate::engine::pin::Pinner;
-use crate::options::config::IoPath;
+use crate::options::config::{DiskOptions, IoPath};
 use crate::path::DiskPath;
 
 /// Who pins guest memory, if that is wanted and possible.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sd_notify::NotifyState;
 use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
 
-use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::disk::{Disk, DiskError};
 use crate::host::logging;
 use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
 use crate::host::switches;
@@ -19,7 +19,7 @@ use crate::operator::control;
 use crate::operator::metrics;
 use crate::operator::metrics_listener;
 use crate::operator::statistics;
-use crate::options::config::{Config, Socket};
+use crate::options::config::{Config, DiskOptions, Socket};
 use crate::process::handover::{self, Handover};
 use crate::process::signals::{Signals, Wish};
 use crate::swap::{self, SwapError, SwapMode};
