@@ -11,12 +11,12 @@ pub(crate) mod statistics;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
-use vhost_backend::{Device, Handle};
+use vhost_backend::{Device, Handle, Options};
 
 use self::control::Controlled;
 use crate::disk::Disk;
 use crate::options::byte_range::ByteRange;
-use crate::options::config::{Config, IoPath};
+use crate::options::config::IoPath;
 use crate::protocol::done::{Advised, PathNow, Resized};
 use crate::protocol::extents::Page;
 use crate::protocol::info::{Info, Selftest, Session};
@@ -26,7 +26,7 @@ use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
 pub(crate) struct Operator {
-    config: Config,
+    offered: Options,
     disk: Arc<Disk>,
     handle: Handle,
     swap: Option<SwapMode>,
@@ -48,15 +48,16 @@ pub(crate) enum Done {
 }
 
 impl Operator {
-    /// For a disk, the server that offers it, and swap-grade mode.
+    /// For a disk, what is offered of it, the server that offers it, and
+    /// swap-grade mode.
     pub(crate) fn new(
-        config: Config,
+        offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
     ) -> Self {
         Self {
-            config,
+            offered,
             disk,
             handle,
             swap,
@@ -69,10 +70,10 @@ impl Operator {
         Info {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            queues: self.config.queues,
-            queue_size: self.config.queue_size,
-            threads: self.config.threads,
-            cpus: self.config.cpus.clone(),
+            queues: self.offered.queues,
+            queue_size: self.offered.queue_size,
+            threads: self.offered.workers,
+            cpus: self.offered.cpus.clone(),
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             session: Session {

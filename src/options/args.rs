@@ -11,7 +11,8 @@ use vhost_backend::PollTime;
 use crate::host::socket;
 use crate::options::address;
 use crate::options::config::{
-    Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket, Swap,
+    Config, ConfigError, DiskOptions, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
+    Swap,
 };
 use crate::options::size;
 
@@ -162,20 +163,25 @@ impl Args {
         Ok(Config {
             socket,
             image: self.blk_file.ok_or(ConfigError::NoImage)?,
-            read_only: self.read_only,
-            queues: self.num_queues,
-            queue_size: self.queue_size,
-            threads,
-            cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
-            io_path: self.io_path,
-            map_budget: self.map_budget,
-            pin_guest_memory: self.pin_guest_memory,
-            poll: self.poll_us,
-            pin_reserve: self.pin_reserve,
-            swap: self.swap,
-            serial: self.serial.map_or([0; 20], |serial| serial.0),
-            logical_block_size: self.logical_block_size,
-            lock: self.lock,
+            disk: DiskOptions {
+                read_only: self.read_only,
+                logical_block_size: self.logical_block_size,
+                serial: self.serial.map_or([0; 20], |serial| serial.0),
+                lock: self.lock,
+                io_path: self.io_path,
+                map_budget: self.map_budget,
+                pin_guest_memory: self.pin_guest_memory,
+                pin_reserve: self.pin_reserve,
+                swap: self.swap,
+                may_poll: self.poll_us != PollTime::Never,
+            },
+            server: vhost_backend::Options {
+                queues: self.num_queues,
+                queue_size: self.queue_size,
+                workers: threads,
+                cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
+                poll: self.poll_us,
+            },
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
         })
