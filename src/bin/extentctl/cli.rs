@@ -194,8 +194,14 @@ mod tests {
 
     #[test]
     fn every_command_explains_itself() {
+        let page = include_str!("../../../docs/options.md");
         for command in Args::command().get_subcommands() {
-            assert!(command.get_about().is_some(), "{}", command.get_name());
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            assert!(
+                page.contains(&format!("`{name}")),
+                "{name} in docs/options.md"
+            );
         }
     }
 }

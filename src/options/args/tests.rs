@@ -19,6 +19,15 @@ fn the_definition_is_sound() {
 }
 
 #[test]
+fn the_documentation_lists_every_option() {
+    let page = include_str!("../../../docs/options.md");
+    for option in Args::command().get_arguments() {
+        let name = option.get_long().unwrap();
+        assert!(page.contains(&format!("`--{name}")), "--{name}");
+    }
+}
+
+#[test]
 fn the_shortest_line_gives_the_defaults() {
     let config = config("--socket-path s --blk-file i", &[]).unwrap();
     assert_eq!(config.socket, Socket::Path("s".into()));
