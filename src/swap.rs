@@ -7,6 +7,7 @@ mod properties;
 
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -18,7 +19,7 @@ use crate::disk::Disk;
 use crate::host::allocations::{self};
 use crate::host::hardening::{self, Shortfall};
 use crate::host::switches;
-use crate::options::config::{Config, Swap};
+use crate::options::config::Swap;
 use crate::options::size;
 use crate::protocol::info::{Properties, Property, Selftest, SwapInfo};
 
@@ -85,13 +86,13 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
-pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+pub(crate) fn prepare(grade: Swap, image: &Path) -> Result<(), SwapError> {
     if switches::left_out("prepare") {
         return Ok(());
     }
-    let mut display = Display::new(&config.image, |line| log::info!("{line}"));
+    let mut display = Display::new(image, |line| log::info!("{line}"));
     let mut told = None;
-    let result = prepare::prepare(&config.image, None, &mut |progress| {
+    let result = prepare::prepare(image, None, &mut |progress| {
         display.show(progress);
         let percent = percent(progress);
         if told.replace(percent) != Some(percent) {
@@ -101,10 +102,10 @@ pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
     });
     drop(display);
     if let Err(PrepareError::InUse { .. }) = &result {
-        return prepared_by_others(grade, config);
+        return prepared_by_others(grade, image);
     }
     for warning in result.iter().flat_map(prepare::Prepared::warnings) {
-        log::warn!("{}: {warning}", config.image.display());
+        log::warn!("{}: {warning}", image.display());
     }
     match result {
         Ok(prepared) if prepared.changed > 0 => {
@@ -122,8 +123,8 @@ pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
 
 /// Somebody else has the image, as the source of a migration has, and nobody
 /// can prepare it meanwhile: it has to be so already.
-fn prepared_by_others(grade: Swap, config: &Config) -> Result<(), SwapError> {
-    match prepare::find_prepared(&config.image) {
+fn prepared_by_others(grade: Swap, image: &Path) -> Result<(), SwapError> {
+    match prepare::find_prepared(image) {
         Ok(()) => Ok(()),
         Err(error) if grade == Swap::Demanded => Err(error.into()),
         Err(error) => {

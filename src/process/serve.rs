@@ -158,7 +158,7 @@ fn open_disk(config: &Config) -> Result<Disk, ServeError> {
     let handed = handover::inherited_image();
     if let (Some(grade), None) = (config.disk.swap, &handed) {
         // Where it was handed over it was prepared, which is looked at again.
-        swap::prepare(grade, config)?;
+        swap::prepare(grade, &config.image)?;
     }
     Ok(Disk::open_again(&config.image, handed, &config.disk)?)
 }
