@@ -3,12 +3,13 @@
 //! A request is a task in a table indexed by its tag. It has at most one
 //! operation in the kernel; each result moves it on, until it has ended. What
 //! direct I/O takes goes straight between the disk and guest memory, by the
-//! [disk path](crate::path) where that is in use; the rest goes through a
+//! [disk path](mapping::path) where that is in use; the rest goes through a
 //! fixed pool of aligned buffers.
 #![allow(unsafe_code)]
 
 mod approach;
 mod bounced;
+mod pieces;
 mod shared;
 mod stats;
 mod straight;
@@ -29,14 +30,14 @@ use self::shared::BUFFERS;
 pub(crate) use self::shared::Shared;
 use self::stats::Counts;
 pub(crate) use self::stats::{Sums, Tally};
-use self::task::{Step, Task, Way};
+use self::task::{Apart, Step, Task, Way};
 use crate::engine::bounce::Pool;
 use crate::engine::limits::Limits;
 use crate::engine::pin::Pins;
 use crate::engine::{self, Engine, Target, Work};
 use crate::host::allocations::InRequests;
 use crate::host::switches;
-use crate::path::raw::Raw;
+use mapping::path::Worker;
 
 /// Bytes of each of a worker's aligned buffers.
 const BUFFER_BYTES: usize = 128 << 10;
@@ -57,7 +58,7 @@ pub struct BlockIo<E> {
     engine: E,
     shared: Arc<Shared>,
     /// The disk path, if the image can have one.
-    raw: Option<Raw>,
+    raw: Option<Worker>,
     /// Pinned guest memory, if that was asked for.
     pins: Option<Pins>,
     counts: Counts,
@@ -102,14 +103,18 @@ impl<E: Engine> BlockIo<E> {
     pub(crate) fn new(
         mut engine: E,
         shared: Arc<Shared>,
-        raw: Option<Raw>,
+        raw: Option<(Worker, Limits)>,
         pins: Option<Pins>,
         slots: usize,
     ) -> io::Result<Self> {
-        engine.watch(0, raw.as_ref().map(Raw::event));
+        let (raw, limits) = match raw {
+            Some((raw, limits)) => (Some(raw), limits),
+            None => (None, Limits::NONE),
+        };
+        engine.watch(0, raw.as_ref().map(|raw| raw.event().as_raw_fd()));
         engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
         Ok(Self {
-            limits: raw.as_ref().map_or(Limits::NONE, Raw::limits),
+            limits,
             engine,
             shared,
             raw,
@@ -160,20 +165,16 @@ impl<E: Engine> BlockIo<E> {
         if std::mem::take(&mut task.owns_blocks) {
             self.shared.release_blocks(task.chunk_start, task.chunk_end);
         }
-        if task.changes_file {
+        if let Way::Change(_) = std::mem::replace(&mut task.way, Way::Open) {
             self.shared.changed();
         }
-        task.hold = None;
-        task.fence = None;
-        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
-            raw.release(claim);
-        }
+        task.plan.release();
         match task.op {
             Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
             Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
             _ => {}
         }
-        task.forget();
+        task.pieces.forget();
         self.ended.push(Completion {
             tag: Tag(tag),
             status,
@@ -195,7 +196,7 @@ impl<E: Engine> BlockIo<E> {
                 // reaches the disk.
                 let lacks_sync = stable
                     && task.step != Step::Synced
-                    && (task.was_raw || !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk));
+                    && (task.was_raw || !self.raw.as_ref().is_none_or(Worker::syncs_reach_disk));
                 if lacks_sync {
                     self.sync(tag)
                 } else {
@@ -213,7 +214,7 @@ impl<E: Engine> BlockIo<E> {
                     Next::End(Status::Ok)
                 }
             }
-            Op::WriteZeroes { .. } if task.way == Way::Planned => self.planned_zeroes(tag),
+            Op::WriteZeroes { .. } if task.is_planned() => self.planned_zeroes(tag),
             Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(tag, offset, unmap),
         }
     }
@@ -229,13 +230,11 @@ impl<E: Engine> BlockIo<E> {
                 .then_some(Next::End(Status::IoErr));
         };
         let task = &mut self.tasks[tag as usize];
-        if task.way == Way::Planned && task.step != Step::Synced && !raw.trusts() {
-            if let Some(claim) = task.claim.take() {
-                raw.release(claim);
-            }
+        if task.is_planned() && task.step != Step::Synced && !raw.trusts() {
+            task.plan.release();
             task.way = Way::Open;
         }
-        if task.way == Way::Open {
+        if let Way::Open = task.way {
             match choose(raw, task, &self.shared) {
                 Choice::Go => {}
                 Choice::Nothing => return Some(Next::End(Status::Ok)),
@@ -246,11 +245,13 @@ impl<E: Engine> BlockIo<E> {
                 }
             }
         }
-        if let Some(fence) = &task.fence {
-            if !raw.has_passed(fence, &mut task.fence_asked) {
+        if let Way::Change(Apart::Held { fence, asked, .. }) = &mut task.way
+            && let Some(waited) = fence
+        {
+            if !raw.has_passed(waited, asked) {
                 return Some(Next::Stall);
             }
-            task.fence = None;
+            *fence = None;
         }
         None
     }
@@ -300,7 +301,7 @@ impl<E: Engine> BlockIo<E> {
                 task.step = Step::Synced;
                 if target == Target::Image {
                     self.shared.end_sync(covers);
-                    if !self.raw.as_ref().is_none_or(Raw::syncs_reach_disk) {
+                    if !self.raw.as_ref().is_none_or(Worker::syncs_reach_disk) {
                         // The device is synced as well.
                         task.file_synced = true;
                         task.step = Step::New;
@@ -335,10 +336,15 @@ impl<E: Engine> BlockIo<E> {
     }
 }
 
+/// Whether raw I/O may be given to the kernel at the moment that it is asked.
+fn may_submit(raw: &mut Option<Worker>) -> impl FnMut() -> bool {
+    || raw.as_mut().is_none_or(Worker::may_submit)
+}
+
 impl<E: Engine> IoChannel for BlockIo<E> {
     fn memory(&mut self, regions: &[HostRegion]) {
         if let Some(raw) = &mut self.raw {
-            raw.memory(regions);
+            raw.buffers_are_memory(regions.iter().all(|region| region.in_memory));
         }
         if let Some(pins) = &mut self.pins {
             pins.want(regions, &mut self.engine);
@@ -355,7 +361,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     fn flush_submissions(&mut self) {
         let _counted = InRequests::begin();
         let Self { engine, raw, .. } = self;
-        engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
+        engine.submit(&mut may_submit(raw));
     }
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
@@ -382,7 +388,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         if self.ended.is_empty() && self.engine.has_queued() {
             // Whoever looks for what has ended may look in vain for a while.
             let Self { engine, raw, .. } = self;
-            engine.submit(&mut || raw.as_mut().is_none_or(Raw::may_submit));
+            engine.submit(&mut may_submit(raw));
         }
         self.counts.ended += self.ended.len() as u64;
         self.counts.polled = self.engine.polled();
@@ -414,6 +420,6 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             raw.idle();
         }
         let Self { engine, raw, .. } = self;
-        engine.wait(timeout, &mut || raw.as_mut().is_none_or(Raw::may_submit));
+        engine.wait(timeout, &mut may_submit(raw));
     }
 }

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use mapping::DiskPath;
 use mapping::lease::LeaseError;
+use mapping::path::Obstacle;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
 
@@ -22,9 +24,6 @@ use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
 pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
-use crate::path::guard::Guard;
-use crate::path::raw::Raw;
-use crate::path::{DiskPath, Obstacle};
 
 mod description;
 mod error;
@@ -36,7 +35,7 @@ mod ways;
 pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
-use self::ways::{disk_path, pinner};
+use self::ways::{RawWay, pinner, raw_way};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
 const MAX_CHANGE_SECTORS: u32 = 1 << 21;
@@ -61,8 +60,7 @@ pub struct Disk {
     manner: Manner,
     shared: Arc<Shared>,
     /// The way past the file system, or why there is none.
-    raw: Result<Arc<DiskPath>, String>,
-    guard: Option<Guard>,
+    raw: Result<RawWay, String>,
     pinner: Option<Arc<Pinner>>,
     tallies: Mutex<Vec<Arc<Tally>>>,
     opened: Instant,
@@ -146,16 +144,12 @@ impl Disk {
         }
         let image = Arc::new(image);
         let grain = u64::from(unit.max(4096));
-        let raw = disk_path(&image, block_device, direct, grain, options)?;
-        if let Ok(path) = &raw
-            && let Some(device) = sys::direct_align(path.device().file())
+        let raw = raw_way(&image, block_device, direct, grain, options)?;
+        if let Ok(way) = &raw
+            && let Some(device) = sys::direct_align(way.path.device().file())
         {
             align.memory = align.memory.max(device.memory);
         }
-        let guard = match &raw {
-            Ok(path) => Some(Guard::spawn(Arc::clone(path)).map_err(failed)?),
-            Err(_) => None,
-        };
         let logical = options.logical_block_size.unwrap_or(medium);
         let manner = if block_device && direct {
             // One that waits too long to be waited for is left to the kernel's threads.
@@ -182,7 +176,6 @@ impl Disk {
             }),
             image,
             raw,
-            guard,
             pinner: pinner(options),
             tallies: Mutex::default(),
             opened: Instant::now(),
@@ -204,19 +197,17 @@ impl Disk {
         let Some(grade) = self.options.swap else {
             return Ok(());
         };
-        let raw = match &self.raw {
-            Ok(path) => path,
+        let path = match &self.raw {
+            Ok(way) => &way.path,
             Err(_) if self.block_device => return Ok(()),
             Err(reason) => return self.lacks_path(grade, reason),
         };
-        let Some(guard) = &self.guard else {
-            return Ok(());
-        };
-        guard.want();
+        path.want();
         if self.options.io_path == IoPath::Disk {
-            return image_file::enter_soon(|| guard.try_now()).map_err(DiskError::NoDiskPath);
+            return image_file::enter_soon(|| path.try_now())
+                .map_err(|obstacle| DiskError::NoDiskPath(obstacle.into()));
         }
-        match guard.try_now() {
+        match path.try_now() {
             Ok(()) => Ok(()),
             Err(obstacle @ (Obstacle::Lease(LeaseError::InUse) | Obstacle::Asked)) => {
                 log::warn!(
@@ -224,7 +215,7 @@ impl Disk {
                 );
                 Ok(())
             }
-            Err(_) => self.lacks_path(grade, &raw.situation().reason),
+            Err(_) => self.lacks_path(grade, &path.situation().reason),
         }
     }
 
@@ -261,13 +252,11 @@ impl Disk {
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) fn disk_path(&self) -> Result<&Arc<DiskPath>, &str> {
-        self.raw.as_ref().map_err(String::as_str)
-    }
-
-    /// What decides whether the disk path is used, if there is one.
-    pub(crate) fn guard(&self) -> Option<&Guard> {
-        self.guard.as_ref()
+    pub(crate) fn disk_path(&self) -> Result<&DiskPath, &str> {
+        match &self.raw {
+            Ok(way) => Ok(&way.path),
+            Err(reason) => Err(reason),
+        }
     }
 
     /// Since the image was opened.
@@ -366,12 +355,9 @@ impl Device for Disk {
                 .raw
                 .as_ref()
                 .ok()
-                .map(|path| path.device().file().as_raw_fd()),
+                .map(|way| way.path.device().file().as_raw_fd()),
             image_manner: self.manner,
-            device_manner: self
-                .raw
-                .as_ref()
-                .map_or(Manner::Queued, |path| path.manner()),
+            device_manner: self.raw.as_ref().map_or(Manner::Queued, |way| way.manner),
         };
         let engine = match Uring::new(files, slots) {
             Ok(ring) => {
@@ -388,7 +374,7 @@ impl Device for Disk {
             }
         };
         let raw = match &self.raw {
-            Ok(path) => Some(Raw::new(Arc::clone(path))?),
+            Ok(way) => Some((way.path.worker()?, way.limits)),
             Err(_) => None,
         };
         let pins = match &self.pinner {
@@ -415,17 +401,17 @@ impl Device for Disk {
                 }
             })?;
         }
-        if let Some(guard) = &self.guard {
-            guard.want();
+        if let Ok(path) = self.disk_path() {
+            path.want();
         }
         Ok(())
     }
 
     fn rings_stopped(&self) {
-        if let Some(guard) = &self.guard
+        if let Ok(path) = self.disk_path()
             && self.options.swap.is_none()
         {
-            guard.unwant();
+            path.unwant();
         }
         if self.options.lock && !self.block_device {
             image_lock::give_back(&self.image, self.options.read_only);

@@ -9,7 +9,6 @@ mod engine;
 pub mod host;
 pub mod operator;
 pub mod options;
-pub mod path;
 pub mod process;
 pub mod protocol;
 pub mod swap;

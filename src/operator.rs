@@ -161,21 +161,18 @@ impl Operator {
     }
 
     fn io_path(&self, way: IoPath) -> Result<PathNow, String> {
-        let guard = match (self.disk.disk_path(), self.disk.guard()) {
-            (Ok(_), Some(guard)) => guard,
+        let path = match self.disk.disk_path() {
+            Ok(path) => path,
             // It is so already.
-            (Err(_), _) if way == IoPath::File && !self.disk.is_block_device() => {
+            Err(_) if way == IoPath::File && !self.disk.is_block_device() => {
                 return Ok(self.path());
             }
-            (Err(reason), _) => {
-                return Err(format!("io-path: there is no disk path: {reason}"));
-            }
-            (Ok(_), None) => return Err("io-path: the disk path has no guard".to_owned()),
+            Err(reason) => return Err(format!("io-path: there is no disk path: {reason}")),
         };
         match way {
-            IoPath::Auto => guard.allow(),
-            IoPath::File => guard.forbid(),
-            IoPath::Disk => guard.try_now().map_err(|obstacle| {
+            IoPath::Auto => path.allow(),
+            IoPath::File => path.forbid(),
+            IoPath::Disk => path.try_now().map_err(|obstacle| {
                 format!("io-path disk: {obstacle}: remove that obstacle; it is used as soon as it can be")
             })?,
         }

@@ -39,6 +39,18 @@ pub(crate) fn eventfd_take(fd: RawFd) -> bool {
     unsafe { libc::read(fd, (&raw mut count).cast(), 8) == 8 }
 }
 
+/// Nanoseconds since the machine has started, those that it was suspended for included.
+pub(crate) fn boot_time_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: one timespec is writable; the clock exists since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000
+        + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
 /// `struct fiemap_extent`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]

@@ -13,9 +13,8 @@ use std::ops::Range;
 use vhost_backend::Op;
 
 use super::shared::Shared;
-use super::task::{Task, Way};
-use crate::path::planner::Plan;
-use crate::path::raw::{Claim, Raw, Secured};
+use super::task::{Apart, Task, Way};
+use mapping::path::{Reserved, Worker};
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub(super) enum Choice {
 }
 
 /// Chooses a way for what is left of a task.
-pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice {
+pub(super) fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choice {
     let (start, end) = (task.start() + task.done, task.start() + task.len);
     let range = start..end;
     let by_file = task.by_file;
@@ -39,24 +38,22 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice 
         Op::Flush => {}
         _ if range.is_empty() => {}
         Op::Read { .. } if task.direct && !by_file => {
-            let (plan, claim) = raw.read(range);
-            return follow(task, &plan, claim);
+            raw.plan_read(range, &mut task.plan);
+            task.way = Way::Planned;
+            return Choice::Go;
         }
         // Reading by the file is always right.
         Op::Read { .. } => {}
         Op::Write { .. } => {
-            let planned = if task.direct && !by_file {
-                raw.write(range.clone())
-            } else {
-                None
-            };
-            let Some((plan, claim)) = planned else {
-                // A part of a block is read and written back with it: raw
-                // I/O of the rest must not come between.
-                let drains = shared.cuts_blocks(&range) || raw.may_move(range.clone());
-                return secure(raw, task, shared, range, drains);
-            };
-            return follow(task, &plan, Some(claim));
+            let may = task.direct && !by_file;
+            if may && raw.plan_write(range.clone(), &mut task.plan) {
+                task.way = Way::Planned;
+                return Choice::Go;
+            }
+            // A part of a block is read and written back with it: raw I/O of
+            // the rest must not come between.
+            let drains = shared.cuts_blocks(&range) || raw.may_relocate(range.clone());
+            return reserve(raw, task, shared, range, drains);
         }
         Op::Discard { .. } => {
             let middle = task.middle_start..task.middle_end;
@@ -64,49 +61,39 @@ pub(super) fn choose(raw: &mut Raw, task: &mut Task, shared: &Shared) -> Choice 
                 if raw.is_hole(middle.clone()) {
                     return Choice::Nothing;
                 }
-                return secure(raw, task, shared, middle, true);
+                return reserve(raw, task, shared, middle, true);
             }
         }
         Op::WriteZeroes { unmap, .. } => {
-            let planned = if unmap || by_file {
-                None
-            } else {
-                raw.zeroes(range.clone())
-            };
-            let Some((plan, claim)) = planned else {
-                return secure(raw, task, shared, range, true);
-            };
-            return follow(task, &plan, Some(claim));
+            let may = !unmap && !by_file;
+            if may && raw.plan_zeroes(range.clone(), &mut task.plan) {
+                task.way = Way::Planned;
+                return Choice::Go;
+            }
+            return reserve(raw, task, shared, range, true);
         }
     }
     task.way = Way::File;
     Choice::Go
 }
 
-fn follow(task: &mut Task, plan: &Plan, claim: Option<Claim>) -> Choice {
-    task.plan = *plan;
-    task.claim = claim;
-    task.way = Way::Planned;
-    Choice::Go
-}
-
-fn secure(
-    raw: &mut Raw,
+fn reserve(
+    raw: &mut Worker,
     task: &mut Task,
     shared: &Shared,
     range: Range<u64>,
     drains: bool,
 ) -> Choice {
-    match raw.secure(range, || shared.is_beyond(task.changes_until())) {
-        Secured::Held(hold) => {
-            task.fence = drains.then(|| hold.fence());
-            task.hold = Some(hold);
-        }
-        Secured::Claimed(claim) => task.claim = Some(claim),
-        Secured::Busy => return Choice::Busy,
-        Secured::Beyond => return Choice::Beyond,
-    }
-    task.changes_file = true;
-    task.way = Way::File;
+    let apart = match raw.reserve(range, || shared.is_beyond(task.changes_until())) {
+        Reserved::Held(hold) => Apart::Held {
+            fence: drains.then(|| hold.fence()),
+            _hold: hold,
+            asked: false,
+        },
+        Reserved::Claimed(claim) => Apart::Claimed { _claim: claim },
+        Reserved::Busy => return Choice::Busy,
+        Reserved::Beyond => return Choice::Beyond,
+    };
+    task.way = Way::Change(apart);
     Choice::Go
 }

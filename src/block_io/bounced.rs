@@ -86,7 +86,7 @@ impl<E: Engine> BlockIo<E> {
             // completion is reported.
             unsafe {
                 self.pool
-                    .gather(buffer, at, &task.pieces, task.chunk_from(), len)
+                    .gather(buffer, at, task.pieces.all(), task.chunk_from(), len)
             };
         }
     }
@@ -103,7 +103,7 @@ impl<E: Engine> BlockIo<E> {
                 // mapped until the completion is reported.
                 unsafe {
                     self.pool
-                        .scatter(buffer, at, &task.pieces, task.chunk_from(), len)
+                        .scatter(buffer, at, task.pieces.all(), task.chunk_from(), len)
                 };
                 task.chunk_ends();
             }

@@ -7,7 +7,7 @@ use vhost_backend::{Op, Status};
 use super::task::{Step, Way};
 use super::{ALLOCATIONS, BlockIo, Next};
 use crate::engine::{Engine, Target, Work};
-use crate::path::planner;
+use mapping::path;
 
 /// How often a raw operation is tried before the file gets it.
 const MOST_REFUSALS: u8 = 16;
@@ -28,36 +28,33 @@ impl<E: Engine> BlockIo<E> {
             if at == start + task.len {
                 return Next::End(Status::Ok);
             }
-            let piece = match task.way {
-                Way::Planned => task.plan.piece_at(at),
-                Way::Open | Way::File => None,
-            };
-            let Some(piece) = piece else {
-                if task.way == Way::Planned {
+            let Some(piece) = task.planned(at) else {
+                if task.is_planned() {
                     // The plan is done, and more is left than it had room for.
                     self.let_go(tag);
                     return self.next(tag);
                 }
-                break (Target::Image, task.direct_vector(at, u64::MAX));
+                break (Target::Image, task.pieces.upto(at, u64::MAX));
             };
             match piece.way {
-                planner::Way::Zeros => {
+                path::Way::Zeros => {
                     // SAFETY: zeros are only planned for reads, whose pieces
                     // are writable guest memory, mapped until the completion
                     // is reported.
-                    unsafe { task.read_zeros(piece.end - at) };
+                    unsafe { task.pieces.fill_zeros(piece.end - at) };
+                    task.done += piece.end - at;
                     self.counts.zeros += 1;
                 }
-                planner::Way::Disk(disk) => {
+                path::Way::Disk(disk) => {
                     if self.raw_flying >= self.raw_limit {
                         return Next::Stall;
                     }
                     let disk = disk + (at - piece.start);
-                    let vector = task.raw_vector(disk, piece.end - at, self.limits);
+                    let vector = task.pieces.raw_vector(disk, piece.end - at, self.limits);
                     break (Target::Device, vector);
                 }
-                planner::Way::File => {
-                    break (Target::Image, task.direct_vector(at, piece.end - at));
+                path::Way::File => {
+                    break (Target::Image, task.pieces.upto(at, piece.end - at));
                 }
             }
         };
@@ -87,12 +84,12 @@ impl<E: Engine> BlockIo<E> {
     pub(super) fn planned_zeroes(&mut self, tag: u32) -> Next {
         let task = &mut self.tasks[tag as usize];
         let at = task.start() + task.done;
-        let Some(piece) = task.plan.piece_at(at) else {
+        let Some(piece) = task.planned(at) else {
             // The plan is done, and more is left than it had room for.
             self.let_go(tag);
             return self.next(tag);
         };
-        let planner::Way::Disk(disk) = piece.way else {
+        let path::Way::Disk(disk) = piece.way else {
             task.done += piece.end - at;
             return self.next(tag);
         };
@@ -102,7 +99,7 @@ impl<E: Engine> BlockIo<E> {
         task.step = Step::Zeros;
         self.raw_flying += 1;
         self.counts.disk += 1;
-        let vector = task.zeros_vector(
+        let vector = task.pieces.zeros(
             self.zeros.first(),
             disk + (at - piece.start),
             piece.end - at,
@@ -118,9 +115,7 @@ impl<E: Engine> BlockIo<E> {
     /// Takes a task off its plan: it finds the way for what is left anew.
     pub(super) fn let_go(&mut self, tag: u32) {
         let task = &mut self.tasks[tag as usize];
-        if let (Some(claim), Some(raw)) = (task.claim.take(), &mut self.raw) {
-            raw.release(claim);
-        }
+        task.plan.release();
         task.way = Way::Open;
         task.step = Step::New;
     }
@@ -143,7 +138,7 @@ impl<E: Engine> BlockIo<E> {
         let task = &mut self.tasks[tag as usize];
         task.refusals = task.refusals.saturating_add(1);
         let (refusals, at) = (task.refusals, task.start() + task.done);
-        let piece = task.plan.piece_at(at);
+        let piece = task.planned(at);
         if let (Some(raw), Some(piece)) = (&self.raw, piece) {
             // Whoever read the device itself has left pages there.
             raw.forget_pages(&piece);

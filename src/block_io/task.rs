@@ -1,25 +1,13 @@
 //! One request on its way: how far it has come and what it holds.
 
-#![allow(unsafe_code)]
-
 use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
+use super::pieces::Pieces;
 use super::shared::Shared;
+use crate::engine::Target;
 use crate::engine::bounce::Buffer;
-use crate::engine::limits::Limits;
-use crate::engine::{Target, Vector};
-use crate::path::planner::Plan;
-use crate::path::raw::Claim;
-
-/// Most entries of one vector (`UIO_MAXIOV`).
-const VECTOR_ENTRIES: usize = 1024;
-/// Pieces that a slot keeps room for; longer lists are freed when they end.
-const PIECES: usize = 130;
-/// Most entries of a vector of zeros.
-const ZEROS: usize = 64;
-/// Bytes of a page of memory.
-const PAGE: usize = 4096;
+use mapping::path::{Claim, Piece, Plan};
 
 /// What a task's operation in the kernel, or its last one, is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,15 +33,34 @@ pub(super) enum Step {
     Synced,
 }
 
-/// The way that was chosen for a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The way that was chosen for a task, with what it keeps until the task has
+/// ended or leaves it.
+#[derive(Debug)]
 pub(super) enum Way {
     /// None yet.
     Open,
-    /// By the file.
+    /// By the file, which it does not change.
     File,
+    /// By the file, which it may change.
+    Change(Apart),
     /// As its plan says.
     Planned,
+}
+
+/// What keeps a change by the file apart from raw I/O.
+#[derive(Debug)]
+pub(super) enum Apart {
+    /// Raw I/O will not begin before this is dropped, or no change matters to
+    /// it.
+    Claimed { _claim: Claim },
+    /// Nobody finds the range in the map until this is dropped.
+    Held {
+        _hold: Hold,
+        /// To be waited for before anything is done.
+        fence: Option<Fence>,
+        /// The worker will be told when the fence has passed.
+        asked: bool,
+    },
 }
 
 /// A slot of the task table.
@@ -62,11 +69,7 @@ pub(super) struct Task {
     pub op: Op,
     pub step: Step,
     /// Guest memory; consumed from the front by direct operations.
-    pub pieces: Vec<libc::iovec>,
-    first_piece: usize,
-    /// The entry that was cut at the end of an operation, and the bytes that
-    /// were cut off.
-    cut: Option<(usize, usize)>,
+    pub pieces: Pieces,
     /// Bytes of the request, and how many of them are done.
     pub len: u64,
     pub done: u64,
@@ -87,17 +90,8 @@ pub(super) struct Task {
     pub middle_start: u64,
     pub middle_end: u64,
     pub way: Way,
+    /// Of a planned one; empty otherwise.
     pub plan: Plan,
-    /// Of the generation that it was planned in.
-    pub claim: Option<Claim>,
-    /// Its range, taken away from the map.
-    pub hold: Option<Hold>,
-    /// To be waited for before anything is done.
-    pub fence: Option<Fence>,
-    /// The worker will be told when the fence has passed.
-    pub fence_asked: bool,
-    /// The file system's records may change, so the next FLUSH is its to do.
-    pub changes_file: bool,
     /// The file was synced for it, which may not have reached the disk.
     pub file_synced: bool,
     /// Some of it was written to the device.
@@ -113,9 +107,7 @@ impl Default for Task {
         Self {
             op: Op::Flush,
             step: Step::New,
-            pieces: Vec::with_capacity(PIECES),
-            first_piece: 0,
-            cut: None,
+            pieces: Pieces::new(),
             len: 0,
             done: 0,
             direct: false,
@@ -133,12 +125,7 @@ impl Default for Task {
             middle_start: 0,
             middle_end: 0,
             way: Way::Open,
-            plan: Plan::by_file(0..0),
-            claim: None,
-            hold: None,
-            fence: None,
-            fence_asked: false,
-            changes_file: false,
+            plan: Plan::default(),
             file_synced: false,
             was_raw: false,
             refusals: 0,
@@ -152,16 +139,11 @@ impl Task {
     pub(super) fn begin(&mut self, op: Op, data: &[libc::iovec], shared: &Shared) {
         self.op = op;
         self.step = Step::New;
-        self.pieces.clear();
-        self.pieces.extend_from_slice(data);
-        self.first_piece = 0;
+        self.pieces.begin(data);
         self.done = 0;
         self.entry.iov_len = 0;
         self.direct = false;
-        self.cut = None;
         self.way = Way::Open;
-        self.fence_asked = false;
-        self.changes_file = false;
         self.file_synced = false;
         self.was_raw = false;
         self.refusals = 0;
@@ -193,14 +175,6 @@ impl Task {
         }
     }
 
-    /// The request has ended: room for a long list is given back.
-    pub(super) fn forget(&mut self) {
-        self.pieces.clear();
-        if self.pieces.capacity() > PIECES {
-            self.pieces.shrink_to(PIECES);
-        }
-    }
-
     /// Where the request begins in the image.
     pub(super) fn start(&self) -> u64 {
         match self.op {
@@ -227,130 +201,25 @@ impl Task {
         self.middle_start >= self.middle_end
     }
 
-    /// The pieces that are not done, as many as one operation takes, but no
-    /// more than `limit` bytes.
-    pub(super) fn direct_vector(&mut self, offset: u64, limit: u64) -> Vector {
-        self.mend();
-        let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
-        let mut count = 0;
-        let rest = self.pieces.get_mut(self.first_piece..).unwrap_or_default();
-        for (index, piece) in rest.iter_mut().take(VECTOR_ENTRIES).enumerate() {
-            if left == 0 {
-                break;
-            }
-            count += 1;
-            if piece.iov_len > left {
-                self.cut = Some((self.first_piece + index, piece.iov_len - left));
-                piece.iov_len = left;
-            }
-            left -= piece.iov_len;
-        }
-        self.vector(count, offset)
-    }
-
-    /// As [`direct_vector`](Self::direct_vector), in pieces that the device
-    /// takes without splitting them; at least one page if that much is left.
-    pub(super) fn raw_vector(&mut self, offset: u64, bytes: u64, limits: Limits) -> Vector {
-        let mut room = usize::try_from(bytes.min(limits.bytes)).unwrap_or(usize::MAX);
-        let least = room.min(PAGE);
-        let mut pages = limits.segments;
-        let mut taken = 0;
-        self.mend();
-        for piece in self.pieces.get(self.first_piece..).unwrap_or_default() {
-            let skip = piece.iov_base.addr() % PAGE;
-            let spans = (skip + piece.iov_len.min(room)).div_ceil(PAGE);
-            if spans <= pages {
-                taken += piece.iov_len.min(room);
-                pages -= spans;
-                room -= piece.iov_len.min(room);
-            } else {
-                // Whole pages' worth, so that what is left stays aligned.
-                let fits = (pages * PAGE).saturating_sub(skip) / PAGE * PAGE;
-                taken += fits.min(room);
-                room = 0;
-            }
-            if room == 0 || pages == 0 {
-                break;
-            }
-        }
-        self.direct_vector(offset, taken.max(least) as u64)
-    }
-
-    fn vector(&self, count: u32, offset: u64) -> Vector {
-        let rest = self.pieces.get(self.first_piece..).unwrap_or_default();
-        Vector {
-            iov: rest.as_ptr(),
-            count,
-            offset,
-        }
-    }
-
-    /// Gives the entry that was cut its end back.
-    fn mend(&mut self) {
-        if let Some((index, bytes)) = self.cut.take()
-            && let Some(piece) = self.pieces.get_mut(index)
-        {
-            piece.iov_len += bytes;
-        }
-    }
-
     /// Counts what a direct operation has moved; false if that was nothing.
     pub(super) fn direct_moved(&mut self, moved: u64) -> bool {
-        self.mend();
         self.done += moved;
-        let mut left = usize::try_from(moved).unwrap_or(usize::MAX);
-        while let Some(piece) = self.pieces.get_mut(self.first_piece) {
-            if left < piece.iov_len {
-                piece.iov_base = piece.iov_base.wrapping_byte_add(left);
-                piece.iov_len -= left;
-                break;
-            }
-            left -= piece.iov_len;
-            self.first_piece += 1;
-        }
+        self.pieces.moved(moved);
         moved > 0
     }
 
-    /// Fills the next `bytes` bytes of guest memory with zeros: they are done.
-    ///
-    /// # Safety
-    /// The pieces are mapped, writable guest memory.
-    pub(super) unsafe fn read_zeros(&mut self, bytes: u64) {
-        let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-        for piece in self.pieces.get(self.first_piece..).unwrap_or_default() {
-            let part = piece.iov_len.min(left);
-            // SAFETY: not more than the piece has, which the caller vouches
-            // for. The guest may use the memory meanwhile, as with any device.
-            unsafe { piece.iov_base.cast::<u8>().write_bytes(0, part) };
-            left -= part;
-            if left == 0 {
-                break;
-            }
+    /// Where it goes from byte `at` of the image on; `None` behind the end of
+    /// its plan, and if it has none.
+    pub(super) fn planned(&self, at: u64) -> Option<Piece> {
+        match self.way {
+            Way::Planned => self.plan.piece_at(at),
+            _ => None,
         }
-        self.direct_moved(bytes);
     }
 
-    /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`,
-    /// and no more than the device takes without splitting it.
-    pub(super) fn zeros_vector(
-        &mut self,
-        zeros: libc::iovec,
-        offset: u64,
-        bytes: u64,
-        limits: Limits,
-    ) -> Vector {
-        let most = limits.segments.saturating_mul(PAGE) as u64;
-        let most = bytes.min(limits.bytes).min(most);
-        let mut left = usize::try_from(most).unwrap_or(usize::MAX);
-        self.pieces.clear();
-        while left > 0 && self.pieces.len() < ZEROS {
-            let mut entry = zeros;
-            entry.iov_len = entry.iov_len.min(left);
-            left -= entry.iov_len;
-            self.pieces.push(entry);
-        }
-        self.first_piece = 0;
-        self.vector(u32::try_from(self.pieces.len()).unwrap_or(1), offset)
+    /// It goes as its plan says.
+    pub(super) fn is_planned(&self) -> bool {
+        matches!(self.way, Way::Planned)
     }
 
     /// Bytes of the buffer's operation that are still to move.

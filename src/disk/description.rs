@@ -10,7 +10,6 @@ use crate::engine::Features;
 use crate::engine::manner::Manner;
 use crate::engine::pin::PinState;
 use crate::options::size;
-use crate::path::{GuardState, Situation};
 use crate::protocol::info::{DiskInfo, Guard, IoUring, Operations};
 use crate::protocol::words::{DeviceIo, EngineName, ImageKind, Way};
 
@@ -18,15 +17,14 @@ impl Disk {
     /// The disk as an operator sees it.
     pub(crate) fn describe(&self) -> DiskInfo {
         let sectors = self.sectors.load(Ordering::Acquire);
-        let situation = match &self.raw {
-            Ok(path) => path.situation(),
-            Err(reason) => Situation {
-                on_disk: self.block_device,
-                reason: reason.clone(),
-                entries: 0,
-            },
+        let (on_disk, path_reason, path_entries) = match self.disk_path() {
+            Ok(path) => {
+                let now = path.situation();
+                (now.on_disk, now.reason, now.entries)
+            }
+            Err(reason) => (self.block_device, reason.to_owned(), 0),
         };
-        let path = self.raw.as_ref().ok();
+        let path = self.disk_path().ok();
         DiskInfo {
             image: self.path.display().to_string(),
             kind: if self.block_device {
@@ -45,20 +43,20 @@ impl Disk {
             },
             logical_block_size: self.logical,
             direct_alignment: self.shared.align.offset,
-            path: if situation.on_disk {
+            path: if on_disk {
                 Way::Disk.into()
             } else {
                 Way::File.into()
             },
-            path_reason: situation.reason,
-            path_entries: situation.entries,
+            path_reason,
+            path_entries,
             lease_break_time_s: mapping::lease::break_time()
                 .ok()
                 .map(|time| time.map_or(0, |time| time.as_secs())),
             guard: path.map(|path| path.guard_state().into()),
             operations: self.sums().into(),
             device: path.and_then(|path| Some(path.device().path()?.display().to_string())),
-            device_io: match path.map_or(self.manner, |path| path.manner()) {
+            device_io: match self.raw.as_ref().map_or(self.manner, |way| way.manner) {
                 Manner::Queued => DeviceIo::Queued.into(),
                 Manner::Inline => DeviceIo::Inline.into(),
                 Manner::Polled => DeviceIo::Polled.into(),
@@ -85,8 +83,8 @@ impl Disk {
     }
 }
 
-impl From<GuardState> for Guard {
-    fn from(state: GuardState) -> Self {
+impl From<mapping::path::GuardState> for Guard {
+    fn from(state: mapping::path::GuardState) -> Self {
         Self {
             turned_ms_ago: state.turned_ms_ago,
             late: state.late,

@@ -3,7 +3,20 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::path::Obstacle;
+use mapping::path::Obstacle;
+
+use crate::engine::manner::Punts;
+
+/// Why there is no way past the file system.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRawWay {
+    /// The image, or its host, does not allow it.
+    #[error("{0}")]
+    Obstacle(#[from] Obstacle),
+    /// Raw I/O on the device would be slower than the file.
+    #[error("{0}")]
+    Punts(#[from] Punts),
+}
 
 /// What an operator can do wrong with an image; each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +55,7 @@ pub enum DiskError {
     DeviceSize(PathBuf, u64),
     /// The disk path was demanded and is impossible.
     #[error("--io-path disk: {0}: remove that obstacle, or give --io-path auto")]
-    NoDiskPath(Obstacle),
+    NoDiskPath(NoRawWay),
     /// A disk that is offered read-only is not changed.
     #[error("resize: the disk is read-only: start extentd without --read-only")]
     ReadOnly,

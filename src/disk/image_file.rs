@@ -11,7 +11,7 @@ use mapping::lease::LeaseError;
 
 use crate::engine::bounce::Pool;
 use crate::host::sys::{self, DirectAlign};
-use crate::path::Obstacle;
+use mapping::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);

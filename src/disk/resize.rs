@@ -88,12 +88,10 @@ impl Disk {
         if bytes < self.capacity_bytes() {
             self.set_size(bytes);
         }
-        let held = match &self.raw {
-            Ok(path) => Some(path.hold_end(from)?),
-            Err(_) => None,
-        };
+        let path = self.disk_path().ok();
+        let held = path.map(|path| path.hold_end(from)).transpose()?;
         change()?;
-        if let Ok(path) = &self.raw {
+        if let Some(path) = path {
             path.set_length(bytes)?;
         }
         drop(held);

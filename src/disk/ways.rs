@@ -3,11 +3,58 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::error::DiskError;
+use mapping::DiskPath;
+use mapping::device::BackingDevice;
+use mapping::path::{Away, Obstacle, Options};
+
+use super::error::{DiskError, NoRawWay};
 use super::image_file;
+use crate::engine::limits::Limits;
+use crate::engine::manner::Manner;
 use crate::engine::pin::Pinner;
 use crate::options::config::{DiskOptions, IoPath};
-use crate::path::DiskPath;
+
+/// The way past the file system, and how its device is best used.
+#[derive(Debug)]
+pub(super) struct RawWay {
+    pub path: DiskPath,
+    pub manner: Manner,
+    pub limits: Limits,
+}
+
+impl RawWay {
+    fn find(image: &Arc<File>, grain: u64, options: &DiskOptions) -> Result<RawWay, NoRawWay> {
+        let device = BackingDevice::find(image).map_err(Obstacle::from)?;
+        let manner = Manner::of(device.file(), device.logical_block(), options.may_poll)
+            .map_err(Obstacle::from)??;
+        let limits = Limits::of(device.file()).map_err(Obstacle::from)?;
+        let as_asked = Options::default()
+            .read_only(options.read_only)
+            .grain(grain)
+            .budget(options.map_budget)
+            .pin_reserve(options.pin_reserve)
+            .swap(options.swap)
+            .tell(tell);
+        Ok(RawWay {
+            path: DiskPath::on_device(image, device, &as_asked)?,
+            manner,
+            limits,
+        })
+    }
+}
+
+/// Why requests go by the file, and what an operator can do about it.
+fn tell(away: &Away<'_>) -> String {
+    match away {
+        Away::Unwanted => "no guest uses the disk".to_owned(),
+        Away::Forbidden => "an operator has chosen the file (extentctl io-path file)".to_owned(),
+        Away::Obstacle(Obstacle::Short) => {
+            "the image is shorter than the disk: make it as long as it was, or send SIGHUP"
+                .to_owned()
+        }
+        _ => away.to_string(),
+    }
+}
 
 /// Who pins guest memory, if that is wanted and possible.
 pub(super) fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
@@ -21,13 +68,13 @@ pub(super) fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
 
 /// The way past the file system, if it is wanted and possible, or a sentence
 /// that says why not.
-pub(super) fn disk_path(
+pub(super) fn raw_way(
     image: &Arc<File>,
     block_device: bool,
     direct: bool,
     grain: u64,
     options: &DiskOptions,
-) -> Result<Result<Arc<DiskPath>, String>, DiskError> {
+) -> Result<Result<RawWay, String>, DiskError> {
     if block_device {
         return Ok(Err("the image is a block device itself".to_owned()));
     }
@@ -38,22 +85,13 @@ pub(super) fn disk_path(
     if !direct && !demanded {
         return Ok(Err("the image allows no direct I/O".to_owned()));
     }
-    let path = DiskPath::new(
-        image,
-        options.read_only,
-        grain,
-        options.map_budget,
-        options.pin_reserve,
-        options.swap,
-        options.may_poll,
-    );
-    match path {
-        Ok(path) => {
+    match RawWay::find(image, grain, options) {
+        Ok(way) => {
             if demanded && options.swap.is_none() {
-                image_file::enter_soon(|| path.enter()).map_err(DiskError::NoDiskPath)?;
-                path.leave("no guest uses the disk");
+                image_file::enter_soon(|| way.path.try_now())
+                    .map_err(|obstacle| DiskError::NoDiskPath(obstacle.into()))?;
             }
-            Ok(Ok(Arc::new(path)))
+            Ok(Ok(way))
         }
         Err(obstacle) if demanded => Err(DiskError::NoDiskPath(obstacle)),
         Err(obstacle) => {

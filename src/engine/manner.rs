@@ -52,8 +52,12 @@ impl Manner {
 /// The kernel hands all I/O on the device to threads of its own, and the
 /// device takes so long, the median of some reads, that it is better not
 /// waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Punts(pub Duration);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the device takes no I/O without waiting (no NOWAIT) and is too slow to be waited for ({} us a read)",
+    .0.as_micros()
+)]
+pub struct Punts(pub Duration);
 
 /// The device has queues that never interrupt.
 fn polls(device: &File) -> io::Result<bool> {

@@ -5,12 +5,10 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Whether any of this can be had.
 const BUILT_IN: bool = cfg!(feature = "test-switches");
 
-static UNGUARDED: LazyLock<bool> = LazyLock::new(|| is_set("EXTENTD_TEST_UNGUARDED"));
 static NO_FILE_SYNC: LazyLock<bool> = LazyLock::new(|| is_set("EXTENTD_TEST_NO_FILE_SYNC"));
 static PANIC: LazyLock<Option<u64>> = LazyLock::new(|| number("EXTENTD_TEST_PANIC"));
 
@@ -29,12 +27,6 @@ pub(crate) fn left_out(measure: &str) -> bool {
             .is_ok_and(|all| all.split(',').any(|one| one == measure))
 }
 
-/// `EXTENTD_TEST_UNGUARDED`: no lease is taken, and the path is never left,
-/// whatever others do to the image.
-pub(crate) fn unguarded() -> bool {
-    BUILT_IN && *UNGUARDED
-}
-
 /// `EXTENTD_TEST_UNREGISTERED`: the image is no registered file of the rings,
 /// so that a lease on it may end before their raw I/O has.
 pub(crate) fn unregistered() -> bool {
@@ -45,22 +37,6 @@ pub(crate) fn unregistered() -> bool {
 /// alone.
 pub(crate) fn no_file_sync() -> bool {
     BUILT_IN && *NO_FILE_SYNC
-}
-
-/// `EXTENTD_TEST_LEASE_DELAY`: after how many milliseconds a lost lease is
-/// asked for again, each time.
-pub(crate) fn lease_delay() -> Option<Duration> {
-    if !BUILT_IN {
-        return None;
-    }
-    number("EXTENTD_TEST_LEASE_DELAY").map(Duration::from_millis)
-}
-
-/// With the fault "deaf" the calling thread never goes on.
-pub(crate) fn go_deaf() {
-    while left_out("deaf") {
-        std::thread::park();
-    }
 }
 
 /// `EXTENTD_TEST_PANIC`: at which request of the process, counted from 1, the
@@ -77,11 +53,24 @@ pub(crate) fn count_request() {
     }
 }
 
-/// Passes on what is for other crates: `EXTENTD_TEST_NO_DIRTY` leaves guest
-/// pages unmarked while a guest migrates.
+/// Passes on what is for other crates: the measures of the disk path that are
+/// left out, and these.
+/// - `EXTENTD_TEST_UNGUARDED`: no lease is taken, and the path is never left,
+///   whatever others do to the image.
+/// - `EXTENTD_TEST_LEASE_DELAY`: after how many milliseconds a lost lease is
+///   asked for again, each time.
+/// - `EXTENTD_TEST_NO_DIRTY`: guest pages stay unmarked while a guest
+///   migrates.
 pub(crate) fn pass_on() {
     #[cfg(feature = "test-switches")]
-    if is_set("EXTENTD_TEST_NO_DIRTY") {
-        vhost_backend::leave_pages_unmarked();
+    {
+        mapping::path::leave_out(mapping::path::Ablation {
+            left_out,
+            unguarded: is_set("EXTENTD_TEST_UNGUARDED"),
+            lease_delay: number("EXTENTD_TEST_LEASE_DELAY").map(std::time::Duration::from_millis),
+        });
+        if is_set("EXTENTD_TEST_NO_DIRTY") {
+            vhost_backend::leave_pages_unmarked();
+        }
     }
 }

@@ -263,30 +263,6 @@ fn transferred(result: isize) -> io::Result<i32> {
     Ok(i32::try_from(result).unwrap_or(i32::MAX))
 }
 
-/// Sleeps until one of at most 4 descriptors is readable or the time has
-/// passed (-1: without end); whether one is.
-///
-/// # Errors
-/// What poll(2) says, but an interruption counts as "not readable".
-pub(crate) fn poll_readable(fds: &[RawFd], timeout_ms: i32) -> io::Result<bool> {
-    let mut polls = [libc::pollfd {
-        fd: -1,
-        events: libc::POLLIN,
-        revents: 0,
-    }; 4];
-    for (poll, fd) in polls.iter_mut().zip(fds) {
-        poll.fd = *fd;
-    }
-    // SAFETY: poll reads and writes four pollfds, which outlive the call, and
-    // skips those with a negative descriptor.
-    let result = unsafe { libc::poll(polls.as_mut_ptr(), 4, timeout_ms) };
-    match check(result) {
-        Ok(ready) => Ok(ready > 0),
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Sleeps until one of the eventfds is signalled or the time has passed (-1:
 /// without end), and makes those that are silent. Negative ones are skipped.
 ///

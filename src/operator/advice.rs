@@ -3,9 +3,8 @@
 
 use std::ops::{ControlFlow, Range};
 
-use mapping::{Access, Error};
+use mapping::{Access, DiskPath, Error};
 
-use crate::path::DiskPath;
 use crate::protocol::Advice;
 
 /// Why advice was not taken: one line that says what to do.

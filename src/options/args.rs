@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 use vhost_backend::PollTime;
 
 use crate::host::socket;
@@ -89,7 +89,7 @@ pub struct Args {
     /// Be fit to swap on: the image is prepared, all memory is locked, nothing is allocated on the
     /// way. With =best-effort, go on where that is not possible
     #[arg(long, value_enum, value_name = "demanded|best-effort", num_args = 0..=1, require_equals = true, default_missing_value = "demanded")]
-    pub swap: Option<Swap>,
+    pub swap: Option<SwapArg>,
 
     /// Serial number that the guest sees, at most 20 printable ASCII characters
     #[arg(long, value_name = "S", value_parser = serial)]
@@ -114,6 +114,24 @@ pub struct Args {
     /// Print what this back-end can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// `--swap` as typed: the library's enum knows no command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwapArg {
+    /// Do not start unless every property holds
+    Demanded,
+    /// Go on, and show what does not hold
+    BestEffort,
+}
+
+impl From<SwapArg> for Swap {
+    fn from(typed: SwapArg) -> Self {
+        match typed {
+            SwapArg::Demanded => Swap::Demanded,
+            SwapArg::BestEffort => Swap::BestEffort,
+        }
+    }
 }
 
 /// CPU numbers in the order given, each once.
@@ -154,10 +172,11 @@ impl Args {
                 usize::from(self.num_queues).min(cpus)
             }
         };
-        if self.swap.is_some() && self.read_only {
+        let swap = self.swap.map(Swap::from);
+        if swap.is_some() && self.read_only {
             return Err(ConfigError::SwapReadOnly);
         }
-        if self.swap == Some(Swap::Demanded) && self.io_path == IoPath::File {
+        if swap == Some(Swap::Demanded) && self.io_path == IoPath::File {
             return Err(ConfigError::SwapByFile);
         }
         Ok(Config {
@@ -172,7 +191,7 @@ impl Args {
                 map_budget: self.map_budget,
                 pin_guest_memory: self.pin_guest_memory,
                 pin_reserve: self.pin_reserve,
-                swap: self.swap,
+                swap,
                 may_poll: self.poll_us != PollTime::Never,
             },
             server: vhost_backend::Options {

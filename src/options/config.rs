@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+pub use mapping::path::Swap;
 use serde::{Deserialize, Serialize};
 
 /// Most queues of a disk.
@@ -81,15 +82,6 @@ pub enum IoPath {
     Disk,
     /// Direct I/O on the image file
     File,
-}
-
-/// Swap-grade mode: the disk is fit to swap on. The lines of the values are help texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Swap {
-    /// Do not start unless every property holds
-    Demanded,
-    /// Go on, and show what does not hold
-    BestEffort,
 }
 
 /// What is wrong with a command line whose options are each right.

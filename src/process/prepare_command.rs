@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use crate::host::switches;
 use crate::options::size;
 use crate::process::signals::{Signals, Wish};
 use crate::protocol::done::ImagePrepared;
@@ -33,6 +34,7 @@ pub struct PrepareCommand {
 impl PrepareCommand {
     /// Prepares it; SIGINT and SIGTERM end that in good order.
     pub fn run(&self, as_json: bool) -> ExitCode {
+        switches::pass_on();
         let result = match self.watched() {
             Ok(result) => result,
             Err(error) => {

@@ -122,10 +122,10 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         }
         // Its workers end, and the image is free for the next one.
         drop(server);
-        if let Some(guard) = disk.guard() {
+        if let Ok(path) = disk.disk_path() {
             // A lease would be handed over with the image, and keep the new
             // binary from opening it.
-            guard.unwant();
+            path.unwant();
         }
         successor.go(begun).map_err(host("run the new binary"))?;
     }

@@ -185,6 +185,7 @@ mod tests {
     use clap::ValueEnum;
 
     use super::*;
+    use crate::options::args::SwapArg;
 
     #[test]
     fn known_words_are_known_again_and_new_ones_are_kept() {
@@ -200,9 +201,9 @@ mod tests {
 
     #[test]
     fn the_mode_is_shown_as_it_is_typed() {
-        for mode in Swap::value_variants() {
-            let typed = mode.to_possible_value().unwrap();
-            assert_eq!(mode.word(), typed.get_name());
+        for typed in SwapArg::value_variants() {
+            let name = typed.to_possible_value().unwrap();
+            assert_eq!(Swap::from(*typed).word(), name.get_name());
         }
     }
 }

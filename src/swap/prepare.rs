@@ -21,7 +21,8 @@ use mapping::{Config, ExtentSource, Fiemap, Kind};
 use crate::disk;
 use crate::host::sys;
 use crate::options::size;
-use crate::path::survey::{self, PIECE, Survey, each_extent, pieces};
+use mapping::path::Survey;
+use mapping::path::survey::{self, PIECE, each_extent, pieces};
 
 mod error;
 

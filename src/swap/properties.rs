@@ -4,14 +4,13 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 
+use mapping::path::{Agreement, Survey};
 use mapping::{Fiemap, sharing};
 use vhost_backend::Device;
 
 use crate::disk::Disk;
 use crate::host::allocations::{self, Counts};
 use crate::host::hardening;
-use crate::path::Agreement;
-use crate::path::survey::Survey;
 use crate::protocol::info::Property;
 
 /// `PF_MEMALLOC_NOIO`, which makes a thread an I/O flusher, among the flags of
@@ -74,9 +73,7 @@ pub(super) fn cow_fork_empty(disk: &Disk) -> Property {
         Ok(false) => return Property::new(true, "files do not share blocks here"),
         Err(error) => return Property::unknown(&error),
     }
-    let unshared = disk
-        .disk_path()
-        .is_ok_and(|path| path.is_live() && path.is_fixed());
+    let unshared = disk.disk_path().is_ok_and(mapping::DiskPath::is_fixed);
     match Survey::of(&Fiemap::new(disk.image().clone())) {
         Ok(survey) => Property::new(
             unshared && survey.shared + survey.set_aside == 0,

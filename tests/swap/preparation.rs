@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use extentd::path::survey::Survey;
 use mapping::Fiemap;
+use mapping::path::Survey;
 
 use crate::common::{
     EXT4, EXT4_1K, Made, Mounted, XFS, fallocate, pattern, punch, read_all, reflink,

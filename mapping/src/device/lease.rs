@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::sys;
 
 /// How long the kernel makes others wait for a lease to be given back (`/proc/sys/fs/lease-break-time`), as it is
@@ -101,6 +101,8 @@ pub struct Lease {
     stop: Arc<OwnedFd>,
     receiver: Option<JoinHandle<()>>,
     backoff: Mutex<Backoff>,
+    /// Not given back any more.
+    kept: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -162,6 +164,7 @@ impl Lease {
             stop,
             receiver: Some(receiver),
             backoff,
+            kept: AtomicBool::new(false),
         })
     }
 
@@ -228,9 +231,18 @@ impl Lease {
     /// Gives the lease back, whereupon whoever waits for it goes on. To be called when raw I/O is drained
     /// and the map [disabled](crate::Map::disable).
     pub fn release(&self) {
+        if self.kept.load(Ordering::SeqCst) {
+            return;
+        }
         let mut backoff = lock(&self.backoff);
         let _none_held = sys::set_lease(&self.file, libc::F_UNLCK);
         backoff.lost(Instant::now());
+    }
+
+    /// From now on the lease is not given back, not when this is dropped either: raw I/O is in flight whose end nobody
+    /// learns. The kernel gives it back once the last descriptor of the file has gone, that of rings included.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::SeqCst);
     }
 
     /// When to try [`Lease::take`] again; `None` while the lease is held or was never asked for.
@@ -243,7 +255,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let _none_held = sys::set_lease(&self.file, libc::F_UNLCK);
+        self.release();
         sys::eventfd_signal(self.stop.as_raw_fd());
         if let Some(receiver) = self.receiver.take() {
             let _ = receiver.join();

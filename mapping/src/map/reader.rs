@@ -42,6 +42,8 @@ pub struct Reader {
     hits: u64,
     misses: u64,
     changing: u64,
+    /// Fences go on waiting for it when it is gone.
+    abandoned: bool,
 }
 
 /// A moment in the life of a [`Reader`]; see [`Reader::mark`].
@@ -83,7 +85,14 @@ impl Reader {
             hits,
             misses,
             changing,
+            abandoned: false,
         })
+    }
+
+    /// When this is dropped no fence passes any more that would have had to wait for it: what was looked up may be in
+    /// use for ever.
+    pub(crate) fn abandon(&mut self) {
+        self.abandoned = true;
     }
 
     /// What is known about the byte at `offset`. Never blocks, never allocates; goes online if need be.
@@ -270,7 +279,9 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         self.publish_counts();
-        self.shared.quiesce.unregister(self.slot);
+        if !self.abandoned {
+            self.shared.quiesce.unregister(self.slot);
+        }
     }
 }
 

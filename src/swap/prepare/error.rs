@@ -7,7 +7,7 @@ use mapping::device::Refusal;
 use mapping::lease::LeaseError;
 
 use crate::options::size;
-use crate::path::survey::Survey;
+use mapping::path::Survey;
 
 /// Why an image cannot be made fit to swap on; each says what to do.
 #[derive(Debug, thiserror::Error)]

@@ -6,10 +6,10 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mapping::Hold;
+use crate::Hold;
 
-use super::DiskPath;
-use crate::host::switches;
+use super::core::Core;
+use crate::path::ablation;
 
 /// How long requests in flight may keep a change of the length waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,9 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The end of the image, taken away from the map until this is dropped.
 #[derive(Debug)]
 #[must_use = "what is held may be loaded again when this is dropped"]
-pub(crate) struct Held(Vec<Hold>);
+pub struct HeldEnd(Vec<Hold>);
 
-impl DiskPath {
+impl Core {
     /// Takes the blocks from the one that byte `from` lies in to the end of
     /// the map away from the map, once nobody changes them, and waits until
     /// all raw I/O has ended that was planned before, and all changes by the
@@ -27,12 +27,12 @@ impl DiskPath {
     ///
     /// # Errors
     /// Requests in flight do not end.
-    pub(crate) fn hold_end(&self, from: u64) -> io::Result<Held> {
+    pub(super) fn hold_end(&self, from: u64) -> io::Result<HeldEnd> {
         let until = Instant::now() + PATIENCE;
         self.length.fetch_min(from, Ordering::SeqCst);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "requests in flight do not end");
-        let mut held = Held(Vec::new());
-        if !switches::left_out("resizehold") {
+        let mut held = HeldEnd(Vec::new());
+        if !ablation::left_out("resizehold") {
             let (grain, size) = (self.map.config().grain, self.map.size());
             let block = from - from % grain;
             // The block that is cut apart from what follows: of that the guest
@@ -64,7 +64,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// The map cannot have that size.
-    pub(crate) fn set_length(&self, bytes: u64) -> io::Result<()> {
+    pub(super) fn set_length(&self, bytes: u64) -> io::Result<()> {
         // Whatever raw I/O was in flight where it was cut, `hold_end` has
         // waited for.
         self.length.store(bytes, Ordering::SeqCst);

@@ -19,11 +19,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
-use crate::host::hardening::SMALL_STACK;
-use crate::host::switches;
-use crate::host::sys;
-use crate::path::{DiskPath, Obstacle};
+use super::ablation;
+use super::away::Obstacle;
+use super::core::Core;
+use crate::sys;
 
+/// Bytes of the stack of a thread that does little.
+pub(super) const SMALL_STACK: usize = 256 << 10;
 /// How often it looks while the disk path is in use.
 const PERIOD: Duration = Duration::from_secs(1);
 /// How long changes of the image are not looked at after one.
@@ -33,7 +35,7 @@ const MOST: Duration = Duration::from_millis(999);
 
 /// What was seen, for whoever acts on it.
 #[derive(Debug)]
-pub(crate) enum Seen {
+pub(super) enum Seen {
     /// The path may not be used any more, for this reason.
     Obstacle(Obstacle),
     /// What kept the path away may have gone.
@@ -42,7 +44,7 @@ pub(crate) enum Seen {
 
 /// The thread; dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Lookout {
+pub(super) struct Lookout {
     stop: Arc<AtomicBool>,
     event: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -53,12 +55,12 @@ impl Lookout {
     ///
     /// # Errors
     /// The host refuses a descriptor or a thread.
-    pub(crate) fn spawn(
-        path: Arc<DiskPath>,
+    pub(super) fn spawn(
+        path: Arc<Core>,
         tell: impl Fn(Seen) + Send + 'static,
     ) -> io::Result<Lookout> {
         let stop = Arc::new(AtomicBool::new(false));
-        let event = Arc::new(sys::event()?);
+        let event = Arc::new(sys::eventfd()?);
         let mounts = File::open("/proc/self/mountinfo")
             .map_err(|error| log::debug!("mounts are not watched: {error}"))
             .ok();
@@ -86,7 +88,7 @@ impl Lookout {
     }
 
     /// To be signalled when the path is entered.
-    pub(crate) fn event(&self) -> Arc<OwnedFd> {
+    pub(super) fn event(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.event)
     }
 }
@@ -94,7 +96,7 @@ impl Lookout {
 impl Drop for Lookout {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        sys::event_set(&*self.event);
+        sys::eventfd_signal(self.event.as_raw_fd());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -104,7 +106,7 @@ impl Drop for Lookout {
 }
 
 struct Watch<T> {
-    path: Arc<DiskPath>,
+    path: Arc<Core>,
     tell: T,
     stop: Arc<AtomicBool>,
     event: Arc<OwnedFd>,
@@ -163,7 +165,7 @@ impl<T: Fn(Seen)> Watch<T> {
     }
 
     fn look(&self) {
-        if switches::left_out("recheck") {
+        if ablation::left_out("recheck") {
             return;
         }
         if let Err(obstacle) = self.path.check_conditions() {
@@ -218,7 +220,7 @@ impl<T: Fn(Seen)> Watch<T> {
                 Woken::default()
             }
         };
-        sys::event_take(&*self.event);
+        sys::eventfd_take(self.event.as_raw_fd());
         woken
     }
 }

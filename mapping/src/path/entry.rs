@@ -5,22 +5,26 @@ use std::ops::{ControlFlow, Range};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use mapping::device::{Proof, Refusal};
-use mapping::{ExtentSource, Fence, Hold};
+use crate::device::{Proof, Refusal};
+use crate::{ExtentSource, Fence, Hold};
 
-use super::{DiskPath, Obstacle};
-use crate::host::switches;
-use crate::options::config::Swap;
-use crate::path::survey::{self, Survey};
+use super::ablation;
+use super::away::{Away, Obstacle};
+use super::core::Core;
+use super::options::Swap;
+use super::survey::{self, Survey};
 
 /// How long a range that is being changed is waited for.
 const HOLDING: Duration = Duration::from_millis(200);
+
+/// How often it is looked after raw I/O that does not end.
+const WAITING: Duration = Duration::from_secs(1);
 
 /// How often the page cache is emptied before it counts as somebody's, and
 /// data are compared before they count as different.
 const EMPTYING: usize = 20;
 
-impl DiskPath {
+impl Core {
     /// Takes the lease, proves that the device holds what the file says, and
     /// lets the map be loaded.
     ///
@@ -29,19 +33,22 @@ impl DiskPath {
     ///
     /// # Errors
     /// Why it was not entered; everything is as before then.
-    pub(crate) fn enter(&self) -> Result<(), Obstacle> {
+    pub(super) fn enter(&self) -> Result<(), Obstacle> {
         let result = self.try_enter();
         if let Err(obstacle) = &result {
             self.live.store(false, Ordering::SeqCst);
             self.lease.release();
-            self.set_situation(false, &obstacle.to_string());
+            self.stay_away(&Away::Obstacle(obstacle));
         }
         result
     }
 
     fn try_enter(&self) -> Result<(), Obstacle> {
+        if self.abandoned.load(Ordering::SeqCst) {
+            return Err(Obstacle::Abandoned);
+        }
         self.check_conditions()?;
-        if switches::unguarded() {
+        if ablation::unguarded() {
             self.live.store(true, Ordering::SeqCst);
             self.map.enable();
             self.announce();
@@ -77,7 +84,7 @@ impl DiskPath {
     fn announce(&self) {
         self.turn();
         self.entries.fetch_add(1, Ordering::SeqCst);
-        self.set_situation(true, "the image is exclusively ours");
+        self.is_in_use();
     }
 
     /// Every extent is written and the image's own, and stays where it is.
@@ -103,7 +110,7 @@ impl DiskPath {
         loop {
             match self.map.hold(range.clone()) {
                 Ok(hold) => return Some(hold),
-                Err(mapping::Error::Overlap(_)) if Instant::now() < until => {
+                Err(crate::Error::Overlap(_)) if Instant::now() < until => {
                     std::thread::sleep(Duration::from_micros(100));
                 }
                 Err(_) => return None,
@@ -114,7 +121,7 @@ impl DiskPath {
     /// Loads the whole map and keeps it. Workers use what there is of it
     /// meanwhile.
     fn pin(&self, grade: Swap) -> Result<(), Obstacle> {
-        if switches::left_out("pin") {
+        if ablation::left_out("pin") {
             return Ok(());
         }
         let result = self.filler.pin(0..self.map.size(), &mut |_| {
@@ -127,7 +134,7 @@ impl DiskPath {
         });
         match result {
             Ok(()) => self.check_agreement(),
-            Err(mapping::Error::Stopped) => {
+            Err(crate::Error::Stopped) => {
                 self.stop_raw();
                 Err(Obstacle::Asked)
             }
@@ -188,7 +195,7 @@ impl DiskPath {
     ///
     /// # Errors
     /// They differ each time, or cannot be read.
-    pub(crate) fn compare(&self) -> Result<Proof, Refusal> {
+    pub(super) fn compare(&self) -> Result<Proof, Refusal> {
         for _ in 1..EMPTYING {
             match self.device.prove(&self.image) {
                 Err(Refusal::Mismatch { .. }) => std::thread::sleep(Duration::from_millis(5)),
@@ -211,18 +218,18 @@ impl DiskPath {
 
     /// Stops raw I/O, waits until all of it has ended, and gives the lease
     /// back.
-    pub(crate) fn leave(&self, reason: &str) {
+    pub(super) fn leave(&self, away: &Away<'_>) {
         let start = Instant::now();
         self.stop_raw();
         self.live.store(false, Ordering::SeqCst);
         self.lease.release();
         log::debug!("left the disk path within {:?}", start.elapsed());
-        self.set_situation(false, reason);
+        self.stay_away(away);
     }
 
     /// From now on no raw I/O is planned; what is in flight is not waited for.
     /// May be called by anybody, at any time: the path is left by its guard.
-    pub(crate) fn suspend(&self) {
+    pub(super) fn suspend(&self) {
         let _in_flight = self.map.disable();
     }
 
@@ -230,8 +237,14 @@ impl DiskPath {
     fn stop_raw(&self) {
         let fence = self.map.disable();
         let mut told = false;
-        while !fence.wait(Duration::from_secs(1)) {
+        while !fence.wait(WAITING) {
             self.turn();
+            if self.abandoned.load(Ordering::SeqCst) {
+                log::warn!(
+                    "raw I/O is in flight at the end: the image stays leased until it has ended"
+                );
+                return;
+            }
             if !std::mem::replace(&mut told, true) {
                 log::warn!("somebody waits for the image, which waits for raw I/O to end");
             }

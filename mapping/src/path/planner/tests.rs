@@ -1,7 +1,34 @@
-use mapping::{Extent, Reason};
+use crate::{Extent, Reason};
 use proptest::prelude::*;
 
-use super::*;
+use super::{Kind, Lookup, MAX_PIECES, Plan, Range, RawAlign, Room, Way, is_hole};
+
+/// As the functions that fill a plan, with a new one.
+fn read(range: Range<u64>, align: RawAlign, room: Room, find: impl FnMut(u64) -> Lookup) -> Plan {
+    let mut plan = Plan::default();
+    super::read(range, align, room, find, &mut plan);
+    plan
+}
+
+fn write(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    find: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
+    let mut plan = Plan::default();
+    super::write(range, align, room, find, &mut plan).then_some(plan)
+}
+
+fn zeroes(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    find: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
+    let mut plan = Plan::default();
+    super::zeroes(range, align, room, find, &mut plan).then_some(plan)
+}
 
 const UNIT: u64 = 512;
 const WINDOW: u64 = 64;
@@ -181,7 +208,9 @@ fn a_request_over_too_many_extents_goes_by_the_file() {
         assert_eq!(plan.pieces().len(), MAX_PIECES);
     }
     let plan = read(more.clone(), align, Room::Whole, find);
-    assert_eq!(plan.pieces(), Plan::by_file(more.clone()).pieces());
+    let mut by_file = Plan::default();
+    by_file.by_file(more.clone());
+    assert_eq!(plan.pieces(), by_file.pieces());
     assert!(write(more.clone(), align, Room::Whole, find).is_none());
     // Or its beginning is planned, and nothing behind it.
     for plan in [

@@ -3,17 +3,18 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use mapping::{ExtentSource, Fiemap, Kind, sharing};
+use crate::{ExtentSource, Fiemap, Kind, sharing};
 
-use crate::host::switches;
+use super::ablation;
 
 /// Bytes by which a file is unshared that shares nothing.
 const BLOCK: u64 = 4096;
 /// Most bytes that are written or unshared at a time.
-pub(crate) const PIECE: u64 = 4 << 20;
+pub const PIECE: u64 = 4 << 20;
 
-/// How the bytes of an image are kept.
+/// How many bytes of a file are kept how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Survey {
     /// On the disk, and this file's alone.
     pub written: u64,
@@ -54,7 +55,7 @@ impl Survey {
                 Kind::Opaque(_) => &mut survey.opaque,
             } += bytes;
         })?;
-        if !switches::left_out("cow") {
+        if !ablation::left_out("cow") {
             survey.set_aside = sharing::set_aside(source.file(), extents, allocated)?;
         }
         Ok(survey)
@@ -80,8 +81,11 @@ impl std::fmt::Display for Survey {
     }
 }
 
-/// Calls `visit` for every extent in `range` and every hole between.
-pub(crate) fn each_extent(
+/// Calls `visit` for every extent in `range` (bytes of the file) and every hole between, in order.
+///
+/// # Errors
+/// What FIEMAP says.
+pub fn each_extent(
     source: &Fiemap,
     range: Range<u64>,
     visit: &mut dyn FnMut(Kind, Range<u64>),
@@ -102,7 +106,7 @@ pub(crate) fn each_extent(
 }
 
 /// Cuts a range into pieces.
-pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+pub fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let (start, end) = (range.start, range.end);
     (0..(end - start).div_ceil(PIECE))
         .map(move |i| start + i * PIECE..(start + (i + 1) * PIECE).min(end))
@@ -114,8 +118,8 @@ pub(crate) fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 ///
 /// # Errors
 /// What the file system says, as when it is full.
-pub(crate) fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
-    if switches::left_out("cow") || !sharing::can_share(source.file())? {
+pub fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    if ablation::left_out("cow") || !sharing::can_share(source.file())? {
         return Ok(());
     }
     let size = source.file().metadata()?.len();

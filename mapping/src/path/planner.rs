@@ -13,10 +13,11 @@
 
 use std::ops::Range;
 
-use mapping::{Kind, Lookup};
+use super::claim::Claim;
+use crate::{Kind, Lookup};
 
 /// Most pieces of a plan.
-pub(crate) const MAX_PIECES: usize = 8;
+pub const MAX_PIECES: usize = 8;
 
 /// What becomes of a request over more extents than a plan has pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub(crate) enum Room {
 
 /// How a piece goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// To the block device, at this byte offset.
     Disk(u64),
     /// To the image, at its own offset.
@@ -41,7 +42,7 @@ pub(crate) enum Way {
 
 /// A part of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Piece {
+pub struct Piece {
     /// How it goes.
     pub way: Way,
     /// Where it begins in the image, in bytes.
@@ -50,11 +51,28 @@ pub(crate) struct Piece {
     pub end: u64,
 }
 
-/// The pieces of a request, in order.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
+/// The pieces of a request, in order, and its claim: nobody gets the file, and no block of it is given away, before
+/// this is released, dropped or planned anew. That is done when the I/O has ended. Reused from request to request.
+#[derive(Debug)]
+pub struct Plan {
     pieces: [Piece; MAX_PIECES],
     count: usize,
+    /// Of the generation that it was planned in, if any of it goes to the device.
+    pub(super) claim: Option<Claim>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            pieces: [Piece {
+                way: Way::File,
+                start: 0,
+                end: 0,
+            }; MAX_PIECES],
+            count: 0,
+            claim: None,
+        }
+    }
 }
 
 /// What raw I/O on the device takes, in bytes; powers of two.
@@ -67,30 +85,30 @@ pub(crate) struct RawAlign {
 }
 
 impl Plan {
-    const EMPTY: Plan = Plan {
-        pieces: [Piece {
-            way: Way::File,
-            start: 0,
-            end: 0,
-        }; MAX_PIECES],
-        count: 0,
-    };
-
     /// All of a request goes by the file.
-    pub(crate) fn by_file(range: Range<u64>) -> Plan {
-        let mut plan = Plan::EMPTY;
-        plan.add(range.start, Way::File, range.end);
-        plan
+    #[inline]
+    pub(super) fn by_file(&mut self, range: Range<u64>) {
+        self.release();
+        self.add(range.start, Way::File, range.end);
+    }
+
+    /// Nothing is planned any more, nor in flight by this plan.
+    #[inline]
+    pub fn release(&mut self) {
+        self.count = 0;
+        self.claim = None;
     }
 
     /// The pieces.
-    pub(crate) fn pieces(&self) -> &[Piece] {
+    #[inline]
+    pub fn pieces(&self) -> &[Piece] {
         self.pieces.get(..self.count).unwrap_or_default()
     }
 
     /// The piece that the byte at `offset` of the image is in; none behind
     /// the last.
-    pub(crate) fn piece_at(&self, offset: u64) -> Option<Piece> {
+    #[inline]
+    pub fn piece_at(&self, offset: u64) -> Option<Piece> {
         self.pieces()
             .iter()
             .copied()
@@ -98,11 +116,13 @@ impl Plan {
     }
 
     /// Some piece goes where the map says, or nowhere because it says so.
+    #[inline]
     pub(crate) fn uses_map(&self) -> bool {
         self.pieces().iter().any(|piece| piece.way != Way::File)
     }
 
     /// Some piece goes to the device.
+    #[inline]
     pub(crate) fn uses_disk(&self) -> bool {
         self.pieces()
             .iter()
@@ -111,6 +131,7 @@ impl Plan {
 
     /// Appends a piece, or makes the last one longer; false if there is no
     /// room.
+    #[inline]
     fn add(&mut self, start: u64, way: Way, end: u64) -> bool {
         if let Some(last) = self.count.checked_sub(1).map(|at| &mut self.pieces[at]) {
             let goes_on = match (last.way, way) {
@@ -134,53 +155,60 @@ impl Plan {
     }
 }
 
-/// How to read the bytes `range` of the image.
+/// Plans how to read the bytes `range` of the image.
+#[inline]
 pub(crate) fn read(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Plan {
+    plan: &mut Plan,
+) {
     let way = |kind, disk| match kind {
         Kind::Written | Kind::Shared => Way::Disk(disk),
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         Kind::Opaque(_) => Way::File,
     };
-    plan(&range, align.read, room, way, lookup).unwrap_or_else(|| Plan::by_file(range.clone()))
+    if !fill(plan, &range, align.read, room, way, lookup) {
+        plan.by_file(range);
+    }
 }
 
-/// How to write the bytes `range` of the image straight to the device; `None`
-/// if they have to go by the file.
+/// Plans how to write the bytes `range` of the image straight to the device; false if they have to go by the file.
+#[inline]
 pub(crate) fn write(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
+    plan: &mut Plan,
+) -> bool {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
         _ => Way::File,
     };
-    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+    fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
 }
 
-/// How to make the bytes `range` of the image read as zeros and keep their
-/// blocks: pieces to be written as zeros, and others that need nothing;
-/// `None` if that is the file system's to do.
+/// Plans how to make the bytes `range` of the image read as zeros and keep their blocks: pieces to be written as zeros,
+/// and others that need nothing; false if that is the file system's to do.
+#[inline]
 pub(crate) fn zeroes(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
     lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
+    plan: &mut Plan,
+) -> bool {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
         Kind::Unwritten | Kind::Hole => Way::Zeros,
         _ => Way::File,
     };
-    plan(&range, align.write, room, way, lookup).filter(all_but_file)
+    fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
 }
 
+#[inline]
 fn all_but_file(plan: &Plan) -> bool {
     plan.pieces().iter().all(|piece| piece.way != Way::File)
 }
@@ -199,15 +227,17 @@ pub(crate) fn is_hole(range: Range<u64>, mut lookup: impl FnMut(u64) -> Lookup) 
     true
 }
 
-/// `None` if there are too many pieces for all of the range.
-fn plan(
+/// False if there are too many pieces for all of the range.
+#[inline]
+fn fill(
+    plan: &mut Plan,
     range: &Range<u64>,
     align: u64,
     room: Room,
     way: impl Fn(Kind, u64) -> Way,
     mut lookup: impl FnMut(u64) -> Lookup,
-) -> Option<Plan> {
-    let mut plan = Plan::EMPTY;
+) -> bool {
+    plan.release();
     let mut at = range.start;
     while at < range.end {
         let (chosen, end) = match lookup(at) {
@@ -225,11 +255,11 @@ fn plan(
             _ => (Way::File, range.end),
         };
         if !plan.add(at, chosen, end) {
-            return (room == Room::Part).then_some(plan);
+            return room == Room::Part;
         }
         at = end;
     }
-    Some(plan)
+    true
 }
 
 #[cfg(test)]

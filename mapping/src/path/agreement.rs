@@ -3,9 +3,9 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use mapping::{Extent, ExtentSource, Kind, Lookup, Reader};
+use crate::{Extent, ExtentSource, Kind, Lookup, Reader};
 
-use super::DiskPath;
+use super::core::Core;
 
 /// Bytes that are compared together.
 const PIECE: u64 = 64 << 20;
@@ -14,7 +14,8 @@ const TRIES: usize = 20;
 
 /// What comparing the whole map with the file system has found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Agreement {
+#[non_exhaustive]
+pub struct Agreement {
     /// Bytes of the image that the map knows.
     pub known: u64,
     /// Bytes of which the map has nothing, or that were changing.
@@ -31,14 +32,14 @@ impl Agreement {
     }
 }
 
-impl DiskPath {
+impl Core {
     /// Compares all that the map has loaded with what FIEMAP says. To be
     /// called under the lease; our own requests may change the image
     /// meanwhile. Takes as long as reading all extents does.
     ///
     /// # Errors
     /// What FIEMAP says, or too many readers of the map.
-    pub(crate) fn agreement(&self) -> io::Result<Agreement> {
+    pub(super) fn agreement(&self) -> io::Result<Agreement> {
         let mut reader = self.map.reader().map_err(io::Error::other)?;
         let size = self.map.size();
         let mut found = Agreement::default();

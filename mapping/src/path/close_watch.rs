@@ -9,7 +9,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 /// Watches for one file being closed, when it is told to.
 #[derive(Debug)]
-pub(crate) struct CloseWatch {
+pub(super) struct CloseWatch {
     inotify: OwnedFd,
     watch: Option<i32>,
 }
@@ -19,7 +19,7 @@ impl CloseWatch {
     ///
     /// # Errors
     /// No descriptor, or too many instances (`fs.inotify.max_user_instances`).
-    pub(crate) fn new() -> io::Result<CloseWatch> {
+    pub(super) fn new() -> io::Result<CloseWatch> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         Ok(CloseWatch {
             inotify,
@@ -31,7 +31,7 @@ impl CloseWatch {
     ///
     /// # Errors
     /// Too many watches, or no /proc.
-    pub(crate) fn begin(&mut self, file: &File) -> io::Result<bool> {
+    pub(super) fn begin(&mut self, file: &File) -> io::Result<bool> {
         if self.watch.is_some() {
             return Ok(false);
         }
@@ -43,7 +43,7 @@ impl CloseWatch {
     }
 
     /// Watches nothing any more, and forgets what it has seen.
-    pub(crate) fn end(&mut self) {
+    pub(super) fn end(&mut self) {
         if let Some(watch) = self.watch.take() {
             // It has gone by itself if the file has.
             let _ = inotify::remove_watch(&self.inotify, watch);
@@ -52,12 +52,12 @@ impl CloseWatch {
     }
 
     /// Readable when somebody has closed the file.
-    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
         self.inotify.as_fd()
     }
 
     /// Resets [`event`](Self::event); whether somebody has closed the file.
-    pub(crate) fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         let mut seen = false;
         // What is in the events does not matter: there is one file.
         let mut events = [0; 512];
@@ -70,8 +70,9 @@ impl CloseWatch {
 
 #[cfg(test)]
 mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
     use super::*;
-    use crate::host::sys;
 
     #[test]
     fn a_close_is_seen_between_begin_and_end_and_nothing_else_is() {
@@ -86,7 +87,11 @@ mod tests {
         other.set_len(4096).unwrap();
         assert!(!watch.take());
         drop(other);
-        assert!(sys::poll_readable(&[watch.event().as_raw_fd()], 0).unwrap());
+        let mut polls = [PollFd::new(&watch.inotify, PollFlags::IN)];
+        assert_eq!(
+            rustix::event::poll(&mut polls, Some(&Timespec::default())),
+            Ok(1)
+        );
         assert!(watch.take());
         assert!(!watch.take());
         watch.end();

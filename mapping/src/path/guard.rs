@@ -8,22 +8,24 @@
 //! [lookout](crate::path::lookout)'s to do.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use mapping::device::Refusal;
-use mapping::lease::LeaseError;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::host::hardening::SMALL_STACK;
-use crate::host::switches;
-use crate::host::sys;
-use crate::path::close_watch::CloseWatch;
-use crate::path::lookout::{Lookout, Seen};
-use crate::path::{DiskPath, NO_GUEST, Obstacle};
+use crate::device::Refusal;
+use crate::lease::LeaseError;
+
+use super::ablation;
+use super::away::{Away, Obstacle};
+use super::close_watch::CloseWatch;
+use super::core::Core;
+use super::lookout::{Lookout, SMALL_STACK, Seen};
+use crate::sys;
 
 /// How long an image that is refused for its own sake is left alone.
 const REFUSED: Duration = Duration::from_secs(30);
@@ -38,9 +40,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// long: closing takes a moment, and it may be open more than once.
 const CLOSED: Duration = Duration::from_millis(10);
 const CLOSING: Duration = Duration::from_millis(200);
-
-/// Why the path is not in use.
-const FORBIDDEN: &str = "an operator has chosen the file (extentctl io-path file)";
 
 /// What the thread is told.
 enum Order {
@@ -59,7 +58,7 @@ type Done = SyncSender<Result<(), Obstacle>>;
 
 /// The guard of one image; dropping it leaves the disk path.
 #[derive(Debug)]
-pub(crate) struct Guard {
+pub(super) struct Guard {
     orders: Sender<(Order, Option<Done>)>,
     event: Arc<OwnedFd>,
     stop: Arc<AtomicBool>,
@@ -72,8 +71,8 @@ impl Guard {
     ///
     /// # Errors
     /// The host refuses a descriptor or a thread.
-    pub(crate) fn spawn(path: Arc<DiskPath>) -> io::Result<Guard> {
-        let event = Arc::new(sys::event()?);
+    pub(super) fn spawn(path: Arc<Core>) -> io::Result<Guard> {
+        let event = Arc::new(sys::eventfd()?);
         let stop = Arc::new(AtomicBool::new(false));
         let (orders, received) = mpsc::channel();
         let closes = CloseWatch::new()
@@ -84,7 +83,7 @@ impl Guard {
         let (tell, wake) = (orders.clone(), Arc::clone(&event));
         let lookout = Lookout::spawn(Arc::clone(&path), move |seen| {
             if tell.send((Order::Seen(seen), None)).is_ok() {
-                sys::event_set(&*wake);
+                sys::eventfd_signal(wake.as_raw_fd());
             }
         })?;
         let watch = Watch {
@@ -114,25 +113,25 @@ impl Guard {
     }
 
     /// A guest is there: use the disk path when possible. Returns at once.
-    pub(crate) fn want(&self) {
+    pub(super) fn want(&self) {
         self.send(Order::Wanted(true), None);
     }
 
     /// Nobody uses the disk: leave the path, and return when it was left.
-    pub(crate) fn unwant(&self) {
+    pub(super) fn unwant(&self) {
         // Without an answer the thread has gone, and with it the path.
         let _ = self.ask(Order::Wanted(false));
     }
 
     /// Leave the path and stay away from it until it is allowed again; returns
     /// when it was left.
-    pub(crate) fn forbid(&self) {
+    pub(super) fn forbid(&self) {
         let _ = self.ask(Order::Allowed(false));
     }
 
     /// The path may be used when a guest is there and the image is ours, which
     /// is so from the start.
-    pub(crate) fn allow(&self) {
+    pub(super) fn allow(&self) {
         let _ = self.ask(Order::Allowed(true));
     }
 
@@ -141,7 +140,7 @@ impl Guard {
     ///
     /// # Errors
     /// What is in the way. With a guest it is tried again later.
-    pub(crate) fn try_now(&self) -> Result<(), Obstacle> {
+    pub(super) fn try_now(&self) -> Result<(), Obstacle> {
         self.ask(Order::Try)
     }
 
@@ -155,7 +154,7 @@ impl Guard {
 
     fn send(&self, order: Order, done: Option<Done>) {
         if self.orders.send((order, done)).is_ok() {
-            sys::event_set(&*self.event);
+            sys::eventfd_signal(self.event.as_raw_fd());
         }
     }
 }
@@ -163,7 +162,7 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        sys::event_set(&*self.event);
+        sys::eventfd_signal(self.event.as_raw_fd());
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -173,7 +172,7 @@ impl Drop for Guard {
 }
 
 struct Watch {
-    path: Arc<DiskPath>,
+    path: Arc<Core>,
     /// The path was entered and has not been left.
     used: bool,
     /// Tells the lookout that it was.
@@ -199,7 +198,7 @@ impl Watch {
             self.path.turn();
             // Asked in any state, so that an old event does not keep us awake.
             if self.path.lease_is_broken() && self.used {
-                self.leave("somebody else has asked for the image");
+                self.leave(&Away::Asked);
                 self.next = self.path.retry_at();
             }
             self.obey();
@@ -211,12 +210,12 @@ impl Watch {
             self.sleep();
         }
         if self.used {
-            self.leave("the process ends");
+            self.leave(&Away::Ended);
         }
     }
 
-    fn leave(&mut self, reason: &str) {
-        self.path.leave(reason);
+    fn leave(&mut self, away: &Away<'_>) {
+        self.path.leave(away);
         self.used = false;
     }
 
@@ -282,7 +281,7 @@ impl Watch {
     fn take_note(&mut self, seen: Seen) {
         match seen {
             Seen::Obstacle(obstacle) if self.used => {
-                self.leave(&obstacle.to_string());
+                self.leave(&Away::Obstacle(&obstacle));
                 self.next = Some(Instant::now() + MENDED);
             }
             // It was left meanwhile, and will be looked at before it is entered.
@@ -297,24 +296,24 @@ impl Watch {
 
     /// Leaves the path, or sees to it that it is tried.
     fn follow(&mut self) {
-        let reason = match (self.allowed, self.wanted) {
+        let away = match (self.allowed, self.wanted) {
             (true, true) => {
                 if !self.used && self.next.is_none() {
                     self.next = Some(Instant::now());
                 }
                 return;
             }
-            (false, _) => FORBIDDEN,
-            (true, false) => NO_GUEST,
+            (false, _) => Away::Forbidden,
+            (true, false) => Away::Unwanted,
         };
         self.next = None;
         if let Some(closes) = &mut self.closes {
             closes.end();
         }
         if self.used {
-            self.leave(reason);
+            self.leave(&away);
         } else {
-            self.path.stay_away(reason);
+            self.path.stay_away(&away);
         }
     }
 
@@ -326,7 +325,7 @@ impl Watch {
             return self.enter();
         }
         self.path.enter()?;
-        self.leave(NO_GUEST);
+        self.leave(&Away::Unwanted);
         Ok(())
     }
 
@@ -334,8 +333,8 @@ impl Watch {
         let result = self.path.enter();
         self.used = result.is_ok();
         if self.used {
-            sys::event_set(&*self.entered);
-            switches::go_deaf();
+            sys::eventfd_signal(self.entered.as_raw_fd());
+            ablation::go_deaf();
         }
         self.next = match &result {
             Ok(()) => None,
@@ -356,19 +355,21 @@ impl Watch {
             .next
             .map(|at| at.saturating_duration_since(Instant::now()));
         let look = self.used.then_some(LOOK);
-        let timeout = next.into_iter().chain(look).min().map_or(-1, |time| {
-            i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        let timeout = next.into_iter().chain(look).min().map(|time| Timespec {
+            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
         });
-        let closes = self.closes.as_ref();
-        let fds = [
-            self.event.as_raw_fd(),
-            self.path.lease_event().as_raw_fd(),
-            closes.map_or(-1, |closes| closes.event().as_raw_fd()),
-        ];
-        if let Err(error) = sys::poll_readable(&fds, timeout) {
+        let event = self.event.as_fd();
+        let lease = self.path.lease_event();
+        let closes = self.closes.as_ref().map_or(event, CloseWatch::event);
+        let mut polls = [&event, &lease, &closes].map(|fd| PollFd::new(fd, PollFlags::IN));
+        let result = rustix::event::poll(&mut polls, timeout.as_ref());
+        if let Err(error) = result
+            && error != rustix::io::Errno::INTR
+        {
             log::error!("the guard cannot wait: {error}");
             std::thread::sleep(Duration::from_millis(100));
         }
-        sys::event_take(&*self.event);
+        sys::eventfd_take(self.event.as_raw_fd());
     }
 }

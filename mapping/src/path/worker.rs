@@ -7,20 +7,17 @@
 //! when nothing planned before that moment is in flight. There are two
 //! generations: an older one that drains, and the current one.
 
-use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use mapping::flush::SyncReach;
-use mapping::{Fence, Hold, Kind, Lookup, Mark, Reader};
-use vhost_backend::HostRegion;
-
-use crate::engine::limits::Limits;
-use crate::host::switches;
-use crate::host::sys;
-use crate::path::DiskPath;
-use crate::path::planner::{self, Plan};
+use super::ablation;
+use super::claim::{Claim, Generation};
+use super::core::Core;
+use super::planner::{self, Piece, Plan, Way};
+use crate::flush::SyncReach;
+use crate::sys;
+use crate::{Fence, Hold, Kind, Lookup, Reader};
 
 /// How long a look at the lease is good for, in nanoseconds: raw I/O ends this
 /// much after somebody has asked for the image, even if the guard is deaf, and
@@ -30,37 +27,9 @@ const LOOK: u64 = 1_000_000_000;
 /// Bytes of the largest piece that a page cache holds as one.
 const LARGEST_PAGE: u64 = 2 << 20;
 
-/// A request's part in a generation; to be given back by
-/// [`release`](Raw::release). One that is lost holds every later fence back
-/// for as long as the worker lives, and none at all after that, although its
-/// raw I/O may still be in flight: builds with debug assertions do not let it
-/// be dropped.
-#[must_use = "a claim that is not released holds back every later fence"]
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
-    odd: bool,
-}
-
-#[cfg(debug_assertions)]
-impl Drop for Claim {
-    fn drop(&mut self) {
-        assert!(
-            std::thread::panicking(),
-            "a claim was dropped and not released"
-        );
-    }
-}
-
-#[derive(Debug)]
-struct Generation {
-    /// Nothing of it was looked up before this.
-    since: Mark,
-    claims: usize,
-}
-
 /// What became of taking a range for a file write.
 #[derive(Debug)]
-pub(crate) enum Secured {
+pub enum Reserved {
     /// The map knows nothing of it until this is dropped.
     Held(Hold),
     /// The map is not in use, and will not be before the claim is released;
@@ -68,7 +37,7 @@ pub(crate) enum Secured {
     Claimed(Claim),
     /// Another request has part of the range.
     Busy,
-    /// The image ends before the range does.
+    /// The file ends before the range does.
     Beyond,
 }
 
@@ -81,19 +50,33 @@ struct Without {
     cow: bool,
 }
 
-/// The disk path as one worker has it.
+/// The disk path as one thread has it, which makes it and keeps it.
+///
+/// A thread that waits for its I/O needs [`read_at`](Self::read_at), [`write_at`](Self::write_at) and
+/// [`discard`](Self::discard) only. One that has many requests in flight, with a ring, goes round like this:
+///
+/// 1. [`turn`](Self::turn), before anything is planned.
+/// 2. For each request [`plan_read`](Self::plan_read), [`plan_write`](Self::plan_write) or
+///    [`plan_zeroes`](Self::plan_zeroes). What is to be changed and has no plan goes by the file: it is
+///    [reserved](Self::reserve) first, and if blocks may be given away or moved by it
+///    ([`may_relocate`](Self::may_relocate)) the fence of its hold [has to pass](Self::has_passed) before it is begun.
+/// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, with `RWF_NOWAIT` so that the
+///    kernel keeps none of it for later. If the answer is no, it is planned anew. The *file* is registered in the ring
+///    as well as the device: after a kill the lease lasts until the ring has ended.
+/// 4. When a request has ended, its plan is [released](Plan::release) or dropped, and its hold is dropped.
+/// 5. [`idle`](Self::idle) before the thread sleeps.
+///
+/// What is forgotten of 1 and 5 keeps others waiting for the file; 3 is where data are at stake.
 #[derive(Debug)]
-pub(crate) struct Raw {
-    path: Arc<DiskPath>,
+pub struct Worker {
+    path: Arc<Core>,
     reader: Reader,
     old: Generation,
     current: Generation,
-    /// The current generation's claims are odd ones.
-    odd: bool,
     /// Guest memory is memory, and not a file of some server: giving a request
     /// to the kernel would wait for its pages, for longer than a lease lasts.
     in_memory: bool,
-    /// Which lease was found lost, as [`DiskPath::leases`] counts them.
+    /// Which lease was found lost, as [`Core::leases`] counts them.
     distrusted: Option<u64>,
     /// When this turn began, in nanoseconds since the host was booted.
     now: u64,
@@ -107,50 +90,53 @@ pub(crate) struct Raw {
     syncs: SyncReach,
 }
 
-impl Raw {
+impl Worker {
     /// # Errors
     /// Too many workers, or no descriptor.
-    pub(crate) fn new(path: Arc<DiskPath>) -> std::io::Result<Raw> {
+    pub(super) fn new(path: Arc<Core>) -> std::io::Result<Worker> {
         let mut reader = path.map().reader().map_err(std::io::Error::other)?;
         let since = reader.mark();
         reader.offline();
-        let none = || Generation { since, claims: 0 };
-        Ok(Raw {
-            old: none(),
-            current: none(),
-            odd: false,
+        Ok(Worker {
+            old: Generation::new(since),
+            current: Generation::new(since),
             in_memory: true,
             distrusted: None,
             now: sys::boot_time_ns(),
             looked: 0,
             without: Without {
-                look: switches::left_out("look"),
-                clock: switches::left_out("clock"),
-                straddle: switches::left_out("straddle"),
-                cow: switches::left_out("cow"),
+                look: ablation::left_out("look"),
+                clock: ablation::left_out("clock"),
+                straddle: ablation::left_out("straddle"),
+                cow: ablation::left_out("cow"),
             },
-            event: Arc::new(sys::event()?),
+            event: Arc::new(sys::eventfd()?),
             syncs: path.sync_reach()?,
             reader,
             path,
         })
     }
 
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.path
+    }
+
     /// Readable when a request that waited for a fence can go on.
-    pub(crate) fn event(&self) -> RawFd {
-        self.event.as_raw_fd()
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 
     /// A sync of the file that has just ended has reached the disk. If that is
     /// not known, the device has to be synced as well.
-    pub(crate) fn syncs_reach_disk(&self) -> bool {
+    #[inline]
+    pub fn syncs_reach_disk(&self) -> bool {
         self.syncs.reaches_disk()
     }
 
     /// Drops the clean pages that the device's own cache has of a piece: a
     /// write that must not wait is refused because of them.
-    pub(crate) fn forget_pages(&self, piece: &planner::Piece) {
-        let planner::Way::Disk(start) = piece.way else {
+    pub fn forget_pages(&self, piece: &Piece) {
+        let Way::Disk(start) = piece.way else {
             return;
         };
         // A page is dropped with all that it was read together with.
@@ -163,32 +149,25 @@ impl Raw {
         }
     }
 
-    /// What the device takes in one piece.
-    pub(crate) fn limits(&self) -> Limits {
-        self.path.limits()
-    }
-
     /// To be called once in each turn, before anything is planned.
-    pub(crate) fn turn(&mut self) {
+    #[inline]
+    pub fn turn(&mut self) {
         self.now = sys::boot_time_ns();
         self.pass();
     }
 
     /// Tells the map what is not in flight any more.
+    #[inline]
     fn pass(&mut self) {
-        if self.old.claims > 0 {
+        if self.old.is_claimed() {
             return;
         }
         let now = self.reader.mark();
-        if self.current.claims == 0 {
+        if !self.current.is_claimed() {
             self.current.since = now;
         } else if now != self.current.since {
-            let newer = Generation {
-                since: now,
-                claims: 0,
-            };
-            self.old = std::mem::replace(&mut self.current, newer);
-            self.odd = !self.odd;
+            std::mem::swap(&mut self.old, &mut self.current);
+            self.current.since = now;
             // Nothing older than what now drains.
             self.reader.quiescent_since(self.old.since);
             return;
@@ -197,8 +176,9 @@ impl Raw {
     }
 
     /// The worker is about to sleep.
-    pub(crate) fn idle(&mut self) {
-        if self.old.claims == 0 && self.current.claims == 0 {
+    #[inline]
+    pub fn idle(&mut self) {
+        if !self.old.is_claimed() && !self.current.is_claimed() {
             self.reader.offline();
         } else {
             self.pass();
@@ -207,20 +187,24 @@ impl Raw {
 
     /// What the map says may be acted upon in this turn: the lease was seen
     /// held within the last second.
-    pub(crate) fn trusts(&mut self) -> bool {
+    #[inline]
+    pub fn trusts(&mut self) -> bool {
         self.trusts_at(self.now)
     }
 
     /// Raw I/O may be given to the kernel at this very moment.
-    pub(crate) fn may_submit(&mut self) -> bool {
+    #[inline]
+    pub fn may_submit(&mut self) -> bool {
         self.without.clock || self.trusts_at(sys::boot_time_ns())
     }
 
-    /// From now on requests have their buffers in these regions.
-    pub(crate) fn memory(&mut self, regions: &[HostRegion]) {
-        self.in_memory = regions.iter().all(|region| region.in_memory);
+    /// Whether the buffers of requests from now on are memory, which they count as from the start, and not a file of
+    /// some server: the I/O would wait for its pages, for longer than a lease lasts, so all of it goes by the file.
+    pub fn buffers_are_memory(&mut self, they_are: bool) {
+        self.in_memory = they_are;
     }
 
+    #[inline]
     fn trusts_at(&mut self, now: u64) -> bool {
         if !self.in_memory {
             return false;
@@ -245,39 +229,53 @@ impl Raw {
         held
     }
 
-    /// How to read `range`, and the claim to be held until it was.
-    pub(crate) fn read(&mut self, range: Range<u64>) -> (Plan, Option<Claim>) {
+    /// Plans how to read `range`.
+    #[inline]
+    pub fn plan_read(&mut self, range: Range<u64>, plan: &mut Plan) {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::read(range.clone(), self.path.align(), room, |at| {
-            reader.lookup(at)
-        });
+        let (align, room) = (self.path.align(), self.path.room());
+        planner::read(range.clone(), align, room, |at| reader.lookup(at), plan);
         if plan.uses_map() && !self.trusts() {
-            return (Plan::by_file(range), None);
+            plan.by_file(range);
+        } else if plan.uses_disk() {
+            plan.claim = Some(self.current.claim());
         }
-        let claim = plan.uses_disk().then(|| self.claim());
-        (plan, claim)
     }
 
-    /// How to write `range` raw, if that is possible.
-    pub(crate) fn write(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    /// Plans how to write `range` raw; whether that is possible. If not, the plan is empty.
+    #[inline]
+    pub fn plan_write(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::write(range, self.path.align(), room, |at| reader.lookup(at))?;
-        self.trusts().then(|| (plan, self.claim()))
+        let (align, room) = (self.path.align(), self.path.room());
+        let planned =
+            self.path.writable && planner::write(range, align, room, |at| reader.lookup(at), plan);
+        self.is_claimed_by(plan, planned)
     }
 
-    /// How to make `range` read as zeros without the file system, if that is
-    /// possible.
-    pub(crate) fn zeroes(&mut self, range: Range<u64>) -> Option<(Plan, Claim)> {
+    /// Plans how to make `range` read as zeros without the file system; whether that is possible. If not, the plan is
+    /// empty.
+    #[inline]
+    pub fn plan_zeroes(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
         let reader = &mut self.reader;
-        let room = self.path.room();
-        let plan = planner::zeroes(range, self.path.align(), room, |at| reader.lookup(at))?;
-        self.trusts().then(|| (plan, self.claim()))
+        let (align, room) = (self.path.align(), self.path.room());
+        let planned =
+            self.path.writable && planner::zeroes(range, align, room, |at| reader.lookup(at), plan);
+        self.is_claimed_by(plan, planned)
+    }
+
+    #[inline]
+    fn is_claimed_by(&mut self, plan: &mut Plan, planned: bool) -> bool {
+        let trusted = planned && self.trusts();
+        if trusted {
+            plan.claim = Some(self.current.claim());
+        } else {
+            plan.release();
+        }
+        trusted
     }
 
     /// There is nothing to free in `range`.
-    pub(crate) fn is_hole(&mut self, range: Range<u64>) -> bool {
+    pub fn is_hole(&mut self, range: Range<u64>) -> bool {
         let reader = &mut self.reader;
         planner::is_hole(range, |at| reader.lookup(at)) && self.trusts()
     }
@@ -287,7 +285,8 @@ impl Raw {
     /// moved, and on XFS what the copy-on-write fork has blocks for: leftovers
     /// of sharing that FIEMAP does not show. Where nothing was written there
     /// is no raw I/O.
-    pub(crate) fn may_move(&mut self, range: Range<u64>) -> bool {
+    #[inline]
+    pub fn may_relocate(&mut self, range: Range<u64>) -> bool {
         let mut at = range.start;
         while self.path.shares_extents() && at < range.end {
             match self.reader.lookup(at) {
@@ -304,32 +303,29 @@ impl Raw {
 
     /// Takes `range` away from the map, for a change by the file, unless that
     /// `is_beyond` the end of the disk.
-    pub(crate) fn secure(
-        &mut self,
-        range: Range<u64>,
-        is_beyond: impl FnOnce() -> bool,
-    ) -> Secured {
+    #[inline]
+    pub fn reserve(&mut self, range: Range<u64>, is_beyond: impl FnOnce() -> bool) -> Reserved {
         // Online, so that whoever turns the path live or shortens the image
         // waits for our claim.
         self.reader.mark();
         if !self.without.straddle && is_beyond() {
-            return Secured::Beyond;
+            return Reserved::Beyond;
         }
         if !self.path.is_live() || self.path.needs_no_holds() {
-            return Secured::Claimed(self.claim());
+            return Reserved::Claimed(self.current.claim());
         }
         match self.path.map().hold(range) {
-            Ok(hold) => Secured::Held(hold),
-            Err(mapping::Error::Overlap(_)) => Secured::Busy,
-            Err(_) if self.without.straddle => Secured::Claimed(self.claim()),
+            Ok(hold) => Reserved::Held(hold),
+            Err(crate::Error::Overlap(_)) => Reserved::Busy,
+            Err(_) if self.without.straddle => Reserved::Claimed(self.current.claim()),
             // The map is shorter since the disk was asked.
-            Err(_) => Secured::Beyond,
+            Err(_) => Reserved::Beyond,
         }
     }
 
     /// Whether a fence has passed; if not, [`event`](Self::event) tells when,
     /// which it is asked for once (`asked`).
-    pub(crate) fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
+    pub fn has_passed(&mut self, fence: &Fence, asked: &mut bool) -> bool {
         self.pass();
         if fence.passed() {
             return true;
@@ -339,31 +335,35 @@ impl Raw {
         }
         fence.passed()
     }
+}
 
-    fn claim(&mut self) -> Claim {
-        self.current.claims += 1;
-        Claim { odd: self.odd }
-    }
-
-    /// What was claimed is not in flight any more.
-    pub(crate) fn release(&mut self, claim: Claim) {
-        let claim = ManuallyDrop::new(claim);
-        let generation = if claim.odd == self.odd {
-            &mut self.current
-        } else {
-            &mut self.old
-        };
-        generation.claims = generation.claims.saturating_sub(1);
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if self.old.is_claimed() || self.current.is_claimed() {
+            // Fences would not wait for that I/O any more.
+            self.path.abandon();
+            self.reader.abandon();
+        }
     }
 }
 
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use crate::{Config, Map};
 
     #[test]
-    #[should_panic(expected = "dropped and not released")]
-    fn a_claim_that_is_lost_is_noticed() {
-        drop(Claim { odd: true });
+    fn fences_wait_for_a_reader_that_was_abandoned() {
+        let map = Map::new(1 << 20, Config::default()).unwrap();
+        for abandons in [false, true] {
+            let mut reader = map.reader().unwrap();
+            reader.mark();
+            if abandons {
+                reader.abandon();
+            }
+            drop(reader);
+            assert_eq!(map.barrier().wait(Duration::ZERO), !abandons);
+        }
     }
 }
