@@ -3,8 +3,8 @@
 //! It costs nothing to start, loads what is touched and a little ahead, forgets what it is told to forget,
 //! and can be pinned whole. It knows nothing of who asks: a disk server, a swap daemon, a backup tool.
 //!
-//! - [`DiskPath`] is the safe whole: a file is read and written by the disk under its file system as long as nobody
-//!   else wants it, from any number of threads. Begin there, or with [`path`].
+//! - [`DiskPath`] is the safe whole: a file is read and written by the disk under its file system as long as
+//!   nobody else wants it, from any number of threads. Begin there, or with [`path`].
 //! - [`Map`] holds what is known, in windows; a [`Reader`] per thread looks offsets up without locks.
 //! - [`Filler`] loads what readers miss on a thread of its own, from an [`ExtentSource`]: [`Fiemap`] for
 //!   files, [`Identity`] for block devices.

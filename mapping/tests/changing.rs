@@ -7,17 +7,17 @@
     clippy::cast_possible_truncation
 )]
 
-mod common;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::*;
 use mapping::device::BackingDevice;
 use mapping::{Config, Fiemap, Filler, Kind, Lookup, Map, Reason};
+use rig::file_systems::{EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS};
+use rig::files::{fallocate, open_direct, pattern, punch};
+use rig::random::Random;
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;
@@ -35,18 +35,6 @@ fn content(block: u64, version: u64) -> Vec<u8> {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
 struct Scene {
     map: Map,
     file: Arc<File>,
@@ -60,12 +48,12 @@ const BUSY: u64 = u64::MAX;
 
 /// Reads blocks through the map until told to stop; how many came from the disk, as zeros, and not at all.
 fn read(scene: &Scene, seed: u64) -> [u64; 3] {
-    let mut random = Random(seed);
+    let mut random = Random::seeded(seed);
     let mut reader = scene.map.reader().unwrap();
     let mut page = Box::new(Page([0; BLOCK as usize]));
     let mut counts = [0; 3];
     while !scene.stop.load(Ordering::Relaxed) {
-        let block = random.below(BLOCKS);
+        let block = random.number(BLOCKS);
         let offset = block * BLOCK;
         let before = scene.versions[block as usize].load(Ordering::SeqCst);
         let Lookup::Found(extent) = reader.lookup(offset) else {
@@ -111,13 +99,13 @@ fn read(scene: &Scene, seed: u64) -> [u64; 3] {
 
 /// Writes and punches ranges, each under a hold whose fence has passed.
 fn change(scene: &Scene, seed: u64) -> u64 {
-    let mut random = Random(seed);
+    let mut random = Random::seeded(seed);
     let mut version = 1 + seed;
     let mut changes = 0;
     let mut page = Box::new(Page([0; BLOCK as usize]));
     while !scene.stop.load(Ordering::Relaxed) {
-        let first = random.below(BLOCKS);
-        let count = (1 + random.below(16)).min(BLOCKS - first);
+        let first = random.number(BLOCKS);
+        let count = (1 + random.number(16)).min(BLOCKS - first);
         let range = first * BLOCK..(first + count) * BLOCK;
         let Ok(hold) = scene.map.hold(range.clone()) else {
             continue;
@@ -127,7 +115,7 @@ fn change(scene: &Scene, seed: u64) -> u64 {
             .iter()
             .for_each(|version| version.store(BUSY, Ordering::SeqCst));
         assert!(hold.fence().wait(Duration::from_secs(20)));
-        let write = random.below(2) == 0;
+        let write = random.number(2) == 0;
         version += 2;
         if write {
             for block in first..first + count {

@@ -7,8 +7,6 @@
     clippy::cast_possible_truncation
 )]
 
-mod common;
-
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -17,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use common::*;
 use mapping::{Config, Extent, ExtentSource, Fiemap, Filler, Kind, Lookup, Map, Sink};
+use rig::file_systems::{BTRFS, EXT4, Mounted, XFS};
+use rig::files::{fallocate, pattern};
 
 /// A file of a million extents, each of whose readings takes long; counts the extents it was asked for.
 struct Slow {

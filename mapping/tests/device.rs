@@ -7,16 +7,16 @@
     clippy::cast_possible_truncation
 )]
 
-mod common;
-
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::Command;
 use std::sync::Arc;
 
-use common::*;
 use mapping::device::{BackingDevice, Refusal, admit};
+use rig::file_systems::{EXT4, EXT4_JOURNAL, Made, Mounted, XFS};
+use rig::files::{open_direct, pattern};
+use rig::program::run;
 
 fn image(fs: &Mounted, name: &str) -> Arc<File> {
     let file = fs.create(name);

@@ -6,15 +6,15 @@
     clippy::print_stderr
 )]
 
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use common::*;
+use rig::file_systems::{EXT4, Mounted, XFS};
+use rig::files::{fallocate, pattern};
+use rig::program::run;
 
 /// Cargo builds examples next to the tests, but not if asked for a single test (`--test examples`).
 fn example(name: &str) -> Option<PathBuf> {

@@ -7,16 +7,17 @@
     clippy::cast_possible_truncation
 )]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use common::*;
 use mapping::device::{BackingDevice, Refusal};
 use mapping::{Config, Extent, ExtentSource, Fiemap, Kind, Lookup, Map, Reason};
+use rig::file_systems::{
+    BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_1K, EXT4_BIGALLOC, EXT4_INLINE, Made, Mounted, XFS,
+};
+use rig::files::{fallocate, open_direct, pattern, punch, read_all, reflink};
 
 const MIB: u64 = 1 << 20;
 

@@ -1,8 +1,6 @@
 //! Leases on real file systems: taken, broken, given back, taken again.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::*;
 use mapping::lease::{Lease, LeaseError, Mode};
+use rig::file_systems::{EXT4, Mounted, XFS};
+use rig::files::{fallocate, punch};
 
 fn open(path: &Path) -> Arc<File> {
     Arc::new(

@@ -1,15 +1,14 @@
 //! The disk path as whoever uses the library has it, on real file systems.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod common;
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use common::*;
 use mapping::path::{Buffer, DiskPath, Obstacle, Options, Plan, Swap, Worker};
+use rig::file_systems::{EXT4, Mounted, XFS};
+use rig::files::pattern;
 
 /// Bytes of the file, all written.
 const BYTES: u64 = 4 << 20;

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mapping::{Access, Config, Extent, ExtentSource, Filler, Kind, Lookup, Map, Reason, Sink};
+use rig::random::Random;
 
 const BLOCK: u64 = 4096;
 const WINDOW: u64 = 64 << 10;
@@ -58,24 +59,12 @@ impl ExtentSource for Disk {
     }
 }
 
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
-}
-
 fn read(map: &Map, disk: &Disk, stop: &AtomicBool, seed: u64) -> [u64; 2] {
-    let mut random = Random(seed);
+    let mut random = Random::seeded(seed);
     let mut reader = map.reader().unwrap();
     let mut counts = [0; 2];
     while !stop.load(Ordering::Relaxed) {
-        let start = random.below(BLOCKS);
+        let start = random.number(BLOCKS);
         for block in start..(start + 20).min(BLOCKS) {
             match reader.lookup(block * BLOCK + 7) {
                 Lookup::Found(extent) if extent.kind == Kind::Written => {
@@ -95,7 +84,7 @@ fn read(map: &Map, disk: &Disk, stop: &AtomicBool, seed: u64) -> [u64; 2] {
                 Lookup::Missing => counts[1] += 1,
             }
         }
-        match random.below(50) {
+        match random.number(50) {
             0 => {
                 reader.offline();
                 std::thread::yield_now();
@@ -108,11 +97,11 @@ fn read(map: &Map, disk: &Disk, stop: &AtomicBool, seed: u64) -> [u64; 2] {
 }
 
 fn change(map: &Map, disk: &Disk, stop: &AtomicBool, seed: u64) -> u64 {
-    let mut random = Random(seed);
+    let mut random = Random::seeded(seed);
     let mut changes = 0;
     while !stop.load(Ordering::Relaxed) {
-        let first = random.below(BLOCKS);
-        let end = (first + 1 + random.below(24)).min(BLOCKS);
+        let first = random.number(BLOCKS);
+        let end = (first + 1 + random.number(24)).min(BLOCKS);
         // Refused where another thread holds, or beyond the end for the moment.
         let Ok(mut hold) = map.hold(first * BLOCK..end * BLOCK) else {
             continue;
@@ -179,12 +168,12 @@ fn everything_at_once_never_shows_what_was() {
             .map(|seed| scope.spawn(move || change(map, disk, stop, seed)))
             .collect();
         let end = Instant::now() + Duration::from_millis(time);
-        let mut random = Random(99);
+        let mut random = Random::seeded(99);
         let mut on = |_: mapping::Progress| ControlFlow::Continue(());
         while Instant::now() < end && !readers.iter().any(|thread| thread.is_finished()) {
-            let window = random.below(WINDOWS - 1) * WINDOW;
+            let window = random.number(WINDOWS - 1) * WINDOW;
             let few = window..(window + WINDOW * 3).min(size / 2);
-            match random.below(12) {
+            match random.number(12) {
                 0 => drop(map.disable()),
                 1..=4 => map.enable(),
                 5 => drop(map.forget(window..window + 1)),
@@ -201,7 +190,7 @@ fn everything_at_once_never_shows_what_was() {
                 9 => drop(filler.pin(few, &mut on)),
                 10 => drop(filler.unpin(0..size / 2)),
                 // The last window comes and goes; changes there are refused meanwhile.
-                _ => drop(map.resize(if random.below(2) == 0 {
+                _ => drop(map.resize(if random.number(2) == 0 {
                     size
                 } else {
                     size - WINDOW / 2

@@ -10,8 +10,6 @@
     clippy::print_stdout
 )]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod mounted;
 mod rig;
 
 mod advice;

@@ -5,15 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use front_end::codes::status;
-use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Wanted};
+use front_end::{Daemon, LIMIT, Like, Wanted};
+use rig::attached::Attached;
+use rig::file_systems::{EXT4, Mounted};
+use rig::files::{fallocate, pattern};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::mounted::{self, EXT4, Mounted};
-
-const MEMORY: u64 = 16 << 20;
-const DATA: u64 = 4 << 20;
 /// Bytes of the image: three windows of the map.
 pub const IMAGE: u64 = 12 << 20;
 /// The image holds data from 0 to here, has a hole up to [`UNWRITTEN`], and
@@ -90,11 +88,7 @@ impl Rig {
     }
 
     fn start(home: Home, root: &Path, arguments: &[&str]) -> Self {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-control.")
-            .tempdir_in(parent)
-            .unwrap();
+        let files = rig::scratch::folder("control");
         let image = root.join("image");
         make_image(&image);
         let (socket, control) = (files.path().join("socket"), files.path().join("control"));
@@ -120,7 +114,7 @@ impl Rig {
     }
 
     pub fn extentctl(&self, arguments: &[&str]) -> Done {
-        let output = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+        let output = Command::new(rig::extentctl!())
             .arg("--control-path")
             .arg(&self.control)
             .args(arguments)
@@ -142,13 +136,7 @@ impl Rig {
     }
 
     pub fn attach(&self) -> Guest {
-        let mut session = Session::open(&self.socket, Like::Qemu, Wanted::default()).unwrap();
-        let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
-        Guest {
-            _session: session,
-            memory,
-            driver,
-        }
+        Guest(Attached::new(&self.socket, Like::Qemu, Wanted::default()))
     }
 
     /// With a guest, and the disk path in use.
@@ -174,35 +162,24 @@ impl Rig {
 }
 
 pub fn extentd() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
+    rig::extentd!()
 }
 
 /// A front-end and the driver of its queue; gone when dropped.
-pub struct Guest {
-    _session: Session,
-    memory: GuestMemory,
-    driver: Driver,
-}
+pub struct Guest(Attached);
 
 impl Guest {
     pub fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
-        let done = self.driver.read(offset / 512, DATA, length).unwrap();
-        assert_eq!(done.status, status::OK);
-        self.memory.read(DATA, length as usize).unwrap()
+        self.0.read(offset / 512, length)
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
-        self.memory.write(DATA, bytes).unwrap();
-        let length = u32::try_from(bytes.len()).unwrap();
-        let done = self.driver.write(offset / 512, DATA, length).unwrap();
-        assert_eq!(done.status, status::OK);
+        self.0.write(offset / 512, bytes);
     }
 }
 
 pub fn content(offset: u64, length: usize) -> Vec<u8> {
-    mounted::pattern(7, offset, length)
+    pattern(7, offset, length)
 }
 
 fn make_image(path: &Path) {
@@ -211,6 +188,6 @@ fn make_image(path: &Path) {
     let bytes = content(0, usize::try_from(HOLE).unwrap());
     file.write_all_at(&bytes, 0).unwrap();
     let rest = IMAGE - UNWRITTEN;
-    mounted::fallocate(&file, 0, UNWRITTEN, rest).unwrap();
+    fallocate(&file, 0, UNWRITTEN, rest).unwrap();
     file.sync_all().unwrap();
 }

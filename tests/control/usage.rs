@@ -3,7 +3,7 @@
 use std::process::Command;
 
 fn help(arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+    let output = Command::new(rig::extentctl!())
         .args(arguments)
         .arg("--help")
         .output()

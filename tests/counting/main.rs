@@ -11,9 +11,6 @@
     clippy::print_stderr
 )]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod file_systems;
-
 mod allocations;
 mod footprint;
 mod generator;

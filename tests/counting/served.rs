@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use front_end::Daemon;
 use front_end::load::{Client, Extent, Pattern, Plan, Report};
+use rig::file_systems::{EXT4, Mounted};
+use rig::files::pattern;
 use tempfile::TempDir;
-
-use crate::file_systems::{EXT4, Mounted, pattern};
 
 /// The size of the image in bytes.
 pub const IMAGE: usize = 32 << 20;
@@ -32,11 +32,7 @@ impl Image {
     /// On ext4 of its own where the disk path is wanted; `None`, with the
     /// reason printed, where that cannot be had.
     pub fn new(way: Way) -> Option<Self> {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-counting.")
-            .tempdir_in(parent)
-            .unwrap();
+        let files = rig::scratch::folder("counting");
         let mounted = match way {
             Way::File => None,
             Way::Disk => match Mounted::new(EXT4) {
@@ -91,8 +87,7 @@ impl Image {
 
 /// The process under test.
 pub fn binary() -> PathBuf {
-    let named = std::env::var_os("EXTENTD");
-    named.map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), Into::into)
+    rig::extentd!()
 }
 
 /// Requests of the first run.

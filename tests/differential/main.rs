@@ -3,9 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../conformance/disk.rs"]
-#[allow(dead_code)]
-mod disk;
 mod requests;
 mod stock;
 
@@ -18,9 +15,11 @@ use extentd::disk::{Disk, DiskOptions};
 use extentd::options::config::IoPath;
 use front_end::codes::{feature, protocol};
 use front_end::{Connection, Like, Session, Wanted};
+use rig::attached::Attached;
+use rig::scratch::folder;
+use rig::small_image::{IMAGE, content};
 use vhost_backend::{Endpoint, Options, PollTime, Server};
 
-use crate::disk::{Attached, IMAGE, content, scratch};
 use crate::requests::{Outcome, carry_out, random};
 
 /// What the stock daemon offers as well.
@@ -68,7 +67,7 @@ fn attached(connection: Connection, features: u64) -> Attached {
 /// The same requests on both; what each guest saw, and the images.
 fn compare(seed: u64, read_only: bool, without: u64) {
     front_end::set_limit(std::time::Duration::from_secs(20));
-    let files = scratch();
+    let files = folder("differential");
     let path = |name| files.path().join(name);
     let (mine, theirs) = (path("ours"), path("theirs"));
     let (near, far) = UnixStream::pair().unwrap();

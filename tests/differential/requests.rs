@@ -1,8 +1,8 @@
 //! Requests, good and bad, and what a guest sees of their answers.
 
 use front_end::{Buffer, Op, Segment};
-
-use crate::disk::{Attached, DATA, IMAGE};
+use rig::attached::{Attached, DATA};
+use rig::small_image::IMAGE;
 
 /// Bytes of guest memory that a request may use.
 const SPACE: usize = 1 << 20;

@@ -9,11 +9,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
-use crate::image::{FIRST, Image};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::SECTOR;
+use rig::program::run;
+
 use crate::lane::all;
-use crate::model::SECTOR;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

@@ -5,13 +5,15 @@
 use std::process::Command;
 
 use front_end::codes::{feature, status};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
+use rig::program::run;
 use rustix::fs::CWD;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 
-use crate::common::{EXT4, Made, Mounted, run};
-use crate::image::{Image, sync};
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image that are written, and of all of it.
 const WRITTEN: usize = 16 << 20;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Done, Driver, Error, GuestMemory, LIMIT, Op, Segment};
+use rig::image::FIRST;
+use rig::model::{Found, Model, SECTOR, Value, content};
+use rig::random::Random;
 
-use crate::image::FIRST;
 use crate::length::{Length, Seen};
-use crate::model::{Found, Model, SECTOR, Value, content};
-use crate::random::Random;
 use crate::requests::{Habits, Past, Request, changes};
-use crate::rig::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
+use crate::served::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
 
 /// The disk is dealt out to the queues in parts of this many sectors: a prime
 /// number, so that neither blocks nor windows of the map begin where they do.

@@ -11,13 +11,17 @@ use std::process::Command;
 
 use extentd::operator::control::Request;
 use front_end::codes::status;
+use rig::file_systems::sync;
+use rig::file_systems::{Mounted, XFS};
+use rig::files::reflink;
+use rig::files::write_direct;
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value, content};
+use rig::program::run;
 
-use crate::common::{Mounted, XFS, reflink, run};
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, sync, write_direct};
 use crate::lane::{Seen, all};
-use crate::model::{SECTOR, Value, content};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image.
 const BYTES: usize = 32 << 20;

@@ -8,12 +8,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 
 use front_end::codes::status;
+use rig::file_systems::sync;
+use rig::file_systems::{Mounted, XFS};
+use rig::files::reflink;
+use rig::files::write_direct;
+use rig::image::{BYTES, FIRST, Image, SECTORS};
+use rig::model::{SECTOR, content};
+use rig::program::run;
 
-use crate::common::{Mounted, XFS, reflink, run};
-use crate::image::{BYTES, FIRST, Image, SECTORS, sync, write_direct};
 use crate::lane::all;
-use crate::model::{SECTOR, content};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Sectors of a block of the file system.
 const BLOCK: usize = 8;

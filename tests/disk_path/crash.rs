@@ -18,14 +18,16 @@ use std::sync::atomic::AtomicBool;
 
 use front_end::Op;
 use front_end::codes::feature;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::reflink;
+use rig::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
+use rig::model::{Model, SECTOR};
+use rig::program::run;
+use rig::random::Random;
 
 use crate::client::Client;
-use crate::common::{self, EXT4, Made, Mounted, XFS, run};
 use crate::disturb;
-use crate::image::{Image, Kind, PIECE, SECTORS, kind, sectors};
-use crate::model::{Model, SECTOR};
-use crate::random::Random;
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 
 /// How often the disk is copied. Every third time the process is killed first.
 const CRASHES: usize = 12;
@@ -67,7 +69,7 @@ fn copy(host: &Mounted) -> PathBuf {
         File::open(host.backing()).unwrap(),
         File::create(&path).unwrap(),
     );
-    common::reflink(&disk, &copy).unwrap();
+    reflink(&disk, &copy).unwrap();
     path
 }
 

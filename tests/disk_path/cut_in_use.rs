@@ -4,12 +4,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use front_end::LIMIT;
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
-use crate::image::{Image, sync};
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 use crate::ways::{Site, own};
 
 /// Bytes of the image, and of what is left of it.

@@ -5,12 +5,14 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use crate::common::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, content};
+
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, sync};
 use crate::lane::{Seen, all};
-use crate::model::{SECTOR, content};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 32 << 20;

@@ -10,8 +10,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::common::{Mounted, fallocate, pattern, run};
-use crate::image::{occupy, read_direct, sync};
+use rig::file_systems::Mounted;
+use rig::file_systems::{occupy, sync};
+use rig::files::read_direct;
+use rig::files::{fallocate, pattern};
+use rig::program::run;
 
 /// Other files of the file system, with what they should hold.
 #[derive(Default)]

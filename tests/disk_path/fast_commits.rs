@@ -6,8 +6,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rig::file_systems::{EXT4, Made, Mounted};
+
 use crate::barriers::{Cache, Flushing, WRITES, flushes};
-use crate::common::{EXT4, Made, Mounted};
 use crate::disturb::Stopper;
 
 const FAST: Made = Made {

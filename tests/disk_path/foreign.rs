@@ -6,13 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value};
+
 use crate::break_time::BreakTime;
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, read_direct};
 use crate::lane::{all, look};
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 use crate::ways::{Lease, Site, WAYS};
 
 /// Bytes of the image, and its sectors.

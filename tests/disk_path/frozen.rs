@@ -9,12 +9,13 @@ use extentd::operator::control::Request;
 use extentd::options::config::IoPath;
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
+use rig::program::run;
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
-use crate::image::Image;
 use crate::lane::{STEP, all};
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 16 << 20;

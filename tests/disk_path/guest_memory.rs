@@ -7,12 +7,12 @@ use std::path::Path;
 
 use front_end::codes::feature;
 use front_end::{GuestMemory, Place, Region};
+use rig::file_systems::{EXT4, Mounted};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value};
 
-use crate::common::{EXT4, Mounted};
-use crate::image::{FIRST, Image};
 use crate::lane::all;
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, MEMORY, Served};
+use crate::served::{Guest, MEMORY, Served};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Op};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value, content, holds};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
-use crate::image::{Image, sync};
-use crate::model::{SECTOR, Value, content, holds};
-use crate::rig::{Guest, QUEUE_DATA, QUEUE_MEMORY, QUEUES, Served};
+use crate::served::{Guest, QUEUE_DATA, QUEUE_MEMORY, QUEUES, Served};
 
 /// Bytes of the image.
 const BYTES: usize = 32 << 20;
@@ -262,7 +263,7 @@ fn the_next_process_waits(made: Made) {
     assert_eq!(guest.drivers[0].flush().unwrap().status, status::OK);
     drop(guest);
     assert!(next.daemon.terminate().unwrap().success());
-    let bytes = crate::image::read_direct(&busy.image.path);
+    let bytes = rig::files::read_direct(&busy.image.path);
     for number in 0..WRITES {
         for sector in target(number) {
             assert!(holds(THIRD, sector, &bytes[sector * SECTOR..][..SECTOR]));

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{Buffer, Driver, GuestMemory, Op, Segment};
+use rig::model;
+use rig::model::{SECTOR, Value, content};
 
-use crate::model::{self, SECTOR, Value, content};
-use crate::rig::{Guest, QUEUE_DATA, QUEUE_MEMORY, Served};
+use crate::served::{Guest, QUEUE_DATA, QUEUE_MEMORY, Served};
 
 /// Sectors of a request where a range is gone through.
 pub const STEP: usize = 128;

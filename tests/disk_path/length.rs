@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex};
 
 use front_end::LIMIT;
 
-use crate::rig::QUEUES;
+use crate::served::QUEUES;
 
 /// The length of a disk in sectors, as its guest and whoever changes it know
 /// it.

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Like, Op, Session, Wanted};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{Others, Stopper};
-use crate::image::Image;
 use crate::lane::STEP;
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 use crate::unread::{Kind, Log};
 
 /// Bytes of the image, and its sectors.

@@ -4,9 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-
 mod attributes;
 mod barriers;
 mod break_time;
@@ -22,22 +19,19 @@ mod fast_commits;
 mod foreign;
 mod frozen;
 mod guest_memory;
-mod image;
 mod killed;
 mod lane;
 mod length;
 mod log_full;
-mod model;
 mod panics;
 mod passes;
 mod paused;
 mod promises;
 mod ragged_end;
-mod random;
 mod raw_calls;
 mod refusals;
 mod requests;
-mod rig;
+mod served;
 mod short_break;
 mod shrinking;
 mod stopped;

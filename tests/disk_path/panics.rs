@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use front_end::codes::{feature, status};
 use front_end::{Driver, LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
-use crate::image::Image;
 use crate::lane::{STEP, all};
-use crate::model::{SECTOR, Value};
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 use crate::unread::{Kind, Log};
 
 /// Bytes of the image, and its sectors.

@@ -9,16 +9,18 @@ use std::process::Command;
 use std::time::Instant;
 
 use front_end::codes::status;
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value};
+use rig::program::run;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::Others;
-use crate::image::{FIRST, Image, sync};
 use crate::lane::{STEP, all};
-use crate::model::{SECTOR, Value};
 use crate::raw_calls::{own_mounts, truncate};
 use crate::refusals::is_refused;
-use crate::rig::{Guest, Info, Served};
+use crate::served::{Guest, Info, Served};
 use crate::ways::{Site, own};
 
 /// Bytes of the image, and of what is left of it.
@@ -405,7 +407,7 @@ fn reads_beyond_a_cut_fail_and_others_are_as_before() {
     in_use.is_left(start, "shorter");
     let mut lane = in_use.guest.lane(0);
     assert_eq!(lane.see(0..END), all(FIRST, END));
-    let at = crate::rig::QUEUE_DATA;
+    let at = crate::served::QUEUE_DATA;
     let done = lane.driver.read(END as u64, at, 4096).unwrap();
     assert_eq!(done.status, status::IOERR);
 }

@@ -12,15 +12,17 @@ use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::FIRST;
+use rig::model::{SECTOR, Value, content};
+use rig::program::run;
+use rig::random::Random;
 
 use crate::break_time::{BreakTime, SHORT};
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::{Others, Stopper};
-use crate::image::{FIRST, sync};
 use crate::lane::{Lane, STEP, all};
-use crate::model::{SECTOR, Value, content};
-use crate::random::Random;
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 
 /// Bytes of an image, and its sectors.
 const BYTES: usize = 8 << 20;

@@ -5,13 +5,13 @@
 use std::sync::atomic::AtomicBool;
 
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{BYTES, Image, Kind, PIECE, SECTORS, kind, sectors};
+use rig::model::{Model, SECTOR, Value, content, holds};
 
 use crate::client::Client;
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::{self, fill_up};
-use crate::image::{BYTES, Image, Kind, PIECE, SECTORS, kind, sectors};
-use crate::model::{Model, SECTOR, Value, content, holds};
-use crate::rig::{Guest, QUEUE_DATA, Served};
+use crate::served::{Guest, QUEUE_DATA, Served};
 
 /// What is written here.
 const VALUE: Value = 9;

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use front_end::codes::status;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::image::{FIRST, Image};
+use rig::model::{SECTOR, Value, holds};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Stopper;
-use crate::image::{FIRST, Image};
 use crate::lane::all;
-use crate::model::{SECTOR, Value, holds};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Where the last block begins.
 const WHOLE: usize = (16 << 20) / SECTOR;

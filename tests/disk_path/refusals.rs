@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{BTRFS, EXT4_JOURNAL, Made, Mounted};
-use crate::rig::{Guest, Served, binary};
+use rig::file_systems::{BTRFS, EXT4_JOURNAL, Made, Mounted};
+
+use crate::served::{Guest, Served, binary};
 
 /// Bytes of the image.
 const BYTES: usize = 4 << 20;

@@ -5,9 +5,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use front_end::Op;
-
-use crate::model::Value;
-use crate::random::Random;
+use rig::model::Value;
+use rig::random::Random;
 
 /// What a client asks for.
 #[derive(Debug, Clone)]

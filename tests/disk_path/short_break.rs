@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rig::file_systems::{EXT4, Mounted};
+use rig::image::{FIRST, Image};
+use rig::model::SECTOR;
 use tempfile::TempDir;
 
 use crate::break_time::SETTING;
-use crate::common::{EXT4, Mounted};
-use crate::image::{FIRST, Image};
 use crate::lane::all;
-use crate::model::SECTOR;
-use crate::rig::{Guest, Served, binary};
+use crate::served::{Guest, Served, binary};
 
 /// Bytes of the image, and its sectors.
 const BYTES: usize = 8 << 20;

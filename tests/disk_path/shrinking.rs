@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::Image;
+use rig::model::{SECTOR, Value};
+use rig::random::Random;
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
-use crate::image::{Image, read_direct};
 use crate::lane::{STEP, look};
-use crate::model::{SECTOR, Value};
-use crate::random::Random;
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 /// Bytes of the disk, and of the smaller one.
 const BIG: usize = 32 << 20;

@@ -6,12 +6,14 @@ use std::fs::OpenOptions;
 
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Op};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::Image;
+use rig::model::{SECTOR, Value, content, holds};
 
-use crate::common::{EXT4, Made, Mounted, XFS};
 use crate::disturb::Others;
-use crate::image::{Image, read_direct, sync};
-use crate::model::{SECTOR, Value, content, holds};
-use crate::rig::{Guest, QUEUE_DATA, Served};
+use crate::served::{Guest, QUEUE_DATA, Served};
 
 /// Bytes of the image, and of a request.
 const BYTES: usize = 16 << 20;

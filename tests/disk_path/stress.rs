@@ -7,12 +7,15 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::{BYTES, Image, SECTORS};
+use rig::model::{Model, SECTOR, holds};
+use rig::program::run;
+
 use crate::client::{Client, owner};
-use crate::common::{EXT4, Made, Mounted, XFS, run};
 use crate::disturb::{self, Others, Stopper};
-use crate::image::{BYTES, Image, SECTORS, read_direct};
-use crate::model::{Model, SECTOR, holds};
-use crate::rig::{Guest, Served};
+use crate::served::{Guest, Served};
 
 const BIG_EXT4: Made = Made {
     mkfs: &["mkfs.ext4", "-q", "-F", "-b", "4096"],

@@ -10,9 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use front_end::{LIMIT, wait_readable};
+use rig::program::run;
 use tempfile::TempDir;
-
-use crate::common::run;
 
 /// Which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,15 +7,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rig::file_systems::Mounted;
+use rig::program::run;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, XattrFlags, inotify};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use crate::common::{Mounted, run};
 use crate::disturb;
 use crate::frozen::Frozen;
 use crate::raw_calls::{handle_of, mark, open_by_handle, open_by_ring, refused_swapon, truncate};
-use crate::rig::Served;
+use crate::served::Served;
 
 /// What becomes of the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,16 +3,18 @@
 use std::path::Path;
 
 use front_end::{Buffer, Like, Op, Wanted, limit};
+use rig::attached::{Attached, DATA, assert_ok, serve};
+use rig::scratch::folder;
+use rig::small_image::{IMAGE, content};
 
-use crate::disk::{Attached, DATA, IMAGE, assert_ok, content, scratch, serve};
 use crate::lo::Loop;
 
 /// Writes single sectors, many at a time in the same blocks.
 fn check(image: &Path, arguments: &[&str], shown: u32) {
     std::fs::write(image, content(0, IMAGE)).unwrap();
-    let files = scratch();
+    let files = folder("durability");
     let socket = files.path().join("socket");
-    let daemon = serve(&socket, image, arguments);
+    let daemon = serve(&rig::extentd!(), &socket, image, arguments);
     let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
     let config = front.session.connection.get_config(20, 4).unwrap();
     assert_eq!(config, shown.to_le_bytes());
@@ -59,15 +61,15 @@ fn a_device_is_served_by_one_process_after_the_other() {
         return;
     };
     for _ in 0..10 {
-        let daemon = serve(&lo.socket(), lo.path(), &[]);
+        let daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
         let mut front = Attached::new(&lo.socket(), Like::Qemu, Wanted::default());
         front.write(0, &[1; 4096]);
         drop(front);
         assert!(daemon.terminate().unwrap().success());
     }
-    let _daemon = serve(&lo.socket(), lo.path(), &[]);
-    let files = scratch();
-    let second = std::process::Command::new(crate::disk::binary())
+    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
+    let files = folder("durability");
+    let second = std::process::Command::new(rig::extentd!())
         .arg("--socket-path")
         .arg(files.path().join("socket"))
         .arg("--blk-file")
@@ -84,9 +86,9 @@ fn blk_39_files_on_devices_of_large_blocks_take_single_sectors() {
     let Some(lo) = Loop::new(160, 4096) else {
         return;
     };
-    let files = scratch();
+    let files = folder("durability");
     let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
-        crate::common::run(std::process::Command::new(program).args(arguments))
+        rig::program::run(std::process::Command::new(program).args(arguments))
     };
     run("mkfs.ext4", &["-q".as_ref(), lo.path().as_os_str()]).unwrap();
     let target = files.path().as_os_str();

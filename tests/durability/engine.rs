@@ -3,13 +3,14 @@
 use std::os::unix::fs::PermissionsExt;
 
 use front_end::{Daemon, Like, Op, Segment, Wanted};
-
-use crate::common::run;
-use crate::disk::{Attached, DATA, IMAGE, assert_ok, binary, content, scratch};
+use rig::attached::{Attached, DATA, assert_ok};
+use rig::program::run;
+use rig::scratch::folder;
+use rig::small_image::{IMAGE, content};
 
 #[test]
 fn blk_16_19_26_without_io_uring_plain_calls_do_the_same_and_it_says_so() {
-    let files = scratch();
+    let files = folder("durability");
     let path = |name| files.path().join(name);
     let (socket, image, wrapper) = (path("socket"), path("image"), path("wrapper"));
     if let Err(reason) = run(std::process::Command::new("strace").arg("-V")) {
@@ -21,7 +22,7 @@ fn blk_16_19_26_without_io_uring_plain_calls_do_the_same_and_it_says_so() {
         "#!/bin/sh\nexec strace -D -f --seccomp-bpf -qq -o {} -e trace=io_uring_setup \
          -e inject=io_uring_setup:error=EPERM {} \"$@\"\n",
         path("trace").display(),
-        binary().display()
+        rig::extentd!().display()
     );
     std::fs::write(&wrapper, script).unwrap();
     std::fs::set_permissions(&wrapper, PermissionsExt::from_mode(0o755)).unwrap();

@@ -4,9 +4,10 @@ use std::fs::File;
 
 use front_end::codes::{feature, status};
 use front_end::{Like, Op, Segment, Wanted};
+use rig::attached::{Attached, DATA, assert_ok, serve};
+use rig::file_systems::{EXT4, Mounted, XFS};
+use rig::scratch::folder;
 
-use crate::common::{EXT4, Mounted, XFS};
-use crate::disk::{Attached, DATA, assert_ok, scratch, serve};
 use crate::lo::{Loop, flushes};
 
 /// Where the `writeback` byte of the configuration is.
@@ -34,9 +35,9 @@ fn blk_19_a_flush_reaches_the_device() {
         std::fs::write(&image, vec![7; 8 << 20]).unwrap();
         File::open(&image).unwrap().sync_all().unwrap();
         for path in ["file", "auto"] {
-            let files = scratch();
+            let files = folder("durability");
             let socket = files.path().join("socket");
-            let _daemon = serve(&socket, &image, &["--io-path", path]);
+            let _daemon = serve(&rig::extentd!(), &socket, &image, &["--io-path", path]);
             let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
             for sector in 0..4 {
                 front.write(sector * 8, &[1; 4096]);
@@ -52,7 +53,7 @@ fn blk_19_a_flush_reaches_the_device() {
 fn blk_19_22_writes_are_cached_until_a_flush() {
     let Some(lo) = Loop::new(16, 512) else { return };
     let device = device(&lo);
-    let _daemon = serve(&lo.socket(), lo.path(), &[]);
+    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
     // The default, also for a driver that cannot change it.
     for wanted in [Wanted::default(), without(feature::CONFIG_WCE)] {
         let mut front = Attached::new(&lo.socket(), Like::Qemu, wanted);
@@ -72,7 +73,7 @@ fn blk_19_22_writes_are_cached_until_a_flush() {
 fn blk_20_21_without_a_cache_each_write_is_stable_when_it_ends() {
     let Some(lo) = Loop::new(16, 512) else { return };
     let device = device(&lo);
-    let _daemon = serve(&lo.socket(), lo.path(), &[]);
+    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
     let zeroes = Segment {
         sector: 64,
         sectors: 64,
@@ -126,9 +127,9 @@ fn blk_20_21_writes_to_a_file_are_stable_as_well() {
             std::fs::write(&image, vec![7; 4 << 20]).unwrap();
             file.sync_all().unwrap();
         }
-        let files = scratch();
+        let files = folder("durability");
         let socket = files.path().join("socket");
-        let _daemon = serve(&socket, &image, &["--io-path", path]);
+        let _daemon = serve(&rig::extentd!(), &socket, &image, &["--io-path", path]);
         let mut front = Attached::new(&socket, Like::Qemu, without(feature::FLUSH));
         for sector in 0..8 {
             let before = flushes(mounted.device());

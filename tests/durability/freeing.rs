@@ -5,9 +5,11 @@ use std::path::Path;
 
 use front_end::codes::status;
 use front_end::{Like, Op, Segment, Wanted};
+use rig::attached::{Attached, DATA, assert_ok, serve};
+use rig::file_systems::{BTRFS, EXT4, Mounted, XFS};
+use rig::scratch::folder;
+use rig::small_image::{IMAGE, content};
 
-use crate::common::{BTRFS, EXT4, Mounted, XFS};
-use crate::disk::{Attached, DATA, IMAGE, assert_ok, content, scratch, serve};
 use crate::lo::Loop;
 
 fn segment(sector: u64, sectors: u32, flags: u32) -> Segment {
@@ -20,9 +22,9 @@ fn segment(sector: u64, sectors: u32, flags: u32) -> Segment {
 
 /// Zeroes and discards parts of an image, and looks at what is left of it.
 fn check(image: &Path, frees: bool) {
-    let files = scratch();
+    let files = folder("durability");
     let socket = files.path().join("socket");
-    let _daemon = serve(&socket, image, &[]);
+    let _daemon = serve(&rig::extentd!(), &socket, image, &[]);
     let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
     let mut expected = content(0, IMAGE);
     // Whole blocks and ragged ones; freed and not.

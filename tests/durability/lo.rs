@@ -4,10 +4,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rig::program::run;
+use rig::scratch::folder;
 use tempfile::TempDir;
-
-use crate::common::run;
-use crate::disk::scratch;
 
 /// A loop device; taken down when dropped.
 pub struct Loop {
@@ -19,7 +18,7 @@ impl Loop {
     /// A device with these logical blocks, in bytes; `None`, with the reason
     /// printed, where this machine has none.
     pub fn new(mebibytes: u64, block: u32) -> Option<Self> {
-        let files = scratch();
+        let files = folder("durability");
         let backing = files.path().join("backing");
         File::create(&backing)
             .unwrap()

@@ -5,12 +5,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-#[path = "../conformance/disk.rs"]
-#[allow(dead_code)]
-mod disk;
-
 mod blocks;
 mod engine;
 mod flush;

@@ -3,9 +3,10 @@
 use std::process::Command;
 
 use front_end::{Buffer, Like, Op, Wanted, limit};
-
-use crate::common::{EXT4, Mounted, run};
-use crate::disk::{Attached, DATA, assert_ok, scratch, serve};
+use rig::attached::{Attached, DATA, assert_ok, serve};
+use rig::file_systems::{EXT4, Mounted};
+use rig::program::run;
+use rig::scratch::folder;
 
 /// A file system that takes no writes until it is dropped.
 struct Frozen<'a>(&'a Mounted);
@@ -33,9 +34,9 @@ fn stop(signals: u32) -> Option<(Option<i32>, u16)> {
     let image = mounted.path("image");
     std::fs::write(&image, vec![7; 4 << 20]).unwrap();
     std::fs::File::open(&image).unwrap().sync_all().unwrap();
-    let files = scratch();
+    let files = folder("durability");
     let socket = files.path().join("socket");
-    let mut daemon = serve(&socket, &image, &["--io-path", "file"]);
+    let mut daemon = serve(&rig::extentd!(), &socket, &image, &["--io-path", "file"]);
     let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
     front.write(0, &[1; 4096]);
     let frozen = Frozen::new(&mounted);

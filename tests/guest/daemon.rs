@@ -23,10 +23,8 @@ impl Daemon {
         arguments: &[&str],
         variables: &[(&str, &str)],
     ) -> Self {
-        let binary =
-            std::env::var_os("EXTENTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into());
-        let process =
-            front_end::Daemon::start_with(Path::new(&binary), socket, image, arguments, variables);
+        let binary = rig::extentd!();
+        let process = front_end::Daemon::start_with(&binary, socket, image, arguments, variables);
         Self::new(process.unwrap(), socket)
     }
 

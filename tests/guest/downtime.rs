@@ -7,11 +7,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use crate::common::{EXT4, Mounted};
+use front_end::LIMIT;
+use rig::file_systems::{EXT4, Mounted};
+use rig::process::{signal, wait_exit};
+use rig::qemu::vm::{Guest, Machine};
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, LIMIT, Scratch};
+use crate::host;
 use crate::load::printed;
-use crate::vm::{Guest, Machine};
 
 /// How many rounds, if the environment does not say.
 const ROUNDS: usize = 2;
@@ -66,8 +70,8 @@ impl BackEnd {
             Self::Extentd(daemon) => daemon.terminate(),
             Self::StorageDaemon(mut running) => {
                 let child = running.0.take().unwrap();
-                host::signal(child.id(), "TERM");
-                host::wait_exit(child)
+                signal(child.id(), "TERM");
+                wait_exit(child)
             }
         };
         assert!(status.success(), "{status}");

@@ -1,8 +1,10 @@
 //! What the device offers, as Linux sees and uses it.
 
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::Machine;
+use crate::host;
 
 #[test]
 fn blk_13_guest_cannot_write_to_a_read_only_disk() {

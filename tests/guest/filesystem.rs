@@ -2,9 +2,12 @@
 
 use std::process::Command;
 
+use rig::program::run;
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::Machine;
+use crate::host;
 
 /// VU-2, 10, 11, 22, 25, 28 and 29 in the order in which QEMU asks: without them the guest has no
 /// disk.
@@ -51,13 +54,11 @@ fn vu_2_10_11_25_28_29_guest_makes_uses_and_checks_file_systems() {
     assert!(daemon.terminate().success());
 
     // The host's view of what the guest left behind.
-    host::run(Command::new("e2fsck").args(["-f", "-n"]).arg(&image)).unwrap();
+    run(Command::new("e2fsck").args(["-f", "-n"]).arg(&image)).unwrap();
     let copy = scratch.path("big");
-    host::run(
-        Command::new("debugfs")
-            .args(["-R", &format!("dump /big {}", copy.display())])
-            .arg(&image),
-    )
+    run(Command::new("debugfs")
+        .args(["-R", &format!("dump /big {}", copy.display())])
+        .arg(&image))
     .unwrap();
     assert_eq!(host::md5(&copy), written);
 }

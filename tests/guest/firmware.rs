@@ -1,9 +1,11 @@
 //! The firmware's own driver, which polls, uses one small request at a time and never sets up an
 //! interrupt.
 
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::Machine;
+use crate::host;
 
 /// A boot sector that reads the second sector by the BIOS, sends its text to the serial port, and
 /// ends QEMU by writing 0x10 to the port of isa-debug-exit.

@@ -1,56 +1,15 @@
-//! The host's side: where images live, what the guests boot from, and looking into an image.
+//! The host's side: what the guests boot from, and looking into an image.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::path::Path;
+use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::mpsc;
-use std::time::Duration;
 
-use tempfile::TempDir;
+use rig::program::run;
+use rig::qemu::boot::{self, BootFiles};
 
 use crate::pattern;
-
-/// How long anything may take before a test gives it up as stuck. Nothing is proved by it.
-pub const LIMIT: Duration = Duration::from_secs(180);
-
-/// The files of one test; removed with it.
-pub struct Scratch(TempDir);
-
-impl Scratch {
-    pub fn new() -> Self {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR")
-            .map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        Self(
-            tempfile::Builder::new()
-                .prefix("extentd-guest.")
-                .tempdir_in(parent)
-                .unwrap(),
-        )
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// A new sparse image of `mebibytes`.
-    pub fn image(&self, name: &str, mebibytes: u64) -> PathBuf {
-        let path = self.path(name);
-        File::create_new(&path)
-            .unwrap()
-            .set_len(mebibytes << 20)
-            .unwrap();
-        path
-    }
-}
-
-/// What every guest boots from.
-#[derive(Debug)]
-pub struct BootFiles {
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
-}
 
 /// Prepared once per run. `None`, after a line that says why, where something is not installed.
 pub fn boot_files() -> Option<&'static BootFiles> {
@@ -65,6 +24,7 @@ pub fn boot_files() -> Option<&'static BootFiles> {
 }
 
 fn prepare() -> Result<BootFiles, String> {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut arguments = vec!["--module".to_owned(), "xfs".to_owned()];
     for tool in [
         "mkfs.ext4",
@@ -75,84 +35,9 @@ fn prepare() -> Result<BootFiles, String> {
     ] {
         arguments.extend(["--tool".to_owned(), tool.to_owned()]);
     }
-    let verifier = format!("{}:/bin/verifier", verifier()?.display());
+    let verifier = format!("{}:/bin/verifier", boot::verifier(built)?.display());
     arguments.extend(["--file".to_owned(), verifier]);
-    pack("guest-initramfs", "--kernel", &arguments)
-}
-
-/// Compiles the program that runs inside the guests; where it is.
-pub fn verifier() -> Result<PathBuf, String> {
-    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/verifier.rs");
-    let verifier = built.join("verifier");
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let flags = [
-        "--edition=2024",
-        "-O",
-        "-Dwarnings",
-        "-Ctarget-feature=+crt-static",
-        "-Cstrip=symbols",
-        "-o",
-    ];
-    run(Command::new(rustc)
-        .args(flags)
-        .arg(&verifier)
-        .arg(source)
-        .current_dir(built))?;
-    Ok(verifier)
-}
-
-/// Packs an initramfs of that name with what make-initramfs.sh is told to take along, for the
-/// kernel that setup.sh names when asked for it by `kernel`.
-pub fn pack(name: &str, kernel: &str, arguments: &[String]) -> Result<BootFiles, String> {
-    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-scripts");
-    run(Command::new("qemu-system-x86_64").arg("--version"))?;
-    let kernel = run(Command::new(scripts.join("setup.sh")).arg(kernel))?
-        .trim()
-        .into();
-    let initramfs = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    run(Command::new(scripts.join("make-initramfs.sh"))
-        .arg("--out")
-        .arg(&initramfs)
-        .args(arguments))?;
-    Ok(BootFiles { kernel, initramfs })
-}
-
-/// Runs a program to its end; its output, or a line that tells what failed.
-pub fn run(command: &mut Command) -> Result<String, String> {
-    let name = Path::new(command.get_program()).display().to_string();
-    let output = command
-        .output()
-        .map_err(|error| format!("cannot run {name}: {error}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        let message = String::from_utf8_lossy(&output.stderr);
-        Err(format!(
-            "{name} failed ({}): {}",
-            output.status,
-            message.trim()
-        ))
-    }
-}
-
-/// Waits for the end of `child`, which is killed when that takes too long.
-pub fn wait_exit(mut child: Child) -> ExitStatus {
-    let pid = child.id();
-    let (sender, receiver) = mpsc::channel();
-    let waiter = std::thread::spawn(move || sender.send(child.wait()));
-    let Ok(status) = receiver.recv_timeout(LIMIT) else {
-        signal(pid, "KILL");
-        waiter.join().unwrap().unwrap();
-        panic!("process {pid} did not end");
-    };
-    waiter.join().unwrap().unwrap();
-    status.unwrap()
-}
-
-/// Sends a signal to a process of ours that was not waited for yet.
-pub fn signal(pid: u32, name: &str) {
-    run(Command::new("kill").args(["-s", name, &pid.to_string()])).unwrap();
+    boot::pack(&built.join("guest-initramfs"), "--kernel", &arguments)
 }
 
 /// Calls `visit` with the number and the bytes of each sector of an image.

@@ -1,10 +1,11 @@
 //! Disks that come and go while the guest runs.
 
+use rig::qemu::vm::{Guest, Machine};
+use rig::scratch::Scratch;
 use serde_json::json;
 
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::{Guest, Machine};
+use crate::host;
 
 fn plug(guest: &mut Guest, daemon: &Daemon) {
     let address = json!({ "type": "unix", "data": { "path": daemon.socket } });

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use crate::common::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Mounted};
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
+use crate::host;
 use crate::load::printed;
-use crate::vm::Machine;
 
 /// How often, if the environment does not say.
 const KILLS: u64 = 12;

@@ -3,11 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
+use rig::program::run;
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
 use serde_json::json;
 
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::vm::Machine;
+use crate::host;
 
 /// The value that the verifier printed after `name`.
 pub fn printed<'a>(output: &'a str, name: &str) -> &'a str {
@@ -102,12 +104,10 @@ fn vu_23_24_memory_is_plugged_and_unplugged_under_load() {
             .collect::<Vec<u8>>(),
     )
     .unwrap();
-    host::run(
-        Command::new("mkfs.ext4")
-            .args(["-q", "-d"])
-            .arg(&content)
-            .arg(&images[1]),
-    )
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-d"])
+        .arg(&content)
+        .arg(&images[1]))
     .unwrap();
     let sum = host::md5(&content.join("file"));
     let daemons = [

@@ -15,14 +15,6 @@
 mod daemon;
 mod host;
 mod pattern;
-mod qmp;
-mod vm;
-
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-#[allow(dead_code)]
-#[path = "../swap/pressure.rs"]
-mod pressure;
 
 mod downtime;
 mod features;

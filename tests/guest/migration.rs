@@ -3,12 +3,14 @@
 
 use std::path::PathBuf;
 
-use crate::common::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Mounted};
+use rig::qemu::vm::{Guest, Machine};
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
+use crate::host;
 use crate::load::printed;
 use crate::swap::swap_info;
-use crate::vm::{Guest, Machine};
 
 /// How often, if the environment does not say.
 const MIGRATIONS: usize = 6;

@@ -1,9 +1,11 @@
 //! Guests, drivers and back-ends that end and begin again.
 
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
+
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
+use crate::host;
 use crate::pattern;
-use crate::vm::Machine;
 
 #[test]
 fn vu_29_driver_is_rebound_and_the_guest_rebooted() {

@@ -3,13 +3,15 @@
 use std::path::Path;
 use std::process::Command;
 
+use rig::file_systems::{Made, Mounted};
+use rig::pressure::{Group, major_faults};
+use rig::program::run;
+use rig::qemu::vm::Machine;
+use rig::scratch::Scratch;
 use serde_json::Value;
 
-use crate::common::{Made, Mounted};
 use crate::daemon::Daemon;
-use crate::host::{self, Scratch};
-use crate::pressure::{Group, major_faults};
-use crate::vm::Machine;
+use crate::host;
 
 const EXT4: Made = Made {
     name: "ext4",
@@ -25,7 +27,7 @@ const SPARE: u64 = 1 << 20;
 
 /// What the process says of its properties.
 pub fn swap_info(control: &Path) -> Value {
-    let info = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+    let info = Command::new(rig::extentctl!())
         .arg("--control-path")
         .arg(control)
         .args(["info", "--json"])
@@ -48,16 +50,14 @@ fn a_guest_with_192_mebibytes_uses_600_several_times_while_the_back_end_has_none
     };
     let image = fs.path("swap");
     // Ahead of time and by another process, so that none of it is charged to the group.
-    let mut prepare = Command::new(env!("CARGO_BIN_EXE_extentctl"));
-    host::run(
-        prepare
-            .args(["prepare", "--size", "640M"])
-            .arg(image.as_os_str()),
-    )
+    let mut prepare = Command::new(rig::extentctl!());
+    run(prepare
+        .args(["prepare", "--size", "640M"])
+        .arg(image.as_os_str()))
     .unwrap();
     let scratch = Scratch::new();
     let control = scratch.path("control");
-    let binary = group.runner(&scratch.path(""), Path::new(env!("CARGO_BIN_EXE_extentd")));
+    let binary = group.runner(&scratch.path(""), &rig::extentd!());
     let arguments = [
         "--swap=best-effort",
         "--control-path",

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::host::{self, BootFiles};
+use rig::program::run;
+use rig::qemu::boot::{self, BootFiles};
 
 /// Kernel modules; NVMe and ext4 are built in.
 const MODULES: [&str; 7] = [
@@ -61,9 +62,8 @@ pub fn files(with: With) -> Option<&'static BootFiles> {
 }
 
 fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
-    let extentd = std::env::var_os("EXTENTD")
-        .map_or_else(|| env!("CARGO_BIN_EXE_extentd").into(), PathBuf::from);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let folder = built.join(name);
     std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
@@ -75,8 +75,8 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         add("--tool", tool.to_owned());
     }
     let mut programs = vec![
-        (extentd, "extentd"),
-        (env!("CARGO_BIN_EXE_extentctl").into(), "extentctl"),
+        (rig::extentd!(), "extentd"),
+        (rig::extentctl!(), "extentctl"),
         (load()?, "extentd-load"),
     ];
     if with == With::Tests {
@@ -87,32 +87,38 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         // All of it lies in the memory of the machine.
         let stripped = folder.join(name);
         let mut strip = Command::new("strip");
-        host::run(strip.arg("-o").arg(&stripped).arg(program))?;
+        run(strip.arg("-o").arg(&stripped).arg(program))?;
         add("--tool", stripped.display().to_string());
     }
-    let verifier = format!("{}:/bin/verifier", host::verifier()?.display());
+    let verifier = format!("{}:/bin/verifier", boot::verifier(built)?.display());
     arguments.extend(["--file".to_owned(), verifier, "--host".to_owned()]);
-    host::pack(&format!("{name}-initramfs"), "--host-kernel", &arguments)
+    boot::pack(
+        &built.join(format!("{name}-initramfs")),
+        "--host-kernel",
+        &arguments,
+    )
 }
 
-/// Builds extentd-load, as cargo builds no program of another package for a test; where it is.
+/// Where extentd-load is: `$EXTENTD_LOAD`, else it is built, as cargo builds no program of another
+/// package for a test.
 fn load() -> Result<PathBuf, String> {
+    if let Some(named) = std::env::var_os("EXTENTD_LOAD") {
+        return Ok(named.into());
+    }
     let built = Path::new(env!("CARGO_BIN_EXE_extentd")).parent();
     let target = built.and_then(Path::parent).ok_or("no target folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    host::run(
-        Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "front-end",
-                "--bin",
-                "extentd-load",
-            ])
-            .arg("--target-dir")
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR")),
-    )?;
+    run(Command::new(cargo)
+        .args([
+            "build",
+            "--quiet",
+            "-p",
+            "front-end",
+            "--bin",
+            "extentd-load",
+        ])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR")))?;
     Ok(target.join("debug/extentd-load"))
 }

@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
 use front_end::{Daemon, LIMIT, Like, Session};
+use rig::lanes::Lanes;
+use rig::model::SECTOR;
+use rig::place::{Place, guest};
 
 use crate::inside::{self, Stage};
-use crate::lanes::Lanes;
 use crate::mapped::{IMAGE, Mapped};
-use crate::model::SECTOR;
-use crate::rig::{Place, guest};
 
 const PATHS: [(&str, &[&str]); 2] = [("disk", &[]), ("file", &["--io-path", "file"])];
 
@@ -33,7 +33,7 @@ struct Loaded {
 
 impl Loaded {
     fn new(mapped: &Mapped, path: &str, arguments: &[&str]) -> Self {
-        let place = Place::new(&mapped.image(), arguments);
+        let place = Place::new(&rig::extentd!(), &mapped.image(), arguments);
         let daemon = place.start();
         let mut lanes = Lanes::new(guest(), &vec![0; IMAGE / SECTOR], 7);
         let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
@@ -169,7 +169,7 @@ pub fn is_killed(stage: &Stage) {
                 now
             });
             // On a socket of its own, as the one before may not have left its.
-            loaded.place = Place::new(&loaded.place.image, arguments);
+            loaded.place = Place::new(&rig::extentd!(), &loaded.place.image, arguments);
             loaded.daemon = loaded.place.start();
             loaded.begin_again();
             let before = loaded.lanes.ended;

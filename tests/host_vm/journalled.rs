@@ -4,13 +4,13 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
-use front_end::{LIMIT, Op};
+use front_end::Op;
+use rig::asker::{Asker, REQUESTS};
+use rig::operator::wait_info;
+use rig::program::run;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
-use crate::attached::{Attached, REQUESTS};
-use crate::common::run;
 use crate::inside::{self, Stage};
 use crate::mapped::IMAGE;
 
@@ -20,17 +20,11 @@ fn the_disk_path_is_left_for_data_in_the_journal() {
 }
 
 /// Waits until requests take the path `wanted`, for a reason that says so.
-fn path_is(attached: &Attached, wanted: &str, reason: &str) {
-    let start = Instant::now();
-    loop {
-        let disk = attached.place.disk();
-        let said = disk["path_reason"].as_str().unwrap_or_default().to_owned();
-        if disk["path"] == wanted && said.contains(reason) {
-            return;
-        }
-        assert!(start.elapsed() < LIMIT, "not by the {wanted}: {disk:#}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+fn path_is(asker: &Asker, wanted: &str, reason: &str) {
+    wait_info(&asker.place.control, wanted, |info| {
+        let said = info["disk"]["path_reason"].as_str().unwrap_or_default();
+        info["disk"]["path"] == wanted && said.contains(reason)
+    });
 }
 
 pub fn journals_data(stage: &Stage) {
@@ -42,9 +36,9 @@ pub fn journals_data(stage: &Stage) {
     std::fs::write(&image, vec![0; IMAGE]).unwrap();
     File::open(&image).unwrap().sync_all().unwrap();
 
-    let mut attached = Attached::new(&image, &[]);
-    path_is(&attached, "disk", "");
-    attached.all(Op::Write, 0..REQUESTS);
+    let mut asker = Asker::new(&rig::extentd!(), &image, &[]);
+    path_is(&asker, "disk", "");
+    asker.all(Op::Write, 0..REQUESTS);
     for journal in [true, false] {
         let reader = File::open(&image).unwrap();
         let mut flags = ioctl_getflags(&reader).unwrap();
@@ -52,13 +46,13 @@ pub fn journals_data(stage: &Stage) {
         ioctl_setflags(&reader, flags).unwrap();
         drop(reader);
         if journal {
-            path_is(&attached, "file", "journal");
+            path_is(&asker, "file", "journal");
         } else {
-            path_is(&attached, "disk", "");
+            path_is(&asker, "disk", "");
         }
-        attached.all(Op::Read, 0..REQUESTS);
-        assert!((0..REQUESTS).all(|request| attached.holds(request, 9)));
+        asker.all(Op::Read, 0..REQUESTS);
+        assert!((0..REQUESTS).all(|request| asker.holds(request, 9)));
     }
-    assert!(attached.daemon.terminate().unwrap().success());
+    assert!(asker.daemon.terminate().unwrap().success());
     run(Command::new("umount").arg(folder)).unwrap();
 }

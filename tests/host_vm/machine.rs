@@ -3,9 +3,10 @@
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
+use rig::qemu::vm::{Guest, Machine};
+use rig::scratch::Scratch;
+
 use crate::boot::{self, With};
-use crate::host::Scratch;
-use crate::vm::{Guest, Machine};
 
 /// How a disk is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

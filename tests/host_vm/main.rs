@@ -20,39 +20,6 @@ mod machine;
 mod served;
 mod stress;
 
-#[allow(dead_code)]
-#[path = "../guest/daemon.rs"]
-mod daemon;
-#[allow(dead_code)]
-#[path = "../guest/host.rs"]
-mod host;
-#[allow(dead_code)]
-#[path = "../guest/pattern.rs"]
-mod pattern;
-#[allow(dead_code)]
-#[path = "../guest/qmp.rs"]
-mod qmp;
-#[allow(dead_code)]
-#[path = "../guest/vm.rs"]
-mod vm;
-
-#[allow(dead_code)]
-#[path = "../recovery/attached.rs"]
-mod attached;
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-#[allow(dead_code)]
-#[path = "../recovery/lanes.rs"]
-mod lanes;
-#[allow(dead_code)]
-#[path = "../disk_path/model.rs"]
-mod model;
-#[path = "../disk_path/random.rs"]
-mod random;
-#[allow(dead_code)]
-#[path = "../recovery/rig.rs"]
-mod rig;
-
 mod failing;
 mod groups;
 mod guest_memory;

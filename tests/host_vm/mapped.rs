@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mapping::{ExtentSource, Fiemap, Kind};
-
-use crate::common::run;
+use rig::program::run;
 
 /// Bytes of an image.
 pub const IMAGE: usize = 16 << 20;

@@ -5,7 +5,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::host::{self, Scratch};
+use rig::program::run;
+use rig::scratch::Scratch;
+
 use crate::machine::{Bus, HostMachine, HostVm};
 
 /// Units of Debian that want what the machine has not.
@@ -29,7 +31,7 @@ pub fn boot() -> Option<HostVm> {
     let machine = HostMachine::new(768);
     let made = root(machine.scratch()).and_then(|root| {
         let data = machine.scratch().image("data.disk", 256);
-        host::run(Command::new("mkfs.ext4").arg("-q").arg(&data))?;
+        run(Command::new("mkfs.ext4").arg("-q").arg(&data))?;
         Ok((root, data))
     });
     match made {
@@ -62,18 +64,16 @@ fn script(name: &str) -> PathBuf {
 
 /// Makes the disk that the system is on.
 fn root(scratch: &Scratch) -> Result<PathBuf, String> {
-    let systemd = host::run(Command::new(script("setup.sh")).arg("--systemd"))?;
+    let systemd = run(Command::new(script("setup.sh")).arg("--systemd"))?;
     let tree = scratch.path("root");
-    host::run(Command::new("cp").args(["-a", systemd.trim()]).arg(&tree))?;
+    run(Command::new("cp").args(["-a", systemd.trim()]).arg(&tree))?;
     fill(&tree).map_err(|error| format!("the system's root: {error}"))?;
     programs(&tree)?;
     let image = scratch.image("root.disk", 256);
-    host::run(
-        Command::new("mkfs.ext4")
-            .args(["-q", "-d"])
-            .arg(&tree)
-            .arg(&image),
-    )?;
+    run(Command::new("mkfs.ext4")
+        .args(["-q", "-d"])
+        .arg(&tree)
+        .arg(&image))?;
     fs::remove_dir_all(&tree).map_err(|error| error.to_string())?;
     Ok(image)
 }
@@ -121,29 +121,25 @@ fn fill(tree: &Path) -> std::io::Result<()> {
 fn programs(tree: &Path) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     let bin = tree.join("usr/bin");
-    let extentd =
-        std::env::var_os("EXTENTD").unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into());
     let this = std::env::current_exe().map_err(failed)?;
     for (program, name) in [
-        (Path::new(&extentd), "extentd"),
-        (Path::new(env!("CARGO_BIN_EXE_extentctl")), "extentctl"),
-        (&this, "tests"),
+        (rig::extentd!(), "extentd"),
+        (rig::extentctl!(), "extentctl"),
+        (this, "tests"),
     ] {
-        host::run(
-            Command::new("strip")
-                .arg("-o")
-                .arg(bin.join(name))
-                .arg(program),
-        )?;
+        run(Command::new("strip")
+            .arg("-o")
+            .arg(bin.join(name))
+            .arg(program))?;
     }
     fs::copy(script("guest-agent"), bin.join("guest-agent")).map_err(failed)?;
     let shell = "cd \"$0\" && . ./lib.sh && static_busybox";
     let folder = script("");
-    let busybox = host::run(Command::new("bash").args(["-c", shell]).arg(&folder))?;
+    let busybox = run(Command::new("bash").args(["-c", shell]).arg(&folder))?;
     let to = bin.join("busybox");
     fs::copy(busybox.trim(), &to).map_err(failed)?;
     fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).map_err(failed)?;
-    for name in host::run(Command::new(&to).arg("--list"))?.lines() {
+    for name in run(Command::new(&to).arg("--list"))?.lines() {
         let there = [&bin, &tree.join("usr/sbin")]
             .iter()
             .any(|folder| folder.join(name).exists());

@@ -7,18 +7,18 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use extentd::operator::control::{self, Answer, Request};
 use front_end::codes::{feature, protocol};
 use front_end::load::{Client, Extent, Pattern, Plan};
 use front_end::{LIMIT, Like, Session, Wanted, wait_readable};
+use rig::lanes::Lanes;
+use rig::model::SECTOR;
+use rig::operator;
+use rig::place::{QUEUES, guest};
+use rig::program::run;
 use serde_json::Value;
 
-use crate::common::run;
 use crate::inside::{self, Stage};
-use crate::lanes::Lanes;
 use crate::mapped::IMAGE;
-use crate::model::SECTOR;
-use crate::rig::{QUEUES, guest};
 use crate::system;
 
 /// Where the units have their images.
@@ -71,10 +71,7 @@ fn runs(pid: &str) -> u64 {
 }
 
 fn info(control: &str) -> Value {
-    match control::ask(Path::new(control), &Request::Info {}, LIMIT).unwrap() {
-        Answer::Result(info) => info,
-        Answer::Error(error) => panic!("{error}"),
-    }
+    operator::info(Path::new(control))
 }
 
 /// Waits for what no event tells.

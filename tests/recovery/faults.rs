@@ -7,40 +7,40 @@ use std::process::Command;
 
 use front_end::Op;
 use front_end::codes::status;
-
-use crate::attached::{Attached, LENGTH, REQUESTS, even, sectors};
-use crate::common::{EXT4, Mounted, run};
-use crate::image::{occupy, sync};
-use crate::model::{SECTOR, content};
+use rig::asker::{Asker, LENGTH, REQUESTS, even, sectors};
+use rig::file_systems::{EXT4, Mounted};
+use rig::file_systems::{occupy, sync};
+use rig::model::{SECTOR, content};
+use rig::program::run;
 
 /// Half of the requests find no room, round after round; then there is room.
 fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl FnOnce()) {
-    let mut attached = Attached::new(image, arguments);
+    let mut asker = Asker::new(&rig::extentd!(), image, arguments);
     let fine = |ended: &[(usize, u8)]| ended.iter().all(|(_, status)| *status == status::OK);
-    assert!(fine(&attached.all(Op::Write, even())));
+    assert!(fine(&asker.all(Op::Write, even())));
     full();
     let rounds: usize = 8;
     for _ in 0..rounds {
-        let ended = attached.all(Op::Write, 0..REQUESTS);
+        let ended = asker.all(Op::Write, 0..REQUESTS);
         let failed = ended.iter().filter(|(_, status)| *status == status::IOERR);
         let failed: Vec<_> = failed.map(|(request, _)| *request).collect();
         let odd: Vec<_> = (1..REQUESTS).step_by(2).collect();
         assert_eq!(failed, odd, "{ended:?}");
-        assert!(fine(&attached.all(Op::Read, 0..REQUESTS)));
+        assert!(fine(&asker.all(Op::Read, 0..REQUESTS)));
         for request in 0..REQUESTS {
             let value = if request % 2 == 0 { 9 } else { 0 };
-            assert!(attached.holds(request, value), "request {request}");
+            assert!(asker.holds(request, value), "request {request}");
         }
     }
     let failed = rounds * REQUESTS / 2;
-    assert_eq!(attached.place.errors(), failed as u64);
-    let complaints = attached.complaints();
+    assert_eq!(asker.place.errors(), failed as u64);
+    let complaints = asker.complaints();
     assert!((1..=8).contains(&complaints), "{complaints} of {failed}");
     free();
-    assert!(fine(&attached.all(Op::Write, 0..REQUESTS)));
-    assert!(fine(&attached.all(Op::Read, 0..REQUESTS)));
-    assert!((0..REQUESTS).all(|request| attached.holds(request, 9)));
-    assert!(attached.daemon.terminate().unwrap().success());
+    assert!(fine(&asker.all(Op::Write, 0..REQUESTS)));
+    assert!(fine(&asker.all(Op::Read, 0..REQUESTS)));
+    assert!((0..REQUESTS).all(|request| asker.holds(request, 9)));
+    assert!(asker.daemon.terminate().unwrap().success());
 }
 
 /// A disk in a file of a small file system in memory, so that it fails where
@@ -146,7 +146,7 @@ fn a_short_transfer_fails_its_request_alone() {
     };
     let image = host.path("image");
     std::fs::write(&image, content(9, 0..(16 << 20) / SECTOR)).unwrap();
-    let mut attached = Attached::new(&image, &["--io-path", "file"]);
+    let mut asker = Asker::new(&rig::extentd!(), &image, &["--io-path", "file"]);
     let cut = REQUESTS / 2;
     // In the middle of a request.
     let bytes = sectors(cut).start * SECTOR + LENGTH / 2;
@@ -154,15 +154,15 @@ fn a_short_transfer_fails_its_request_alone() {
         .args(["-s", &bytes.to_string()])
         .arg(&image))
     .unwrap();
-    for (request, status) in attached.all(Op::Read, 0..REQUESTS) {
+    for (request, status) in asker.all(Op::Read, 0..REQUESTS) {
         let wanted = if request < cut {
             status::OK
         } else {
             status::IOERR
         };
         assert_eq!(status, wanted, "request {request}");
-        assert!(status != status::OK || attached.holds(request, 9));
+        assert!(status != status::OK || asker.holds(request, 9));
     }
-    assert_eq!(attached.place.errors(), (REQUESTS - cut) as u64);
-    assert!(attached.daemon.terminate().unwrap().success());
+    assert_eq!(asker.place.errors(), (REQUESTS - cut) as u64);
+    assert!(asker.daemon.terminate().unwrap().success());
 }

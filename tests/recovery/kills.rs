@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
 use front_end::{Inflight, Like};
-
-use crate::common::{EXT4, Made, Mounted, XFS};
-use crate::image::{Image, read_direct};
-use crate::lanes::Lanes;
-use crate::random::Random;
-use crate::rig::{Place, guest};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::read_direct;
+use rig::image::Image;
+use rig::lanes::Lanes;
+use rig::place::{Place, guest};
+use rig::random::Random;
 
 /// How often each process is killed, if the environment does not say.
 const KILLS: usize = 50;
@@ -103,7 +103,7 @@ fn everything_ends_once(made: Made, io_path: &str, like: Like) {
         return;
     };
     let image = Image::scattered(&host);
-    let place = Place::new(&image.path, &["--io-path", io_path]);
+    let place = Place::new(&rig::extentd!(), &image.path, &["--io-path", io_path]);
     let outcome = matrix(&place, &image, like, kills(), true);
     eprintln!("{} kills, {like:?}, by {io_path}: {outcome:?}", kills());
     assert_eq!(
@@ -120,7 +120,7 @@ fn something_is_lost(like: Like) {
         return;
     };
     let image = Image::scattered(&host);
-    let place = Place::new(&image.path, &[]);
+    let place = Place::new(&rig::extentd!(), &image.path, &[]);
     let outcome = matrix(&place, &image, like, kills(), false);
     eprintln!("without the record, {like:?}: {outcome:?}");
     assert!(outcome.lost + outcome.repeated + outcome.wrong.len() > 0);

@@ -3,21 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-#[path = "../disk_path/image.rs"]
-#[allow(dead_code)]
-mod image;
-#[path = "../disk_path/model.rs"]
-#[allow(dead_code)]
-mod model;
-#[path = "../disk_path/random.rs"]
-mod random;
-
-mod attached;
 mod faults;
 mod kills;
-mod lanes;
 mod resize;
-mod rig;
 mod upgrade;

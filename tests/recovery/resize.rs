@@ -5,10 +5,10 @@ use std::path::Path;
 
 use front_end::codes::{feature, status};
 use front_end::{Driver, GuestMemory, Like, Session};
-
-use crate::common::{EXT4, Made, Mounted, XFS, run};
-use crate::model::{SECTOR, content};
-use crate::rig::{Place, QUEUE_DATA, guest};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::model::{SECTOR, content};
+use rig::place::{Place, QUEUE_DATA, guest};
+use rig::program::run;
 
 /// VHOST_USER_BACKEND_CONFIG_CHANGE_MSG.
 const CONFIG_CHANGE: u32 = 2;
@@ -36,7 +36,7 @@ fn try_sector(driver: &mut Driver, memory: &GuestMemory, sector: u64) -> (u8, u8
 
 /// Changes sizes by `change`, and looks at the disk after each.
 fn follows(image: &Path, sizes: &[u64], change: impl Fn(u64)) {
-    let place = Place::new(image, &[]);
+    let place = Place::new(&rig::extentd!(), image, &[]);
     let daemon = place.start();
     let (memory, mut drivers) = guest();
     let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::feature;
 use front_end::{Daemon, LIMIT, Like, wait_readable};
-
-use crate::common::{EXT4, Mounted};
-use crate::image::{Image, read_direct};
-use crate::lanes::Lanes;
-use crate::rig::{Place, binary, guest};
+use rig::file_systems::{EXT4, Mounted};
+use rig::files::read_direct;
+use rig::image::Image;
+use rig::lanes::Lanes;
+use rig::place::{Place, guest};
 
 const UPGRADES: usize = 5;
 
@@ -34,7 +34,7 @@ fn runs(daemon: &Daemon) -> u64 {
 /// Copies of the binary, where they can be replaced.
 fn copy(host: &Mounted) -> PathBuf {
     let path = host.path("extentd");
-    install(&binary(), &path);
+    install(&rig::extentd!(), &path);
     path
 }
 
@@ -71,7 +71,7 @@ fn upgrade(like: Like, swap: bool, change: impl Fn(&Path)) {
     // Another name, by which the image is found in the end.
     let kept = host.path("kept");
     fs::hard_link(&image.path, &kept).unwrap();
-    let place = Place::new(&image.path, &grade[..usize::from(swap)]);
+    let place = Place::new(&rig::extentd!(), &image.path, &grade[..usize::from(swap)]);
     let daemon = place.start_from(&binary);
     let mut lanes = Lanes::new(guest(), &image.values, 7);
     lanes.discards = !swap;
@@ -81,7 +81,7 @@ fn upgrade(like: Like, swap: bool, change: impl Fn(&Path)) {
     change(&image.path);
     for _ in 0..UPGRADES {
         lanes.proceed();
-        install(&crate::rig::binary(), &binary);
+        install(&rig::extentd!(), &binary);
         let before = runs(&daemon);
         daemon.signal(libc::SIGUSR2).unwrap();
         // It serves on until it has seen that the new one can be run.
@@ -152,7 +152,7 @@ fn a_binary_that_cannot_run_takes_nothing_over() {
     };
     let binary = copy(&host);
     let image = Image::scattered(&host);
-    let place = Place::new(&image.path, &[]);
+    let place = Place::new(&rig::extentd!(), &image.path, &[]);
     let daemon = place.start_from(&binary);
     let mut lanes = Lanes::new(guest(), &image.values, 7);
     let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();

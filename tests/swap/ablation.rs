@@ -10,12 +10,11 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::Request;
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Like, Op, Session, Wanted};
+use rig::attached::{DATA, MEMORY};
+use rig::file_systems::EXT4;
+use rig::pressure::{Group, major_faults};
 
-use crate::common::EXT4;
-use crate::pressure::{Group, major_faults};
-use crate::rig::{DATA, Guest, IMAGE, MEMORY, Served, has_sys_resource, mounted};
-
-const BINARY: &str = env!("CARGO_BIN_EXE_extentd");
+use crate::served::{Guest, IMAGE, Served, has_sys_resource, mounted};
 
 /// A program that runs extentd without a measure.
 fn without(directory: &Path, measure: &str, binary: &Path) -> PathBuf {
@@ -39,7 +38,7 @@ fn faults_under_pressure(left_out: &str) -> Option<u64> {
     let directory = tempfile::tempdir().unwrap();
     // A copy, so that the pages of the program are nobody else's.
     let own = directory.path().join("extentd");
-    std::fs::copy(BINARY, &own).unwrap();
+    std::fs::copy(rig::extentd!(), &own).unwrap();
     std::fs::File::open(&own).unwrap().sync_all().unwrap();
     // Out of the page cache: who reads them first is charged for them.
     let mut drop_cache = Command::new("dd");
@@ -81,7 +80,7 @@ fn outlives(left_out: &str) -> Option<bool> {
     fs.create("disk").set_len(IMAGE).unwrap();
     let group = Group::new("extentd-oom")?;
     let directory = tempfile::tempdir().unwrap();
-    let binary = without(directory.path(), left_out, Path::new(BINARY));
+    let binary = without(directory.path(), left_out, &rig::extentd!());
     let runner = group.runner(directory.path(), &binary);
     let served = Served::run(&runner, &fs.path("disk"), &[]);
     let mut guest = Guest::attach(&served);
@@ -122,7 +121,7 @@ fn writes_on_a_full_file_system(left_out: &str) -> Option<Vec<u8>> {
     let fs = mounted(EXT4)?;
     fs.create("disk").set_len(IMAGE).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let binary = without(directory.path(), left_out, Path::new(BINARY));
+    let binary = without(directory.path(), left_out, &rig::extentd!());
     let served = Served::run(&binary, &fs.path("disk"), &[]);
     // Others fill it up.
     let filler = fs.create("filler");
@@ -158,7 +157,7 @@ fn by_the_file(left_out: &str) -> Option<u64> {
     let fs = mounted(EXT4)?;
     fs.create("disk").set_len(IMAGE).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let binary = without(directory.path(), left_out, Path::new(BINARY));
+    let binary = without(directory.path(), left_out, &rig::extentd!());
     let served = Served::run(&binary, &fs.path("disk"), &[]);
     let mut guest = Guest::attach(&served);
     served.wait_path("disk");
@@ -186,7 +185,9 @@ fn with_a_pinned_map_no_request_goes_to_the_file_system_and_without_it_the_first
 fn unread(image: &Path, directory: &Path, left_out: &str) -> (Child, PathBuf) {
     let socket = directory.join("socket");
     let child = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", BINARY, "--swap=best-effort"])
+        .args(["--pdeathsig", "KILL"])
+        .arg(rig::extentd!())
+        .arg("--swap=best-effort")
         .arg("--blk-file")
         .arg(image)
         .arg("--socket-path")

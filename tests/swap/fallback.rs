@@ -1,8 +1,10 @@
 //! While somebody else has the image, requests go by the file, in place, and
 //! afterwards by the disk again.
 
-use crate::common::{EXT4, XFS, reflink};
-use crate::rig::{Guest, IMAGE, Served, mounted};
+use rig::file_systems::{EXT4, XFS};
+use rig::files::reflink;
+
+use crate::served::{Guest, IMAGE, Served, mounted};
 
 #[test]
 fn a_broken_lease_costs_no_allocation_and_no_data_and_the_map_comes_back() {

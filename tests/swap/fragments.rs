@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mapping::{ExtentSource, Fiemap};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::files::{fallocate, pattern, punch};
+use rig::program::run;
 
-use crate::common::{EXT4, Made, Mounted, XFS, fallocate, pattern, punch, run};
-use crate::rig::{Guest, Served, extentctl, mounted, operations};
+use crate::served::{Guest, Served, extentctl, mounted, operations};
 
 /// With smaller blocks the records of the file system lie beside the image's in
 /// one page of the device, and prepare warns of that too.
@@ -75,7 +77,7 @@ fn nothing_goes_through_the_file_system(made: Made) {
     for number in 0..BYTES / REQUEST as u64 {
         let sector = number * REQUEST as u64 / 512;
         guest.write(sector, &bytes);
-        assert!(guest.read(sector, REQUEST) == bytes);
+        assert!(guest.read(sector, REQUEST.try_into().unwrap()) == bytes);
     }
     assert_eq!(operations(&served, "file_operations"), before);
 }

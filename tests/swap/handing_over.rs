@@ -2,9 +2,9 @@
 //! next one begins by the file, and takes the disk path when it can.
 
 use extentd::swap::prepare;
+use rig::file_systems::{EXT4, Mounted, XFS};
 
-use crate::common::{EXT4, Mounted, XFS};
-use crate::rig::{Guest, IMAGE, Served, complaint, extentd, has_sys_resource, mounted};
+use crate::served::{Guest, IMAGE, Served, complaint, extentd, has_sys_resource, mounted};
 
 /// What does not hold while somebody else has the image.
 fn exclusive(fs: &Mounted) -> &'static [&'static str] {

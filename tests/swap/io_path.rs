@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use front_end::LIMIT;
+use rig::file_systems::{EXT4, XFS};
 
-use crate::common::{EXT4, XFS};
-use crate::rig::{Guest, IMAGE, Served, mounted};
+use crate::served::{Guest, IMAGE, Served, mounted};
 
 fn allocations(served: &Served) -> u64 {
     served.swap()["worker_allocations"].as_u64().unwrap()
@@ -122,7 +122,7 @@ fn requests_take_no_system_call_but_io_uring_and_eventfds() {
 fn unread(image: &Path, control: &Path, socket: &Path) -> std::process::Child {
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL"])
-        .arg(env!("CARGO_BIN_EXE_extentd"))
+        .arg(rig::extentd!())
         .args(["--swap=best-effort", "--blk-file"])
         .arg(image)
         .arg("--control-path")

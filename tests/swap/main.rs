@@ -12,11 +12,7 @@
     clippy::print_stdout
 )]
 
-#[path = "../../mapping/tests/common/mod.rs"]
-mod common;
-#[allow(dead_code)]
-mod pressure;
-mod rig;
+mod served;
 
 mod ablation;
 mod fallback;

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use mapping::Fiemap;
 use mapping::path::Survey;
+use rig::file_systems::{EXT4, EXT4_1K, Made, Mounted, XFS};
+use rig::files::{fallocate, pattern, punch, read_all, reflink};
 
-use crate::common::{
-    EXT4, EXT4_1K, Made, Mounted, XFS, fallocate, pattern, punch, read_all, reflink,
-};
-use crate::rig::{IMAGE, complaint, extentctl, mounted};
+use crate::served::{IMAGE, complaint, extentctl, mounted};
 
 fn survey(path: &Path) -> Survey {
     let file = Arc::new(std::fs::File::open(path).unwrap());
@@ -127,7 +126,7 @@ fn what_is_interrupted_goes_on_where_it_ended() {
     let whole = survey(&path).unfit();
     for signal in ["INT", "TERM"] {
         let left = survey(&path).unfit();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_extentctl"))
+        let mut child = Command::new(rig::extentctl!())
             .args(["prepare", path.to_str().unwrap()])
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -2,9 +2,10 @@
 
 use extentd::operator::control::Request;
 use front_end::codes::feature;
+use rig::attached::DATA;
+use rig::file_systems::{EXT4, Made, XFS};
 
-use crate::common::{EXT4, Made, XFS};
-use crate::rig::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
+use crate::served::{Guest, IMAGE, Served, extentctl, has_sys_resource, mounted};
 
 /// What needs a privilege that the tests may not have.
 const PRIVILEGED: [&str; 2] = ["io_flusher", "oom_protected"];
@@ -106,7 +107,7 @@ fn nothing_that_frees_blocks_is_offered_and_zeros_are_written() {
         };
         let done = guest
             .driver
-            .segments(front_end::Op::WriteZeroes, crate::rig::DATA, &[segment])
+            .segments(front_end::Op::WriteZeroes, DATA, &[segment])
             .unwrap();
         assert_eq!(done.status, front_end::codes::status::OK);
     }

@@ -6,10 +6,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
 use front_end::codes::status;
+use rig::attached::DATA;
+use rig::file_systems::EXT4;
+use rig::program::run;
 use tempfile::TempDir;
 
-use crate::common::{EXT4, run};
-use crate::rig::{DATA, Guest, IMAGE, Served, best_effort, mounted, operations};
+use crate::served::{Guest, IMAGE, Served, best_effort, mounted, operations};
 
 /// A block device that is no file system's.
 struct Loop {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::common::{BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_JOURNAL, Made};
-use crate::rig::{Served, complaint, extentctl, extentd, has_sys_resource, mounted};
+use rig::file_systems::{BTRFS, BTRFS_COMPRESSED, EXT4, EXT4_JOURNAL, Made};
+
+use crate::served::{Served, complaint, extentctl, extentd, has_sys_resource, mounted};
 
 /// Both programs refuse an image there, which is left as it was.
 fn refused(image: &Path, reasons: &[&str]) {
@@ -93,7 +94,7 @@ fn missing_privileges_are_each_named_with_what_they_need() {
         .args(["--inh-caps", "-sys_resource,-ipc_lock"])
         .arg("prlimit")
         .arg("--memlock=65536")
-        .arg(env!("CARGO_BIN_EXE_extentd"))
+        .arg(rig::extentd!())
         .arg("--swap")
         .arg("--socket-path")
         .arg(directory.path().join("socket"))
@@ -120,7 +121,7 @@ fn missing_privileges_are_each_named_with_what_they_need() {
 #[test]
 fn an_image_that_cannot_be_prepared_is_served_by_best_effort_only() {
     let Some(fs) = mounted(BTRFS) else { return };
-    fs.create("disk").set_len(crate::rig::IMAGE).unwrap();
+    fs.create("disk").set_len(crate::served::IMAGE).unwrap();
     let image = fs.path("disk");
     let output = extentd(&image, &["--swap"]);
     assert_eq!(output.status.code(), Some(1));
@@ -131,7 +132,7 @@ fn an_image_that_cannot_be_prepared_is_served_by_best_effort_only() {
     assert!(!served.holds("extents_written"));
     assert!(!served.holds("map_pinned"));
     assert_eq!(served.swap()["holds"], false);
-    crate::rig::Guest::attach(&served).load(1000);
+    crate::served::Guest::attach(&served).load(1000);
     let lines = served.daemon.stderr();
     assert!(
         lines

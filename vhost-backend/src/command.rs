@@ -69,6 +69,9 @@ pub(crate) enum Command {
     /// more. If data was not logged before, the answer waits until no request
     /// is in flight of which nobody has noted what it writes.
     Log { logging: Logging },
+    /// Stop fetching; answered once nothing is in flight and all that has
+    /// ended is published.
+    Pause { queue: usize },
     /// Execute requests, or leave them in the ring.
     Enable { queue: usize, on: bool },
     /// Replace the kick of a running ring.

@@ -64,6 +64,8 @@ pub(crate) struct Queue {
     call: Option<EventFd>,
     err: Option<EventFd>,
     stopping: Option<SyncSender<Answer>>,
+    /// Fetches nothing, and says so once nothing is in flight.
+    pausing: Option<SyncSender<Answer>>,
     /// The driver was already found to offer nonsense.
     complained: bool,
 }
@@ -85,6 +87,7 @@ impl Queue {
             call: None,
             err: None,
             stopping: None,
+            pausing: None,
             complained: false,
         }
     }
@@ -177,6 +180,11 @@ impl Queue {
         if self.in_flight > 0 {
             return false;
         }
+        if let Some(answer) = self.pausing.take() {
+            self.publish();
+            // As below.
+            let _ = answer.send(Answer::Done);
+        }
         let Some(answer) = self.stopping.take() else {
             return false;
         };
@@ -202,6 +210,17 @@ impl Queue {
 
     pub(crate) fn enable(&mut self, on: bool) {
         self.enabled = on;
+    }
+
+    /// Fetches no more until it is enabled again; the answer comes from
+    /// [`settle`](Self::settle): whoever pauses a guest takes its memory for
+    /// still from then on.
+    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
+        self.enabled = false;
+        // As in `stop`.
+        if let Some(earlier) = self.pausing.replace(answer) {
+            let _ = earlier.send(Answer::Refused);
+        }
     }
 
     pub(crate) fn set_polled(&mut self, polled: bool) {

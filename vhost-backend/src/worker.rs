@@ -185,6 +185,13 @@ impl<D: Device> Worker<D> {
                 }
                 return;
             }
+            Command::Pause { queue } => {
+                match self.queues.get_mut(queue / self.workers) {
+                    Some(queue) => queue.pause(answer),
+                    None => drop(answer.send(Answer::Refused)),
+                }
+                return;
+            }
             Command::Memory { memory, retire } => {
                 self.common.channel.memory(&memory.host_regions());
                 self.common.epochs.replace(memory);

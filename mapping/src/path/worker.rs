@@ -61,8 +61,8 @@ struct Without {
 ///    [reserved](Self::reserve) first, and if blocks may be given away or moved by it
 ///    ([`may_relocate`](Self::may_relocate)) the fence of its hold [has to pass](Self::has_passed) before it is begun.
 /// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, with `RWF_NOWAIT` so that the
-///    kernel keeps none of it for later. If the answer is no, it is planned anew. The *file* is registered in the ring
-///    as well as the device: after a kill the lease lasts until the ring has ended.
+///    kernel keeps none of it for later. If the answer is no, it is planned anew. The *file* is
+///    registered in the ring as well as the device: after a kill the lease lasts until the ring has ended.
 /// 4. When a request has ended, its plan is [released](Plan::release) or dropped, and its hold is dropped.
 /// 5. [`idle`](Self::idle) before the thread sleeps.
 ///

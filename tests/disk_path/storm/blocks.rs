@@ -7,11 +7,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
+use rig::files::{fallocate, reflink};
+use rig::program::run;
+use rig::random::Random;
+
 use super::disturber::{Did, Storm};
 use super::ioctls::{clone_range, dedupe_range, exchange_range, move_extent};
 use super::{LEAST, MOST, STILL};
-use crate::common::{fallocate, reflink, run};
-use crate::random::Random;
 
 /// `FALLOC_FL_UNSHARE_RANGE`
 const UNSHARE: libc::c_int = 0x40;

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
+use rig::file_systems::Mounted;
+use rig::random::Random;
+
 use super::neighbours::Neighbours;
 use super::pace::Pace;
 use super::{blocks, hosts, names, opens};
-use crate::common::Mounted;
 use crate::disturb::Others;
 use crate::length::Length;
-use crate::random::Random;
 
 /// What became of a disturbance. Many are attempts: they may find no room, an
 /// image with another name, or a file system that cannot do it.

@@ -8,7 +8,7 @@ use front_end::{GuestMemory, LIMIT, Like, Session, Wanted, codes::protocol};
 
 use super::pace::Pace;
 use crate::client::Client;
-use crate::rig::QUEUES;
+use crate::served::QUEUES;
 
 /// How long a queue waits for a request before it lets others look.
 const TURN: Duration = Duration::from_millis(20);

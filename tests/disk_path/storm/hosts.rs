@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
+use rig::program::run;
+use rig::random::Random;
+
 use super::disturber::{Did, Storm};
-use crate::common::run;
 use crate::disturb;
-use crate::random::Random;
 
 /// How often the disk becomes larger, and by how much.
 const GROWTHS: usize = 8;

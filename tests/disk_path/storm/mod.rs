@@ -17,21 +17,23 @@ use front_end::codes::feature;
 
 use crate::break_time::{BreakTime, SHORT};
 use crate::client::{Client, owner};
-use crate::common::{
-    EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS, XFS_1K, XFS_4KN, open_direct, run,
-};
 use crate::disturb::{self, Stopper};
-use crate::image::{FIRST, Image, MIXED, SECTORS, read_direct, sync, write_direct};
 use crate::length::Length;
-use crate::model::{Found, Model, SECTOR, content};
 use crate::requests::Habits;
-use crate::rig::{Guest, QUEUES, Served};
+use crate::served::{Guest, QUEUES, Served};
 
 use disturber::{Copies, Scene, Storm};
 use guest::Guests;
 use ioctls::Mapped;
 use pace::{Pace, Work};
 use process::{HAND_OVERS, KILLS, LONG, Process, RESIZES};
+use rig::file_systems::sync;
+use rig::file_systems::{EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS, XFS_1K, XFS_4KN};
+use rig::files::open_direct;
+use rig::files::{read_direct, write_direct};
+use rig::image::{FIRST, Image, MIXED, SECTORS};
+use rig::model::{Found, Model, SECTOR, content};
+use rig::program::run;
 
 mod blocks;
 mod disturber;

@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
+use rig::program::run;
+use rig::random::Random;
+
 use super::disturber::{Did, Storm};
 use super::ioctls::{Attributes, set_attributes};
-use crate::common::run;
-use crate::random::Random;
 
 /// `FS_XFLAG_NODUMP`, which nobody here minds.
 const NODUMP: u64 = 0x80;

@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::common::{Mounted, fallocate};
-use crate::image::{read_direct, try_write_direct};
-use crate::model::{FOREIGN, SECTOR, Value, content, holds};
-use crate::random::Random;
+use rig::file_systems::Mounted;
+use rig::files::fallocate;
+use rig::files::{read_direct, try_write_direct};
+use rig::model::{FOREIGN, SECTOR, Value, content, holds};
+use rig::random::Random;
 
 /// Bytes of all that are there at most.
 const MOST: usize = 48 << 20;

@@ -7,11 +7,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
+use rig::model::SECTOR;
+use rig::random::Random;
+
 use super::disturber::{Did, Storm};
 use super::ioctls::{Mapped, advise};
 use super::{LEAST, STILL};
-use crate::model::SECTOR;
-use crate::random::Random;
 
 /// How long a burst of opens goes on.
 const BURST: Duration = Duration::from_millis(30);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use extentd::operator::control::{self, Answer, Request};
 use front_end::LIMIT;
 
-use crate::rig::Info;
+use crate::served::Info;
 
 /// Raw requests between two disturbances beyond those that make good for what
 /// went by the file, times five.

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use extentd::operator::control::{self, Answer, Request};
 use front_end::{LIMIT, Like, Session, wait_readable};
+use rig::model::SECTOR;
+use rig::random::Random;
 
 use super::disturber::{Did, Storm};
 use super::guest::Guests;
 use super::ioctls::Mapped;
 use super::{LEAST, MOST, blocks};
-use crate::model::SECTOR;
-use crate::random::Random;
-use crate::rig::Served;
+use crate::served::Served;
 
 /// A storm this long also stops the process for longer than the kernel waits
 /// for a lease.

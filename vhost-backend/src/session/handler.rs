@@ -370,7 +370,12 @@ impl<D: Device> Handler<D> {
         };
         let changed = std::mem::replace(&mut ring.enabled, on) != on;
         if changed && ring.running.is_some() {
-            self.workers.tell(queue, Command::Enable { queue, on });
+            let command = if on {
+                Command::Enable { queue, on }
+            } else {
+                Command::Pause { queue }
+            };
+            self.workers.tell(queue, command);
         }
     }
 

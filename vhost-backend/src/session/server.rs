@@ -238,4 +238,6 @@ impl<D: Device> Server<D> {
 #[cfg(test)]
 mod area_tests;
 #[cfg(test)]
+mod pause_tests;
+#[cfg(test)]
 mod tests;

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 
+use front_end::LIMIT;
 use serde_json::{Value, json};
 
-use crate::host::LIMIT;
-
+/// A connection to a QEMU; anything else than an answer or event within the limit is a failure.
 pub struct Qmp {
     reader: BufReader<UnixStream>,
     events: VecDeque<Value>,

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use front_end::{Daemon, LIMIT};
 use serde_json::json;
 
-use crate::daemon::Daemon;
-use crate::host::{self, BootFiles, LIMIT, Scratch};
-use crate::qmp::Qmp;
+use crate::process::wait_exit;
+use crate::qemu::boot::BootFiles;
+use crate::qemu::qmp::Qmp;
+use crate::scratch::Scratch;
 
 /// What to boot.
 pub struct Machine {
@@ -33,6 +35,7 @@ impl Machine {
         ])
     }
 
+    /// Gives QEMU these arguments besides.
     pub fn with<T: Into<String>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
@@ -48,6 +51,7 @@ impl Machine {
         self
     }
 
+    /// Gives the kernel these arguments besides.
     pub fn kernel_arguments(mut self, arguments: &'static str) -> Self {
         self.kernel_arguments = arguments;
         self
@@ -55,7 +59,7 @@ impl Machine {
 
     /// A disk that is there from the start.
     pub fn disk(self, daemon: &Daemon, id: &str, queues: u32) -> Self {
-        self.disk_at(&daemon.socket, id, queues)
+        self.disk_at(daemon.socket(), id, queues)
     }
 
     /// As [`Machine::disk`], whoever serves it on that socket.
@@ -127,7 +131,7 @@ impl Machine {
     /// Lets the firmware boot from the first disk, until QEMU ends; its exit status and the
     /// console.
     pub fn run_firmware(self, scratch: &Scratch) -> (ExitStatus, String) {
-        let status = host::wait_exit(self.qemu(scratch).spawn().unwrap());
+        let status = wait_exit(self.qemu(scratch).spawn().unwrap());
         let console = std::fs::read(scratch.path("console")).unwrap();
         (status, String::from_utf8_lossy(&console).into_owned())
     }
@@ -183,6 +187,7 @@ impl Drop for Running {
 pub struct Guest {
     qemu: Running,
     agent: BufReader<UnixStream>,
+    /// QEMU itself.
     pub qmp: Qmp,
     console: PathBuf,
 }
@@ -293,14 +298,14 @@ impl Guest {
     /// Ends a QEMU whose guest has migrated away.
     pub fn quit(mut self) {
         self.qmp.execute("quit", &json!({}));
-        let status = host::wait_exit(self.qemu.0.take().unwrap());
+        let status = wait_exit(self.qemu.0.take().unwrap());
         assert!(status.success(), "QEMU: {status}");
     }
 
     /// Shuts it down from within; QEMU must end well.
     pub fn power_off(mut self) {
         self.send("sync; poweroff -f");
-        let status = host::wait_exit(self.qemu.0.take().unwrap());
+        let status = wait_exit(self.qemu.0.take().unwrap());
         assert!(status.success(), "QEMU: {status}\n{}", self.console());
     }
 

@@ -20,12 +20,16 @@ pub enum Kind {
 /// How many sectors were found to be what.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Found {
+    /// Those of [`Kind::Wrong`].
     pub wrong: usize,
+    /// Those of [`Kind::Stale`].
     pub stale: usize,
+    /// Those of [`Kind::Foreign`].
     pub foreign: usize,
 }
 
 impl Found {
+    /// Counts one more.
     pub fn count(&mut self, kind: Kind) {
         match kind {
             Kind::Wrong => self.wrong += 1,
@@ -34,6 +38,7 @@ impl Found {
         }
     }
 
+    /// Adds up.
     pub fn add(&mut self, other: Found) {
         self.wrong += other.wrong;
         self.stale += other.stale;
@@ -44,6 +49,7 @@ impl Found {
 /// A sector that does not hold what it may.
 #[derive(Debug, Clone)]
 pub struct Fault {
+    /// What kind of fault it is.
     pub kind: Kind,
     /// One sentence.
     pub text: String,

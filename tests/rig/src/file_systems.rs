@@ -1,28 +1,29 @@
 //! File systems on loop devices for tests, taken down again whatever happens.
-#![allow(
-    dead_code,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stderr
-)]
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use crate::files::fallocate;
+use crate::program::run;
 
 /// A kind of file system to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Made {
+    /// What tests call it; one of ext4 begins with `ext4`.
     pub name: &'static str,
+    /// The program that makes it, with its arguments but for the device.
     pub mkfs: &'static [&'static str],
+    /// Options of its mount, comma-separated.
     pub options: &'static str,
+    /// Size of the disk in MiB.
     pub megabytes: u64,
     /// Bytes of a sector of the disk.
     pub sector: u32,
 }
 
+/// ext4 as it is made by default.
 pub const EXT4: Made = Made {
     name: "ext4",
     mkfs: &["mkfs.ext4", "-q", "-F"],
@@ -30,6 +31,7 @@ pub const EXT4: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// ext4 with blocks of 1 KiB.
 pub const EXT4_1K: Made = Made {
     name: "ext4-1k",
     mkfs: &["mkfs.ext4", "-q", "-F", "-b", "1024"],
@@ -37,6 +39,7 @@ pub const EXT4_1K: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// ext4 that allocates clusters of 64 KiB.
 pub const EXT4_BIGALLOC: Made = Made {
     name: "ext4-bigalloc",
     mkfs: &["mkfs.ext4", "-q", "-F", "-O", "bigalloc", "-C", "65536"],
@@ -44,6 +47,7 @@ pub const EXT4_BIGALLOC: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// ext4 that keeps small files in their inodes.
 pub const EXT4_INLINE: Made = Made {
     name: "ext4-inline",
     mkfs: &["mkfs.ext4", "-q", "-F", "-O", "inline_data"],
@@ -51,6 +55,7 @@ pub const EXT4_INLINE: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// ext4 that journals data.
 pub const EXT4_JOURNAL: Made = Made {
     name: "ext4-journal",
     mkfs: &["mkfs.ext4", "-q", "-F"],
@@ -58,6 +63,7 @@ pub const EXT4_JOURNAL: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// XFS whose files can share extents.
 pub const XFS: Made = Made {
     name: "xfs",
     mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
@@ -65,16 +71,19 @@ pub const XFS: Made = Made {
     megabytes: 320,
     sector: 512,
 };
+/// As [`XFS`], with blocks of 1 KiB.
 pub const XFS_1K: Made = Made {
     name: "xfs-1k",
     mkfs: &["mkfs.xfs", "-q", "-f", "-m", "reflink=1", "-b", "size=1024"],
     ..XFS
 };
+/// As [`XFS`], on a disk with sectors of 4 KiB.
 pub const XFS_4KN: Made = Made {
     name: "xfs-4kn",
     sector: 4096,
     ..XFS
 };
+/// btrfs as it is made by default.
 pub const BTRFS: Made = Made {
     name: "btrfs",
     mkfs: &["mkfs.btrfs", "-q", "-f"],
@@ -82,6 +91,7 @@ pub const BTRFS: Made = Made {
     megabytes: 256,
     sector: 512,
 };
+/// btrfs that compresses all files.
 pub const BTRFS_COMPRESSED: Made = Made {
     name: "btrfs-compressed",
     mkfs: &["mkfs.btrfs", "-q", "-f"],
@@ -92,6 +102,7 @@ pub const BTRFS_COMPRESSED: Made = Made {
 
 /// A mounted file system on a loop device; dropping it unmounts and detaches.
 pub struct Mounted {
+    /// Its kind.
     pub made: Made,
     dir: Option<tempfile::TempDir>,
     device: Option<String>,
@@ -162,10 +173,12 @@ impl Mounted {
         Ok(mounted)
     }
 
+    /// The loop device that it is on.
     pub fn device(&self) -> &str {
         self.device.as_deref().unwrap()
     }
 
+    /// Where it is mounted.
     pub fn root(&self) -> PathBuf {
         self.dir.as_ref().unwrap().path().join("mnt")
     }
@@ -175,6 +188,7 @@ impl Mounted {
         self.dir.as_ref().unwrap().path().join("disk")
     }
 
+    /// Where a file of that name is.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root().join(name)
     }
@@ -189,6 +203,7 @@ impl Mounted {
             .unwrap()
     }
 
+    /// Whether it is an ext4 of any kind.
     pub fn is_ext4(&self) -> bool {
         self.made.name.starts_with("ext4")
     }
@@ -207,85 +222,23 @@ impl Drop for Mounted {
     }
 }
 
-/// Runs a program; what it wrote, or why it failed.
-pub fn run(command: &mut Command) -> Result<String, String> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(format!(
-            "{command:?}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        ))
+/// What was freed may be used, and what was written is on the disk.
+pub fn sync(host: &Mounted) {
+    run(Command::new("sync").arg("-f").arg(host.root())).unwrap();
+}
+
+/// A new file that leaves no block free, and where it ends.
+pub fn occupy(host: &Mounted, name: &str) -> (File, u64) {
+    let file = host.create(name);
+    let (mut end, mut step) = (0, 64 << 20);
+    while step >= 1024 {
+        match fallocate(&file, 0, end, step) {
+            Ok(()) => end += step,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::StorageFull);
+                step /= 2;
+            }
+        }
     }
-}
-
-/// Opens for direct I/O.
-pub fn open_direct(path: impl AsRef<Path>) -> File {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .unwrap()
-}
-
-/// The whole file, as the file system gives it.
-pub fn read_all(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
-    file.read_exact_at(&mut bytes, 0).unwrap();
-    bytes
-}
-
-/// Bytes that tell where in which file they belong, never all zeros in a sector.
-pub fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(len);
-    for word in 0..len.div_ceil(8) as u64 {
-        let at = offset / 8 + word;
-        let mixed = (at ^ seed.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        bytes.extend_from_slice(&mixed.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-/// fallocate(2).
-pub fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let (offset, len) = (i64::try_from(offset).unwrap(), i64::try_from(len).unwrap());
-    // SAFETY: no memory is involved.
-    #[allow(unsafe_code)]
-    let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
-}
-
-pub fn punch(file: &File, offset: u64, len: u64) {
-    fallocate(
-        file,
-        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-        offset,
-        len,
-    )
-    .unwrap();
-}
-
-/// FICLONE: the whole of `from` becomes shared with `to`.
-pub fn reflink(from: &File, to: &File) -> std::io::Result<()> {
-    use std::os::fd::AsRawFd;
-    const FICLONE: libc::c_ulong = 0x4004_9409;
-    // SAFETY: no memory is involved.
-    #[allow(unsafe_code)]
-    let result = unsafe { libc::ioctl(to.as_raw_fd(), FICLONE as _, from.as_raw_fd()) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    (file, end)
 }

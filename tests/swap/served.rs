@@ -1,23 +1,21 @@
 //! A swap-grade process on a file system of its own, and a driver that uses
 //! it.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
-use extentd::operator::control::{self, Answer, Request};
+use extentd::operator::control::Request;
 use front_end::codes::status;
-use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session, Wanted};
+use front_end::{Buffer, Daemon, LIMIT, Like, Op, Session, Wanted};
+use rig::attached::{Attached, DATA};
+use rig::file_systems::{Made, Mounted};
+use rig::operator;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{Made, Mounted};
-
 /// The size of an image in bytes.
 pub const IMAGE: u64 = 32 << 20;
-/// Guest memory in bytes, and where data may lie in it.
-pub const MEMORY: u64 = 16 << 20;
-pub const DATA: u64 = 4 << 20;
 
 /// A file system; `None`, with the reason printed, where there can be none.
 pub fn mounted(made: Made) -> Option<Mounted> {
@@ -29,7 +27,7 @@ pub fn mounted(made: Made) -> Option<Mounted> {
 }
 
 pub fn extentctl(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_extentctl"))
+    Command::new(rig::extentctl!())
         .args(arguments)
         .output()
         .unwrap()
@@ -38,7 +36,7 @@ pub fn extentctl(arguments: &[&str]) -> Output {
 /// Runs it until it ends, as it does when it refuses something.
 pub fn extentd(image: &Path, arguments: &[&str]) -> Output {
     let directory = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_extentd"))
+    Command::new(rig::extentd!())
         .arg("--socket-path")
         .arg(directory.path().join("socket"))
         .arg("--blk-file")
@@ -84,7 +82,7 @@ pub struct Served {
 
 impl Served {
     pub fn start(image: &Path, arguments: &[&str]) -> Self {
-        Self::run(Path::new(env!("CARGO_BIN_EXE_extentd")), image, arguments)
+        Self::run(&rig::extentd!(), image, arguments)
     }
 
     /// As [`start`](Self::start), but never strict.
@@ -113,10 +111,7 @@ impl Served {
     }
 
     pub fn ask(&self, request: &Request) -> Value {
-        match control::ask(&self.control, request, LIMIT).unwrap() {
-            Answer::Result(value) => value,
-            Answer::Error(error) => panic!("{error}"),
-        }
+        operator::ask(&self.control, request)
     }
 
     /// The part of `info` about swap-grade mode.
@@ -133,11 +128,7 @@ impl Served {
 
     /// Waits until requests go this way.
     pub fn wait_path(&self, way: &str) {
-        let start = Instant::now();
-        while self.ask(&Request::Info {})["disk"]["path"] != way {
-            assert!(start.elapsed() < LIMIT, "requests do not go by the {way}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        operator::wait_path(&self.control, way);
     }
 
     /// The thread of the process with this name.
@@ -163,22 +154,27 @@ impl Served {
 }
 
 /// A front-end and the driver of its only queue.
-pub struct Guest {
-    session: Session,
-    pub memory: GuestMemory,
-    pub driver: Driver,
+pub struct Guest(Attached);
+
+impl Deref for Guest {
+    type Target = Attached;
+
+    fn deref(&self) -> &Attached {
+        &self.0
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Attached {
+        &mut self.0
+    }
 }
 
 impl Guest {
     pub fn attach(served: &Served) -> Self {
         let wanted = Wanted::default();
-        let mut session = Session::open(served.daemon.socket(), Like::Qemu, wanted).unwrap();
-        let (memory, driver) = session.start_one(MEMORY, 128).unwrap();
-        Self {
-            session,
-            memory,
-            driver,
-        }
+        let session = Session::open(served.daemon.socket(), Like::Qemu, wanted).unwrap();
+        Self(Attached::with_ring(session, 128))
     }
 
     /// The features that the disk offers.
@@ -218,21 +214,5 @@ impl Guest {
                 }
             }
         }
-    }
-
-    pub fn write(&mut self, sector: u64, bytes: &[u8]) {
-        self.memory.write(DATA, bytes).unwrap();
-        let length = u32::try_from(bytes.len()).unwrap();
-        let done = self.driver.write(sector, DATA, length).unwrap();
-        assert_eq!(done.status, status::OK);
-    }
-
-    pub fn read(&mut self, sector: u64, length: usize) -> Vec<u8> {
-        let done = self
-            .driver
-            .read(sector, DATA, u32::try_from(length).unwrap())
-            .unwrap();
-        assert_eq!(done.status, status::OK);
-        self.memory.read(DATA, length).unwrap()
     }
 }

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use extentd::operator::control::{self, Answer, Request};
+use extentd::operator::control::Request;
 use front_end::codes::{feature, protocol};
-use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
+use front_end::{Daemon, Driver, GuestMemory, Like, Session, Setup, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::operator;
+use crate::scratch::folder;
 
 /// The queues of every process here.
 pub const QUEUES: usize = 4;
@@ -17,22 +20,24 @@ pub const QUEUE_DATA: u64 = 1 << 20;
 
 /// Where a process is found, and how it is started.
 pub struct Place {
+    /// What is served.
     pub image: PathBuf,
+    /// Where front-ends connect.
     pub socket: PathBuf,
+    /// Where operators connect.
     pub control: PathBuf,
+    binary: PathBuf,
     arguments: Vec<String>,
     _files: TempDir,
 }
 
 impl Place {
-    pub fn new(image: &Path, arguments: &[&str]) -> Place {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-recovery.")
-            .tempdir_in(parent)
-            .unwrap();
+    /// For processes of `binary` with these arguments besides those that all have.
+    pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Place {
+        let files = folder("recovery");
         Place {
             image: image.to_owned(),
+            binary: binary.to_owned(),
             socket: files.path().join("socket"),
             control: files.path().join("control"),
             arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
@@ -42,7 +47,7 @@ impl Place {
 
     /// Starts a process there.
     pub fn start(&self) -> Daemon {
-        self.start_from(&binary())
+        self.start_from(&self.binary)
     }
 
     /// Starts a process there from a copy of the binary.
@@ -56,10 +61,7 @@ impl Place {
 
     /// What `extentctl info` would print.
     pub fn info(&self) -> Value {
-        match control::ask(&self.control, &Request::Info {}, LIMIT).unwrap() {
-            Answer::Result(info) => info,
-            Answer::Error(error) => panic!("info is refused: {error:?}"),
-        }
+        operator::info(&self.control)
     }
 
     /// The part of it about the disk.
@@ -69,10 +71,8 @@ impl Place {
 
     /// Requests that failed for what the host said.
     pub fn errors(&self) -> u64 {
-        match control::ask(&self.control, &Request::Stats {}, LIMIT).unwrap() {
-            Answer::Result(stats) => stats["failed_requests"].as_u64().unwrap(),
-            Answer::Error(error) => panic!("stats are refused: {error}"),
-        }
+        let stats = operator::ask(&self.control, &Request::Stats {});
+        stats["failed_requests"].as_u64().unwrap()
     }
 
     /// A session that takes everything; `None` if the process is gone.
@@ -84,13 +84,6 @@ impl Place {
         };
         Session::open(&self.socket, like, wanted).ok()
     }
-}
-
-/// The binary under test.
-pub fn binary() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
 }
 
 /// Memory and rings of a guest, which outlive every process.

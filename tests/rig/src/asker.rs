@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use crate::model::{SECTOR, content, holds};
 use front_end::codes::feature;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
 
-use crate::model::{SECTOR, content, holds};
-use crate::rig::{Place, QUEUE_DATA, guest};
+use crate::place::{Place, QUEUE_DATA, guest};
 
 /// Bytes of a request.
 pub const LENGTH: usize = 16 << 10;
@@ -15,23 +15,26 @@ pub const LENGTH: usize = 16 << 10;
 pub const REQUESTS: usize = 32;
 
 /// A guest of a process.
-pub struct Attached {
+pub struct Asker {
+    /// Where the process is found.
     pub place: Place,
+    /// The process.
     pub daemon: Daemon,
     memory: GuestMemory,
     drivers: Vec<Driver>,
     _session: Session,
 }
 
-impl Attached {
-    pub fn new(image: &Path, arguments: &[&str]) -> Attached {
-        let place = Place::new(image, arguments);
+impl Asker {
+    /// Has a process of `binary` serve `image`, and attaches to it.
+    pub fn new(binary: &Path, image: &Path, arguments: &[&str]) -> Asker {
+        let place = Place::new(binary, image, arguments);
         let daemon = place.start();
         let (memory, drivers) = guest();
         let mut session = place.connect(Like::Qemu, feature::ALL).unwrap();
         let rings: Vec<_> = drivers.iter().map(Driver::ring).collect();
         session.start(&memory, &rings).unwrap();
-        Attached {
+        Asker {
             place,
             daemon,
             memory,

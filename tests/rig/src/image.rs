@@ -1,12 +1,11 @@
 //! Images whose extents are of every kind, in many pieces.
 
-use std::fs::{File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::common::{Mounted, fallocate, punch, reflink, run};
+use crate::file_systems::{Mounted, occupy, sync};
+use crate::files::{fallocate, punch, reflink, write_direct};
 use crate::model::{SECTOR, Value, content};
 
 /// Bytes of an image.
@@ -29,8 +28,11 @@ pub const FIRST: Value = 1;
 /// What the extent under a piece is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Holds data.
     Written,
+    /// Allocated, reads as zeros.
     Unwritten,
+    /// Not allocated, reads as zeros.
     Hole,
     /// With another file.
     Shared,
@@ -38,7 +40,9 @@ pub enum Kind {
 
 /// An image, with what its sectors hold.
 pub struct Image {
+    /// Where it is.
     pub path: PathBuf,
+    /// What each of its sectors holds.
     pub values: Vec<Value>,
     /// The file that shares extents with it.
     pub twin: Option<PathBuf>,
@@ -58,40 +62,6 @@ pub fn kind(piece: usize) -> Kind {
 pub fn sectors(piece: usize) -> std::ops::Range<usize> {
     let size = PIECE / SECTOR;
     piece * size..((piece + 1) * size).min(SECTORS)
-}
-
-/// What was freed may be used, and what was written is on the disk.
-pub fn sync(host: &Mounted) {
-    run(Command::new("sync").arg("-f").arg(host.root())).unwrap();
-}
-
-/// A new file that leaves no block free, and where it ends.
-pub fn occupy(host: &Mounted, name: &str) -> (File, u64) {
-    let file = host.create(name);
-    let (mut end, mut step) = (0, 64 << 20);
-    while step >= 1024 {
-        match fallocate(&file, 0, end, step) {
-            Ok(()) => end += step,
-            Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::StorageFull);
-                step /= 2;
-            }
-        }
-    }
-    (file, end)
-}
-
-/// A buffer for direct I/O; the kernel takes what `Vec` gives only by chance.
-pub fn write_direct(file: &File, bytes: &[u8], offset: usize) {
-    try_write_direct(file, bytes, offset).unwrap();
-}
-
-/// As [`write_direct`], where there may be no room.
-pub fn try_write_direct(file: &File, bytes: &[u8], offset: usize) -> std::io::Result<()> {
-    let mut room = vec![0; bytes.len() + 4096];
-    let start = room.as_ptr().align_offset(4096);
-    room[start..start + bytes.len()].copy_from_slice(bytes);
-    file.write_all_at(&room[start..start + bytes.len()], offset as u64)
 }
 
 impl Image {
@@ -175,25 +145,4 @@ impl Image {
             twin: None,
         }
     }
-}
-
-/// What is on the disk of a file, past the page cache.
-pub fn read_direct(path: &Path) -> Vec<u8> {
-    const CHUNK: usize = 1 << 20;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(path)
-        .unwrap();
-    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
-    let mut room = vec![0; CHUNK + 4096];
-    let start = room.as_ptr().align_offset(4096);
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        let chunk = &mut room[start..start + CHUNK];
-        let count = file.read_at(chunk, bytes.len() as u64).unwrap();
-        assert!(count > 0, "{} has become shorter", path.display());
-        bytes.extend_from_slice(&chunk[..count]);
-    }
-    bytes
 }

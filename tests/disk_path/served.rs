@@ -69,9 +69,7 @@ fn with_common(control: &Path, arguments: &[&str]) -> Vec<String> {
 
 /// The binary under test.
 pub fn binary() -> PathBuf {
-    std::env::var_os("EXTENTD")
-        .unwrap_or_else(|| env!("CARGO_BIN_EXE_extentd").into())
-        .into()
+    rig::extentd!()
 }
 
 impl Served {
@@ -103,11 +101,7 @@ impl Served {
         variables: &[(&str, &str)],
         stderr: Stdio,
     ) -> Served {
-        let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
-        let files = tempfile::Builder::new()
-            .prefix("extentd-disk.")
-            .tempdir_in(parent)
-            .unwrap();
+        let files = rig::scratch::folder("disk");
         let (socket, control) = (files.path().join("socket"), files.path().join("control"));
         let all = with_common(&control, arguments);
         let all: Vec<_> = all.iter().map(String::as_str).collect();

@@ -1,0 +1,35 @@
+//! What several suites of tests share. What only one of them uses is in its own folder.
+//!
+//! All of it is for tests: it panics where something is not as it has to be.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr
+)]
+
+#[cfg(feature = "programs")]
+pub mod asker;
+#[cfg(feature = "programs")]
+pub mod attached;
+pub mod file_systems;
+pub mod files;
+pub mod image;
+#[cfg(feature = "programs")]
+pub mod lanes;
+pub mod model;
+#[cfg(feature = "programs")]
+pub mod operator;
+#[cfg(feature = "programs")]
+pub mod place;
+pub mod pressure;
+#[cfg(feature = "programs")]
+pub mod process;
+pub mod program;
+#[cfg(feature = "programs")]
+pub mod qemu;
+pub mod random;
+pub mod scratch;
+pub mod small_image;
