@@ -22,20 +22,19 @@ use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uri
 use crate::host::allocations;
 use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
+pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
 
 mod description;
 mod error;
 mod image_file;
 mod image_lock;
-mod options;
 mod resize;
 mod ways;
 
 pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
-pub use self::options::DiskOptions;
 use self::ways::{RawWay, pinner, raw_way};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.

@@ -10,4 +10,5 @@ pub mod host;
 pub mod operator;
 pub mod options;
 pub mod process;
+pub mod protocol;
 pub mod swap;

@@ -1,28 +1,32 @@
 //! What the control socket reaches: carries out what an operator asks of a
 //! disk.
 
-pub mod advice;
+mod advice;
 pub mod control;
-pub mod image_map;
+mod image_map;
 pub mod metrics;
 pub(crate) mod metrics_listener;
-pub mod statistics;
+pub(crate) mod statistics;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde_json::{Value, json};
-use vhost_backend::{Device, Handle};
+use serde::Serialize;
+use vhost_backend::{Device, Handle, Options};
 
-use self::advice::Advice;
-use self::control::{Answer, Controlled, Request};
+use self::control::Controlled;
 use crate::disk::Disk;
 use crate::options::byte_range::ByteRange;
-use crate::options::config::{Config, IoPath};
+use crate::options::config::IoPath;
+use crate::protocol::done::{Advised, PathNow, Resized};
+use crate::protocol::extents::Page;
+use crate::protocol::info::{Info, Selftest, Session};
+use crate::protocol::statistics::Statistics;
+use crate::protocol::{Advice, Answer, Request};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
 pub(crate) struct Operator {
-    config: Config,
+    offered: Options,
     disk: Arc<Disk>,
     handle: Handle,
     swap: Option<SwapMode>,
@@ -30,19 +34,30 @@ pub(crate) struct Operator {
     resizing: Mutex<()>,
 }
 
-/// What was done, or one line that says why not.
-type Done = Result<Value, String>;
+/// What was done: the answer to the request of that name.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Done {
+    Info(Box<Info>),
+    Selftest(Selftest),
+    Resize(Resized),
+    Stats(Box<Statistics>),
+    Advise(Advised),
+    Map(Page),
+    IoPath(PathNow),
+}
 
 impl Operator {
-    /// For a disk, the server that offers it, and swap-grade mode.
+    /// For a disk, what is offered of it, the server that offers it, and
+    /// swap-grade mode.
     pub(crate) fn new(
-        config: Config,
+        offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
     ) -> Self {
         Self {
-            config,
+            offered,
             disk,
             handle,
             swap,
@@ -50,38 +65,38 @@ impl Operator {
         }
     }
 
-    fn info(&self) -> Value {
+    fn info(&self) -> Info {
         let status = self.handle.status();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "pid": std::process::id(),
-            "queues": self.config.queues,
-            "queue_size": self.config.queue_size,
-            "threads": self.config.threads,
-            "cpus": self.config.cpus,
-            "disk": self.disk.describe(),
-            "swap": self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
-            "session": {
-                "connected": status.connected,
-                "rings_running": status.rings_running,
-                "waits_for_image": status.waits_for_image,
-                "features": format!("{:#x}", status.features),
-                "protocol_features": format!("{:#x}", status.protocol_features),
-                "memory_regions": status.memory_regions,
-                "memory_bytes": status.memory_bytes,
-                "writeback": status.writeback,
+        Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            queues: self.offered.queues,
+            queue_size: self.offered.queue_size,
+            threads: self.offered.workers,
+            cpus: self.offered.cpus.clone(),
+            disk: self.disk.describe(),
+            swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
+            session: Session {
+                connected: status.connected,
+                rings_running: status.rings_running,
+                waits_for_image: status.waits_for_image,
+                features: status.features,
+                protocol_features: status.protocol_features,
+                memory_regions: status.memory_regions,
+                memory_bytes: status.memory_bytes,
+                writeback: status.writeback,
             },
-        })
+        }
     }
 
-    fn selftest(&self) -> Done {
+    fn selftest(&self) -> Result<Selftest, String> {
         match &self.swap {
             Some(swap) => Ok(swap.selftest(&self.disk)),
             None => Err("selftest: extentd was started without --swap".to_owned()),
         }
     }
 
-    fn resize(&self, bytes: u64) -> Done {
+    fn resize(&self, bytes: u64) -> Result<Resized, String> {
         // It guards no data, so a panic elsewhere has left nothing half done.
         let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.disk.capacity_sectors();
@@ -92,7 +107,9 @@ impl Operator {
         }
         result.map_err(|error| error.to_string())?;
         log::info!("resized to {bytes} bytes");
-        Ok(json!({ "size_bytes": self.disk.capacity_bytes() }))
+        Ok(Resized {
+            size_bytes: self.disk.capacity_bytes(),
+        })
     }
 
     /// The image may have another size than it had: then that of the disk
@@ -110,11 +127,7 @@ impl Operator {
         }
     }
 
-    fn stats(&self) -> Done {
-        serde_json::to_value(statistics::gather(&self.disk)).map_err(|error| error.to_string())
-    }
-
-    fn advise(&self, advice: Advice, range: ByteRange) -> Done {
+    fn advise(&self, advice: Advice, range: ByteRange) -> Result<Advised, String> {
         let failed = |reason: &str| format!("advise {advice}: {reason}");
         let path = self.disk.disk_path().map_err(|reason| {
             failed(&format!(
@@ -127,29 +140,27 @@ impl Operator {
         let done = advice::follow(path, advice, range.clone())
             .map_err(|error| failed(&error.to_string()))?;
         let stats = path.stats();
-        Ok(json!({
-            "advice": advice,
-            "start": range.start,
-            "end": range.end,
-            "done": done,
-            "resident_windows": stats.resident_windows,
-            "resident_bytes": stats.resident_bytes,
-            "pinned_bytes": stats.pinned_bytes,
-        }))
+        Ok(Advised {
+            advice,
+            start: range.start,
+            end: range.end,
+            done: done.to_owned(),
+            resident_windows: stats.resident_windows,
+            resident_bytes: stats.resident_bytes,
+            pinned_bytes: stats.pinned_bytes,
+        })
     }
 
-    fn map(&self, range: ByteRange, most: u32) -> Done {
+    fn map(&self, range: ByteRange, most: u32) -> Result<Page, String> {
         let failed = |reason: String| format!("map: {reason}");
         let range = range
             .of(self.disk.capacity_bytes())
             .map_err(|error| failed(error.to_string()))?;
-        let page = image_map::page(&self.disk, range, most).map_err(|error| {
-            failed(format!("the image's file system tells no extents: {error}"))
-        })?;
-        serde_json::to_value(page).map_err(|error| failed(error.to_string()))
+        image_map::page(&self.disk, range, most)
+            .map_err(|error| failed(format!("the image's file system tells no extents: {error}")))
     }
 
-    fn io_path(&self, way: IoPath) -> Done {
+    fn io_path(&self, way: IoPath) -> Result<PathNow, String> {
         let path = match self.disk.disk_path() {
             Ok(path) => path,
             // It is so already.
@@ -168,25 +179,30 @@ impl Operator {
         Ok(self.path())
     }
 
-    fn path(&self) -> Value {
+    fn path(&self) -> PathNow {
         let description = self.disk.describe();
-        json!({ "path": description.path, "path_reason": description.path_reason })
+        PathNow {
+            path: description.path,
+            path_reason: description.path_reason,
+        }
     }
 }
 
 impl Controlled for Operator {
-    fn carry_out(&self, request: Request) -> Answer {
+    type Done = Done;
+
+    fn carry_out(&self, request: Request) -> Answer<Done> {
         let done = match request {
-            Request::Info {} => Ok(self.info()),
-            Request::Selftest {} => self.selftest(),
-            Request::Resize { bytes } => self.resize(bytes),
-            Request::Stats {} => self.stats(),
-            Request::Advise { advice, range } => self.advise(advice, range),
-            Request::Map { range, most } => self.map(range, most),
-            Request::IoPath { path } => self.io_path(path),
+            Request::Info {} => Ok(Done::Info(Box::new(self.info()))),
+            Request::Selftest {} => self.selftest().map(Done::Selftest),
+            Request::Resize { bytes } => self.resize(bytes).map(Done::Resize),
+            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(&self.disk)))),
+            Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
+            Request::Map { range, most } => self.map(range, most).map(Done::Map),
+            Request::IoPath { path } => self.io_path(path).map(Done::IoPath),
         };
         match done {
-            Ok(value) => Answer::Result(value),
+            Ok(done) => Answer::Result(done),
             Err(line) => Answer::Error(line),
         }
     }

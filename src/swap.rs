@@ -7,20 +7,21 @@ mod properties;
 
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use serde_json::{Map, Value, json};
 
 use self::prepare::PrepareError;
 use self::progress::{Display, percent};
-use self::properties::{Counters, Property, major_faults};
+use self::properties::{Counters, major_faults};
 use crate::disk::Disk;
 use crate::host::allocations::{self};
 use crate::host::hardening::{self, Shortfall};
 use crate::host::switches;
-use crate::options::config::{Config, Swap};
+use crate::options::config::Swap;
 use crate::options::size;
+use crate::protocol::info::{Properties, Property, Selftest, SwapInfo};
 
 /// How long a self-test watches the counters.
 const WATCH: Duration = Duration::from_secs(1);
@@ -85,13 +86,13 @@ fn settle(grade: Swap, shortfalls: Vec<Shortfall>) -> Result<(), SwapError> {
 ///
 /// # Errors
 /// It cannot be prepared, and `Swap::Demanded` was asked for.
-pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
+pub(crate) fn prepare(grade: Swap, image: &Path) -> Result<(), SwapError> {
     if switches::left_out("prepare") {
         return Ok(());
     }
-    let mut display = Display::new(&config.image, |line| log::info!("{line}"));
+    let mut display = Display::new(image, |line| log::info!("{line}"));
     let mut told = None;
-    let result = prepare::prepare(&config.image, None, &mut |progress| {
+    let result = prepare::prepare(image, None, &mut |progress| {
         display.show(progress);
         let percent = percent(progress);
         if told.replace(percent) != Some(percent) {
@@ -101,10 +102,10 @@ pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
     });
     drop(display);
     if let Err(PrepareError::InUse { .. }) = &result {
-        return prepared_by_others(grade, config);
+        return prepared_by_others(grade, image);
     }
     for warning in result.iter().flat_map(prepare::Prepared::warnings) {
-        log::warn!("{}: {warning}", config.image.display());
+        log::warn!("{}: {warning}", image.display());
     }
     match result {
         Ok(prepared) if prepared.changed > 0 => {
@@ -122,8 +123,8 @@ pub(crate) fn prepare(grade: Swap, config: &Config) -> Result<(), SwapError> {
 
 /// Somebody else has the image, as the source of a migration has, and nobody
 /// can prepare it meanwhile: it has to be so already.
-fn prepared_by_others(grade: Swap, config: &Config) -> Result<(), SwapError> {
-    match prepare::find_prepared(&config.image) {
+fn prepared_by_others(grade: Swap, image: &Path) -> Result<(), SwapError> {
+    match prepare::find_prepared(image) {
         Ok(()) => Ok(()),
         Err(error) if grade == Swap::Demanded => Err(error.into()),
         Err(error) => {
@@ -178,29 +179,30 @@ impl SwapMode {
     }
 
     /// The mode and its properties, for operators.
-    pub(crate) fn describe(&self, disk: &Disk) -> Value {
-        let properties = self.properties(disk);
-        let holds = properties.iter().all(|(_, property)| property.held);
-        let counts = allocations::counts();
-        json!({
-            "mode": self.grade.name(),
-            "holds": holds,
-            "worker_allocations": counts.by_workers,
-            "properties": table(properties),
-        })
+    pub(crate) fn describe(&self, disk: &Disk) -> SwapInfo {
+        let properties = Properties::new(self.properties(disk));
+        SwapInfo {
+            mode: self.grade.into(),
+            holds: properties.all_held(),
+            worker_allocations: allocations::counts().by_workers,
+            properties,
+        }
     }
 
     /// Looks at each property, at data by both ways, and at the counters for a
     /// second.
-    pub(crate) fn selftest(&self, disk: &Disk) -> Value {
+    pub(crate) fn selftest(&self, disk: &Disk) -> Selftest {
         let before = Counters::now();
         let mut properties = self.properties(disk);
         properties.push(("paths_agree", properties::paths_agree(disk)));
         properties.push(("map_true", properties::map_true(disk)));
         std::thread::sleep(WATCH);
         properties.push(("counters_flat", properties::counters_flat(before)));
-        let holds = properties.iter().all(|(_, property)| property.held);
-        json!({ "holds": holds, "properties": table(properties) })
+        let properties = Properties::new(properties);
+        Selftest {
+            holds: properties.all_held(),
+            properties,
+        }
     }
 
     fn no_major_faults(&self) -> Property {
@@ -222,12 +224,4 @@ impl SwapMode {
         let since = allocations::counts().in_requests - self.baseline.allocations.in_requests;
         Property::new(since == 0, format!("{since} in requests since the start"))
     }
-}
-
-fn table(properties: Vec<(&'static str, Property)>) -> Map<String, Value> {
-    let cell = |property: Property| json!({ "held": property.held, "detail": property.detail });
-    properties
-        .into_iter()
-        .map(|(name, property)| (name.to_owned(), cell(property)))
-        .collect()
 }

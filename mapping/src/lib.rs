@@ -39,7 +39,7 @@ pub use map::quiesce::{Fence, MAX_READERS};
 pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
 pub use path::DiskPath;
-pub use source::extent::{Extent, Kind, Reason};
+pub use source::extent::{Extent, Kind, KindName, Reason};
 pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};
 

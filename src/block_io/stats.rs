@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
-
 /// A worker's counters as others read them; all since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -20,7 +18,7 @@ pub(crate) struct Tally {
 }
 
 /// Sums over all workers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Sums {
     /// Reads and writes that went straight to the device.
     pub disk_operations: u64,

@@ -9,11 +9,10 @@ use mapping::path::{Away, Obstacle, Options};
 
 use super::error::{DiskError, NoRawWay};
 use super::image_file;
-use super::options::DiskOptions;
 use crate::engine::limits::Limits;
 use crate::engine::manner::Manner;
 use crate::engine::pin::Pinner;
-use crate::options::config::IoPath;
+use crate::options::config::{DiskOptions, IoPath};
 
 /// The way past the file system, and how its device is best used.
 #[derive(Debug)]

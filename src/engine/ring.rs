@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use io_uring::types::{CloneBuffersFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
-use serde::Serialize;
 
 use super::Files;
 use crate::host::logging;
@@ -18,7 +17,7 @@ const IO_THREADS: u32 = 64;
 
 /// What of io_uring the host's kernel has, found by trying it; each has a
 /// way round where it is missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Features {
     /// Completions are posted when the worker asks (6.1): "deferred"; when it
     /// is in the kernel anyway (5.19): "cooperative"; else "interrupting".

@@ -1,48 +1,11 @@
-//! Advice about ranges of the disk, after the "badvise()" of the 2008 thread:
-//! what an operator may say about what the map should have in memory.
+//! Follows advice about ranges of the disk: what an operator says about what
+//! the map should have in memory.
 
-use std::fmt;
 use std::ops::{ControlFlow, Range};
 
-use clap::ValueEnum;
-use mapping::{Access, Error};
-use serde::{Deserialize, Serialize};
+use mapping::{Access, DiskPath, Error};
 
-use mapping::DiskPath;
-
-/// What may be said about a range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Advice {
-    /// Load it soon, as far as the budget reaches
-    Willneed,
-    /// Drop what is loaded and not pinned
-    Dontneed,
-    /// Load it now and keep it, out of --pin-reserve
-    Pin,
-    /// Let it be evicted again
-    Unpin,
-    /// It will be used in order: load far ahead
-    Sequential,
-    /// It will be used without order: never load ahead
-    Random,
-    /// Nothing is known of its use any more
-    Normal,
-}
-
-impl fmt::Display for Advice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Advice::Willneed => "willneed",
-            Advice::Dontneed => "dontneed",
-            Advice::Pin => "pin",
-            Advice::Unpin => "unpin",
-            Advice::Sequential => "sequential",
-            Advice::Random => "random",
-            Advice::Normal => "normal",
-        })
-    }
-}
+use crate::protocol::Advice;
 
 /// Why advice was not taken: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -135,19 +98,5 @@ fn told(path: &DiskPath, error: Error) -> AdviceError {
             reserve,
         },
         other => AdviceError::Map(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn advice_is_written_as_it_is_typed_and_sent() {
-        for advice in Advice::value_variants() {
-            let name = advice.to_string();
-            assert_eq!(Advice::from_str(&name, false).as_ref(), Ok(advice));
-            assert_eq!(serde_json::to_value(advice).unwrap(), name);
-        }
     }
 }

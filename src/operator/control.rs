@@ -1,9 +1,5 @@
-//! The control socket: one JSON request per line, one JSON answer per line.
-//!
-//! Requests are the variants of [`Request`], such as `{"command":"info"}` and
-//! `{"command":"advise","advice":"pin","range":{"start":0,"end":null}}`.
-//! Answers are `{"result":...}` or `{"error":"one line"}`; after either the
-//! connection takes the next request.
+//! The control socket: takes requests line by line, and answers each. What is
+//! said there is in [`protocol`](crate::protocol).
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,13 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
 use crate::host::socket::{self, Access, SocketError, SocketFile};
-use crate::operator::advice::Advice;
-use crate::options::byte_range::ByteRange;
-use crate::options::config::IoPath;
+pub use crate::protocol::{Answer, Request};
 
 /// Most connections at a time.
 const CONNECTIONS: usize = 16;
@@ -31,56 +24,13 @@ const IDLE: Duration = Duration::from_secs(300);
 /// A client that does not take its answer this long is left.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// One request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// What is served, how, and to whom.
-    Info {},
-    /// Whether the disk is swap-grade, watched for a second.
-    Selftest {},
-    /// Change the size of the disk.
-    Resize {
-        /// The new size.
-        bytes: u64,
-    },
-    /// The counters: a [`Statistics`](crate::operator::statistics::Statistics).
-    Stats {},
-    /// Say what the map should have in memory.
-    Advise {
-        /// What is said.
-        advice: Advice,
-        /// About what.
-        range: ByteRange,
-    },
-    /// The extents of the image: a [`Page`](crate::operator::image_map::Page).
-    Map {
-        /// Of this range.
-        range: ByteRange,
-        /// Most extents in the answer, 1 to [`MOST`](crate::operator::image_map::MOST).
-        most: u32,
-    },
-    /// Choose how requests may reach the image.
-    IoPath {
-        /// The way.
-        path: IoPath,
-    },
-}
-
-/// One answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Answer {
-    /// Done.
-    Result(Value),
-    /// Not done: one line for people.
-    Error(String),
-}
-
 /// What carries out requests; called from several threads.
 pub(crate) trait Controlled: Send + Sync + 'static {
+    /// What it says when it has done so.
+    type Done: Serialize;
+
     /// Carries out one request.
-    fn carry_out(&self, request: Request) -> Answer;
+    fn carry_out(&self, request: Request) -> Answer<Self::Done>;
 }
 
 /// Binds the control socket (mode 0600).
@@ -128,7 +78,7 @@ fn accept<C: Controlled>(listener: &UnixListener, target: &Arc<C>) {
         let before = taken.fetch_add(1, Ordering::AcqRel);
         let place = Place(Arc::clone(&taken));
         if before >= CONNECTIONS {
-            let busy = Answer::Error(format!(
+            let busy = Answer::<()>::Error(format!(
                 "all {CONNECTIONS} control connections are in use: try again later"
             ));
             // It is closed in any case; whether this arrives is for its client.
@@ -172,7 +122,7 @@ fn converse(stream: UnixStream, target: &impl Controlled) -> io::Result<()> {
                 // Where the next request begins is unknown from here on.
                 return reply(
                     &mut writer,
-                    &Answer::Error(format!("a request is longer than {LINE_BYTES} bytes")),
+                    &Answer::<()>::Error(format!("a request is longer than {LINE_BYTES} bytes")),
                 );
             }
             // A last line without an end is still a request.
@@ -186,7 +136,7 @@ fn converse(stream: UnixStream, target: &impl Controlled) -> io::Result<()> {
     }
 }
 
-fn reply(writer: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+fn reply(writer: &mut UnixStream, answer: &Answer<impl Serialize>) -> io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     writer.write_all(&line)
@@ -229,6 +179,8 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::{Mutex, mpsc};
 
+    use serde_json::Value;
+
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -242,6 +194,8 @@ mod tests {
     }
 
     impl Controlled for Fake {
+        type Done = Value;
+
         fn carry_out(&self, request: Request) -> Answer {
             self.seen.lock().unwrap().push(request.clone());
             match request {

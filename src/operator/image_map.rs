@@ -7,42 +7,9 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use mapping::{Extent, ExtentSource, Fiemap, Identity, Kind, SyncPolicy};
-use serde::{Deserialize, Serialize};
 
 use crate::disk::Disk;
-
-/// Most extents of one answer.
-pub const MOST: u32 = 4096;
-
-/// One piece of the image, as long as its kind and its place go on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece {
-    /// The first byte.
-    pub start: u64,
-    /// Bytes.
-    pub len: u64,
-    /// Where it lies on the device, in bytes; `None` where it has no place.
-    pub disk: Option<u64>,
-    /// "written", "unwritten", "hole", "shared" or "opaque".
-    pub kind: String,
-    /// Why it is opaque.
-    pub reason: Option<String>,
-    /// Bytes of it that lie in windows which the map has in memory.
-    pub resident: u64,
-}
-
-/// A part of the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Page {
-    /// Bytes of the disk.
-    pub size_bytes: u64,
-    /// In order, without gaps.
-    pub extents: Vec<Piece>,
-    /// What the map has in memory of this part: start and end in bytes.
-    pub resident: Vec<(u64, u64)>,
-    /// Where to go on: what lies from here on is not told.
-    pub next: Option<u64>,
-}
+use crate::protocol::extents::{MOST, Page, Piece};
 
 /// The extents of `range` of the disk, at most `most` of them.
 ///
@@ -159,15 +126,15 @@ fn assemble(
 }
 
 fn piece(extent: &Extent, resident: u64) -> Piece {
-    let (kind, reason) = match extent.kind {
-        Kind::Opaque(reason) => ("opaque".to_owned(), Some(reason.to_string())),
-        kind => (kind.to_string(), None),
+    let reason = match extent.kind {
+        Kind::Opaque(reason) => Some(reason.to_string()),
+        _ => None,
     };
     Piece {
         start: extent.start,
         len: extent.len,
         disk: has_place(extent.kind).then_some(extent.disk),
-        kind,
+        kind: extent.kind.name().into(),
         reason,
         resident,
     }

@@ -1,187 +1,251 @@
 //! The counters as OpenMetrics text (version 1.0.0), which Prometheus and its
-//! kin collect.
+//! kin collect. One table says under which name each counter is told.
 
 use std::fmt::Write;
 
-use crate::operator::statistics::{MapStatistics, Statistics};
+use crate::protocol::statistics::{MapStatistics, Statistics};
+use crate::protocol::words::Way;
 
-/// What OpenMetrics calls a family.
+/// What OpenMetrics calls a family: samples with one name and meaning.
+struct Family {
+    /// Without the prefix `extentd_`.
+    name: &'static str,
+    kind: Type,
+    help: &'static str,
+    samples: Samples,
+}
+
+/// Of a family; bytes have their unit in the name.
 enum Type {
     /// Only ever grows; its samples end in `_total`.
     Counter,
     /// As it is now.
     Gauge,
+    /// A counter of bytes.
+    CounterOfBytes,
+    /// A gauge of bytes.
+    GaugeOfBytes,
 }
 
-/// Samples of one family: labels in braces, or nothing, and the value.
-type Samples<'a> = &'a [(&'a str, u64)];
+/// Where the samples of a family come from.
+enum Samples {
+    /// From the disk.
+    Disk(&'static [Sample<Statistics>]),
+    /// From the map, where there is one.
+    Map(&'static [Sample<MapStatistics>]),
+    /// One for each kind of extent in the map.
+    Kinds,
+}
 
-struct Exposition(String);
+/// A label and its value, or nothing, and what is counted.
+type Sample<T> = (Option<(&'static str, &'static str)>, fn(&T) -> u64);
 
-impl Exposition {
-    fn family(&mut self, name: &str, unit: &str, kind: &Type, help: &str, samples: Samples<'_>) {
-        let (kind, suffix) = match kind {
-            Type::Counter => ("counter", "_total"),
-            Type::Gauge => ("gauge", ""),
+use Samples::{Disk, Kinds, Map};
+use Type::{Counter, CounterOfBytes, Gauge, GaugeOfBytes};
+
+const fn family(name: &'static str, kind: Type, help: &'static str, samples: Samples) -> Family {
+    Family {
+        name,
+        kind,
+        help,
+        samples,
+    }
+}
+
+const FAMILIES: &[Family] = &[
+    family(
+        "requests",
+        Counter,
+        "Requests that have ended.",
+        Disk(&[(None, |of| of.requests)]),
+    ),
+    family(
+        "failed_requests",
+        Counter,
+        "Requests that failed for what the host said.",
+        Disk(&[(None, |of| of.failed_requests)]),
+    ),
+    family(
+        "operations",
+        Counter,
+        "Reads and writes by the way they went; zero needs no I/O.",
+        Disk(&[
+            (Some(("way", "disk")), |of| of.disk_operations),
+            (Some(("way", "file")), |of| of.file_operations),
+            (Some(("way", "zero")), |of| of.zero_fills),
+        ]),
+    ),
+    family(
+        "transferred_bytes",
+        CounterOfBytes,
+        "Bytes of reads and writes that ended well.",
+        Disk(&[
+            (Some(("direction", "read")), |of| of.read_bytes),
+            (Some(("direction", "write")), |of| of.written_bytes),
+        ]),
+    ),
+    family(
+        "disk_path",
+        Gauge,
+        "1 while requests go straight to the disk.",
+        Disk(&[(None, |of| u64::from(of.path == Way::Disk))]),
+    ),
+    family(
+        "disk_path_entries",
+        Counter,
+        "Times that the disk path was entered.",
+        Disk(&[(None, |of| of.path_entries)]),
+    ),
+    family(
+        "map_lookups",
+        Counter,
+        "Lookups by what they found.",
+        Map(&[
+            (Some(("result", "hit")), |of| of.hits),
+            (Some(("result", "miss")), |of| of.misses),
+            (Some(("result", "changing")), |of| of.changing),
+        ]),
+    ),
+    family(
+        "map_loads",
+        Counter,
+        "Windows loaded.",
+        Map(&[(None, |of| of.loads)]),
+    ),
+    family(
+        "map_load_failures",
+        Counter,
+        "Windows not loaded or not kept, by reason.",
+        Map(&[
+            (Some(("reason", "error")), |of| of.load_errors),
+            (Some(("reason", "cached")), |of| of.unsettled),
+            (Some(("reason", "budget")), |of| of.refused),
+        ]),
+    ),
+    family(
+        "map_evictions",
+        Counter,
+        "Windows evicted to keep within the budget.",
+        Map(&[(None, |of| of.evictions)]),
+    ),
+    family(
+        "map_wishes_dropped",
+        Counter,
+        "Wishes for windows that were dropped.",
+        Map(&[(None, |of| of.wishes_dropped)]),
+    ),
+    family(
+        "map_resident_windows",
+        Gauge,
+        "Windows in memory.",
+        Map(&[(None, |of| of.resident_windows)]),
+    ),
+    family(
+        "map_resident_bytes",
+        GaugeOfBytes,
+        "Memory of extents.",
+        Map(&[(None, |of| of.resident_bytes)]),
+    ),
+    family(
+        "map_budget_bytes",
+        GaugeOfBytes,
+        "Most memory of extents that are not pinned.",
+        Map(&[(None, |of| of.budget_bytes)]),
+    ),
+    family(
+        "map_pinned_bytes",
+        GaugeOfBytes,
+        "Memory of pinned extents.",
+        Map(&[(None, |of| of.pinned_bytes)]),
+    ),
+    family(
+        "map_pin_reserve_bytes",
+        GaugeOfBytes,
+        "Most memory of pinned extents.",
+        Map(&[(None, |of| of.pin_reserve_bytes)]),
+    ),
+    family(
+        "map_holds",
+        Gauge,
+        "Ranges taken away from the map while they change.",
+        Map(&[(None, |of| of.holds)]),
+    ),
+    family("map_extents", Gauge, "Extents in memory by kind.", Kinds),
+];
+
+impl Family {
+    fn tell(&self, text: &mut String, statistics: &Statistics) {
+        match (&self.samples, &statistics.map) {
+            (Disk(samples), _) => self.tell_each(text, samples, statistics),
+            (Map(samples), Some(map)) => self.tell_each(text, samples, map),
+            (Kinds, Some(map)) => {
+                self.begin(text);
+                for (kind, count) in map.extents.named() {
+                    self.sample(text, Some(("kind", kind.as_str())), count);
+                }
+            }
+            (Map(_) | Kinds, None) => {}
+        }
+    }
+
+    fn tell_each<T>(&self, text: &mut String, samples: &[Sample<T>], of: &T) {
+        self.begin(text);
+        for (label, count) in samples {
+            self.sample(text, *label, count(of));
+        }
+    }
+
+    // Writing to a String does not fail.
+    fn begin(&self, text: &mut String) {
+        let (name, help) = (self.name, self.help);
+        let (kind, unit) = match self.kind {
+            Counter => ("counter", None),
+            Gauge => ("gauge", None),
+            CounterOfBytes => ("counter", Some("bytes")),
+            GaugeOfBytes => ("gauge", Some("bytes")),
         };
-        let text = &mut self.0;
-        // Writing to a String does not fail.
         let _ = writeln!(text, "# TYPE extentd_{name} {kind}");
-        if !unit.is_empty() {
+        if let Some(unit) = unit {
             let _ = writeln!(text, "# UNIT extentd_{name} {unit}");
         }
         let _ = writeln!(text, "# HELP extentd_{name} {help}");
-        for (labels, value) in samples {
-            let _ = writeln!(text, "extentd_{name}{suffix}{labels} {value}");
-        }
     }
 
-    fn counter(&mut self, name: &str, help: &str, samples: Samples<'_>) {
-        self.family(name, "", &Type::Counter, help, samples);
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, samples: Samples<'_>) {
-        self.family(name, "", &Type::Gauge, help, samples);
-    }
-
-    fn bytes(&mut self, name: &str, kind: &Type, help: &str, samples: Samples<'_>) {
-        self.family(name, "bytes", kind, help, samples);
+    fn sample(&self, text: &mut String, label: Option<(&str, &str)>, value: u64) {
+        let name = self.name;
+        let suffix = match self.kind {
+            Counter | CounterOfBytes => "_total",
+            Gauge | GaugeOfBytes => "",
+        };
+        let labels = label.map_or_else(String::new, |(name, value)| {
+            format!("{{{name}=\"{value}\"}}")
+        });
+        let _ = writeln!(text, "extentd_{name}{suffix}{labels} {value}");
     }
 }
 
 /// The exposition, with its end mark.
 pub fn exposition(statistics: &Statistics) -> String {
-    let mut out = Exposition(String::new());
-    out.counter(
-        "requests",
-        "Requests that have ended.",
-        &[("", statistics.requests)],
-    );
-    out.counter(
-        "failed_requests",
-        "Requests that failed for what the host said.",
-        &[("", statistics.failed_requests)],
-    );
-    out.counter(
-        "operations",
-        "Reads and writes by the way they went; zero needs no I/O.",
-        &[
-            ("{way=\"disk\"}", statistics.disk_operations),
-            ("{way=\"file\"}", statistics.file_operations),
-            ("{way=\"zero\"}", statistics.zero_fills),
-        ],
-    );
-    out.bytes(
-        "transferred_bytes",
-        &Type::Counter,
-        "Bytes of reads and writes that ended well.",
-        &[
-            ("{direction=\"read\"}", statistics.read_bytes),
-            ("{direction=\"write\"}", statistics.written_bytes),
-        ],
-    );
-    out.gauge(
-        "disk_path",
-        "1 while requests go straight to the disk.",
-        &[("", u64::from(statistics.path == "disk"))],
-    );
-    out.counter(
-        "disk_path_entries",
-        "Times that the disk path was entered.",
-        &[("", statistics.path_entries)],
-    );
-    if let Some(map) = &statistics.map {
-        map_families(&mut out, map);
+    let mut text = String::new();
+    for family in FAMILIES {
+        family.tell(&mut text, statistics);
     }
-    out.0.push_str("# EOF\n");
-    out.0
-}
-
-fn map_families(out: &mut Exposition, map: &MapStatistics) {
-    out.counter(
-        "map_lookups",
-        "Lookups by what they found.",
-        &[
-            ("{result=\"hit\"}", map.hits),
-            ("{result=\"miss\"}", map.misses),
-            ("{result=\"changing\"}", map.changing),
-        ],
-    );
-    out.counter("map_loads", "Windows loaded.", &[("", map.loads)]);
-    out.counter(
-        "map_load_failures",
-        "Windows not loaded or not kept, by reason.",
-        &[
-            ("{reason=\"error\"}", map.load_errors),
-            ("{reason=\"cached\"}", map.unsettled),
-            ("{reason=\"budget\"}", map.refused),
-        ],
-    );
-    out.counter(
-        "map_evictions",
-        "Windows evicted to keep within the budget.",
-        &[("", map.evictions)],
-    );
-    out.counter(
-        "map_wishes_dropped",
-        "Wishes for windows that were dropped.",
-        &[("", map.wishes_dropped)],
-    );
-    out.gauge(
-        "map_resident_windows",
-        "Windows in memory.",
-        &[("", map.resident_windows)],
-    );
-    out.bytes(
-        "map_resident_bytes",
-        &Type::Gauge,
-        "Memory of extents.",
-        &[("", map.resident_bytes)],
-    );
-    out.bytes(
-        "map_budget_bytes",
-        &Type::Gauge,
-        "Most memory of extents that are not pinned.",
-        &[("", map.budget_bytes)],
-    );
-    out.bytes(
-        "map_pinned_bytes",
-        &Type::Gauge,
-        "Memory of pinned extents.",
-        &[("", map.pinned_bytes)],
-    );
-    out.bytes(
-        "map_pin_reserve_bytes",
-        &Type::Gauge,
-        "Most memory of pinned extents.",
-        &[("", map.pin_reserve_bytes)],
-    );
-    out.gauge(
-        "map_holds",
-        "Ranges taken away from the map while they change.",
-        &[("", map.holds)],
-    );
-    let extents = map.extents.named().map(|(kind, count)| {
-        let label = format!("{{kind=\"{kind}\"}}");
-        (label, count)
-    });
-    let extents: Vec<_> = extents
-        .iter()
-        .map(|(label, count)| (label.as_str(), *count))
-        .collect();
-    out.gauge("map_extents", "Extents in memory by kind.", &extents);
+    text.push_str("# EOF\n");
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
+    use serde_json::Value;
+
     use super::*;
-    use crate::operator::statistics::ExtentCounts;
+    use crate::protocol::statistics::ExtentCounts;
 
     fn sample() -> Statistics {
         Statistics {
-            path: "disk".into(),
+            path: Way::Disk.into(),
             requests: 10,
             disk_operations: 7,
             zero_fills: 2,
@@ -189,10 +253,7 @@ mod tests {
             map: Some(MapStatistics {
                 hits: 5,
                 resident_bytes: 96,
-                extents: ExtentCounts {
-                    shared: 3,
-                    ..ExtentCounts::default()
-                },
+                extents: ExtentCounts::new([0, 0, 0, 3, 0]),
                 ..MapStatistics::default()
             }),
             ..Statistics::default()
@@ -215,6 +276,33 @@ mod tests {
             "extentd_map_extents{kind=\"shared\"} 3",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
+        }
+    }
+
+    /// Numbers all counters of an answer from 1000 on; their keys.
+    fn number(value: &mut Value, keys: &mut Vec<String>) {
+        let Value::Object(fields) = value else { return };
+        for (key, value) in fields {
+            if value.is_number() {
+                *value = (1000 + keys.len()).into();
+                keys.push(key.clone());
+            }
+            number(value, keys);
+        }
+    }
+
+    #[test]
+    fn every_counter_of_the_answer_is_told_once() {
+        const NOT_TOLD: [&str; 4] = ["uptime_ms", "table_bytes", "window_bytes", "retired"];
+        let mut answer = serde_json::to_value(sample()).unwrap();
+        let mut keys = Vec::new();
+        number(&mut answer, &mut keys);
+        let text = exposition(&serde_json::from_value(answer).unwrap());
+        for (at, key) in keys.iter().enumerate() {
+            let end = format!(" {}", 1000 + at);
+            let told = text.lines().filter(|line| line.ends_with(&end)).count();
+            let expected = usize::from(!NOT_TOLD.contains(&key.as_str()));
+            assert_eq!(told, expected, "{key} in\n{text}");
         }
     }
 

@@ -11,7 +11,8 @@ use vhost_backend::PollTime;
 use crate::host::socket;
 use crate::options::address;
 use crate::options::config::{
-    Config, ConfigError, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket, Swap,
+    Config, ConfigError, DiskOptions, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
+    Swap,
 };
 use crate::options::size;
 
@@ -62,8 +63,8 @@ pub struct Args {
     pub cpus: Option<CpuList>,
 
     /// How requests reach the image
-    #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPathArg::Auto)]
-    pub io_path: IoPathArg,
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = IoPath::Auto)]
+    pub io_path: IoPath,
 
     /// Pin all guest memory and use it as registered buffers: less CPU time per request, but data
     /// are lost where the guest's memory is ballooned, reported free or unplugged by virtio-mem
@@ -115,28 +116,7 @@ pub struct Args {
     pub print_capabilities: bool,
 }
 
-/// `--io-path` as typed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IoPathArg {
-    /// The fastest way that is safe
-    Auto,
-    /// Straight to the block device under the image
-    Disk,
-    /// Direct I/O on the image file
-    File,
-}
-
-impl From<IoPathArg> for IoPath {
-    fn from(typed: IoPathArg) -> Self {
-        match typed {
-            IoPathArg::Auto => IoPath::Auto,
-            IoPathArg::Disk => IoPath::Disk,
-            IoPathArg::File => IoPath::File,
-        }
-    }
-}
-
-/// `--swap` as typed.
+/// `--swap` as typed: the library's enum knows no command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SwapArg {
     /// Do not start unless every property holds
@@ -196,26 +176,31 @@ impl Args {
         if swap.is_some() && self.read_only {
             return Err(ConfigError::SwapReadOnly);
         }
-        if swap == Some(Swap::Demanded) && self.io_path == IoPathArg::File {
+        if swap == Some(Swap::Demanded) && self.io_path == IoPath::File {
             return Err(ConfigError::SwapByFile);
         }
         Ok(Config {
             socket,
             image: self.blk_file.ok_or(ConfigError::NoImage)?,
-            read_only: self.read_only,
-            queues: self.num_queues,
-            queue_size: self.queue_size,
-            threads,
-            cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
-            io_path: self.io_path.into(),
-            map_budget: self.map_budget,
-            pin_guest_memory: self.pin_guest_memory,
-            poll: self.poll_us,
-            pin_reserve: self.pin_reserve,
-            swap,
-            serial: self.serial.map_or([0; 20], |serial| serial.0),
-            logical_block_size: self.logical_block_size,
-            lock: self.lock,
+            disk: DiskOptions {
+                read_only: self.read_only,
+                logical_block_size: self.logical_block_size,
+                serial: self.serial.map_or([0; 20], |serial| serial.0),
+                lock: self.lock,
+                io_path: self.io_path,
+                map_budget: self.map_budget,
+                pin_guest_memory: self.pin_guest_memory,
+                pin_reserve: self.pin_reserve,
+                swap,
+                may_poll: self.poll_us != PollTime::Never,
+            },
+            server: vhost_backend::Options {
+                queues: self.num_queues,
+                queue_size: self.queue_size,
+                workers: threads,
+                cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
+                poll: self.poll_us,
+            },
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
         })

@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 pub use mapping::path::Swap;
 use serde::{Deserialize, Serialize};
-use vhost_backend::PollTime;
 
 /// Most queues of a disk.
 pub(crate) const MAX_QUEUES: u16 = 64;
@@ -22,39 +22,41 @@ pub struct Config {
     pub socket: Socket,
     /// The image: a regular file or a block device.
     pub image: PathBuf,
-    /// Open for reading only, and offer RO.
-    pub read_only: bool,
-    /// Queues offered, 1 to `MAX_QUEUES`.
-    pub queues: u16,
-    /// Largest ring in entries: a power of two, `MIN_QUEUE_SIZE` to
-    /// `MAX_QUEUE_SIZE`.
-    pub queue_size: u16,
-    /// Worker threads, 1 to `queues`.
-    pub threads: usize,
-    /// CPUs for the workers in turn; empty: not pinned.
-    pub cpus: Vec<usize>,
-    /// How requests reach the image.
-    pub io_path: IoPath,
-    /// Bytes of memory that the map of the image's extents may take.
-    pub map_budget: u64,
-    /// Use guest memory as registered buffers.
-    pub pin_guest_memory: bool,
-    /// How long a worker looks for work before it sleeps.
-    pub poll: PollTime,
-    /// Bytes of memory for pinned parts of the map, besides.
-    pub pin_reserve: u64,
-    /// Swap-grade mode, and how strictly.
-    pub swap: Option<Swap>,
-    /// The answer to GET_ID, padded with NUL.
-    pub serial: [u8; 20],
-    /// `blk_size` in bytes; `None`: the medium's.
-    pub logical_block_size: Option<u32>,
-    /// Keep other users of the image away.
-    pub lock: bool,
+    /// How to open and offer it.
+    pub disk: DiskOptions,
+    /// What front-ends are offered, 1 to `MAX_QUEUES` queues of
+    /// `MIN_QUEUE_SIZE` to `MAX_QUEUE_SIZE` entries, and who serves them.
+    pub server: vhost_backend::Options,
     /// Where `extentctl` connects to.
     pub control_path: Option<PathBuf>,
     /// Where metrics are told over HTTP.
     pub metrics_listen: Option<SocketAddr>,
+}
+
+/// How to open and offer an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// Open for reading only, and offer RO.
+    pub read_only: bool,
+    /// `blk_size` in bytes; `None`: the medium's for a block device, else 512.
+    pub logical_block_size: Option<u32>,
+    /// The answer to GET_ID, padded with NUL.
+    pub serial: [u8; 20],
+    /// Keep other users of the image away.
+    pub lock: bool,
+    /// How requests may reach the image.
+    pub io_path: IoPath,
+    /// Bytes of extents that the map may hold.
+    pub map_budget: u64,
+    /// Use guest memory as registered buffers.
+    pub pin_guest_memory: bool,
+    /// Bytes of pinned extents that the map may hold besides.
+    pub pin_reserve: u64,
+    /// Swap-grade mode, and how strictly.
+    pub swap: Option<Swap>,
+    /// A device with queues that never interrupt is looked at for the ends of
+    /// requests.
+    pub may_poll: bool,
 }
 
 /// Where the front-end comes from.
@@ -70,15 +72,15 @@ pub enum Socket {
     Activated(RawFd),
 }
 
-/// How requests reach the image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How requests reach the image. The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum IoPath {
-    /// The fastest way that is safe.
+    /// The fastest way that is safe
     Auto,
-    /// Straight to the block device, or not at all.
+    /// Straight to the block device under the image
     Disk,
-    /// Direct I/O on the file.
+    /// Direct I/O on the image file
     File,
 }
 

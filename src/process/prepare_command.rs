@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use serde_json::json;
 
 use crate::host::switches;
 use crate::options::size;
 use crate::process::signals::{Signals, Wish};
+use crate::protocol::done::ImagePrepared;
 use crate::swap::prepare::{self, PrepareError, Prepared};
 use crate::swap::progress::Display;
 
@@ -48,18 +48,11 @@ impl PrepareCommand {
                     say(&format!("warning: {}: {warning}", self.image.display()));
                 }
                 let text = if as_json {
-                    format!(
-                        "{:#}\n",
-                        json!({
-                            "size_bytes": prepared.size,
-                            "changed_bytes": prepared.changed,
-                            "extents": prepared.extents,
-                        })
-                    )
+                    as_answer(prepared)
                 } else {
-                    self.summary(prepared)
+                    Ok(self.summary(prepared))
                 };
-                match io::stdout().write_all(text.as_bytes()) {
+                match text.and_then(|text| io::stdout().write_all(text.as_bytes())) {
                     Ok(()) => ExitCode::SUCCESS,
                     Err(_) => ExitCode::FAILURE,
                 }
@@ -103,6 +96,15 @@ impl PrepareCommand {
             format!("{image}: {size}, of which {changed} were prepared\n")
         }
     }
+}
+
+fn as_answer(prepared: Prepared) -> io::Result<String> {
+    let answer = ImagePrepared {
+        size_bytes: prepared.size,
+        changed_bytes: prepared.changed,
+        extents: prepared.extents,
+    };
+    Ok(serde_json::to_string_pretty(&answer)? + "\n")
 }
 
 fn say(line: &str) {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sd_notify::NotifyState;
-use vhost_backend::{Endpoint, Handle, Options, PollTime, Server};
+use vhost_backend::{Endpoint, Handle, Server};
 
-use crate::disk::{Disk, DiskError, DiskOptions};
+use crate::disk::{Disk, DiskError};
 use crate::host::logging;
 use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
 use crate::host::switches;
@@ -70,19 +70,24 @@ pub enum ServeError {
 pub fn run(config: &Config) -> Result<(), ServeError> {
     switches::pass_on();
     check_cpus(config)?;
-    if let Some(grade) = config.swap {
+    if let Some(grade) = config.disk.swap {
         swap::protect(grade)?;
     }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
     logging::start().map_err(host("start the log's thread"))?;
     let disk = Arc::new(open_disk(config)?);
-    let mut server = Server::new(Arc::clone(&disk), server_options(config))?;
+    let mut server = Server::new(Arc::clone(&disk), config.server.clone())?;
     let handle = server.handle();
-    let swap = match config.swap {
+    let swap = match config.disk.swap {
         Some(grade) => Some(SwapMode::seal(grade)?),
         None => None,
     };
-    let operator = Operator::new(config.clone(), Arc::clone(&disk), handle.clone(), swap);
+    let operator = Operator::new(
+        config.server.clone(),
+        Arc::clone(&disk),
+        handle.clone(),
+        swap,
+    );
     let operator = Arc::new(operator);
     // The files are removed when these are dropped, however this ends.
     let control_file = match &config.control_path {
@@ -134,9 +139,10 @@ fn check_cpus(config: &Config) -> Result<(), ServeError> {
     let most = rustix::thread::CpuSet::MAX_CPU;
     let mine = |cpu: &usize| *cpu < most && allowed.is_set(*cpu);
     match config
+        .server
         .cpus
         .iter()
-        .take(config.threads)
+        .take(config.server.workers)
         .find(|&cpu| !mine(cpu))
     {
         None => Ok(()),
@@ -150,15 +156,11 @@ fn check_cpus(config: &Config) -> Result<(), ServeError> {
 /// Opens the image: the one that was handed over, or else what has its name.
 fn open_disk(config: &Config) -> Result<Disk, ServeError> {
     let handed = handover::inherited_image();
-    if let (Some(grade), None) = (config.swap, &handed) {
+    if let (Some(grade), None) = (config.disk.swap, &handed) {
         // Where it was handed over it was prepared, which is looked at again.
-        swap::prepare(grade, config)?;
+        swap::prepare(grade, &config.image)?;
     }
-    Ok(Disk::open_again(
-        &config.image,
-        handed,
-        &disk_options(config),
-    )?)
+    Ok(Disk::open_again(&config.image, handed, &config.disk)?)
 }
 
 /// No handover has begun.
@@ -214,31 +216,6 @@ fn wishes(
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Host { what, source }
-}
-
-fn disk_options(config: &Config) -> DiskOptions {
-    DiskOptions {
-        read_only: config.read_only,
-        logical_block_size: config.logical_block_size,
-        serial: config.serial,
-        lock: config.lock,
-        io_path: config.io_path,
-        map_budget: config.map_budget,
-        pin_reserve: config.pin_reserve,
-        pin_guest_memory: config.pin_guest_memory,
-        swap: config.swap,
-        may_poll: config.poll != PollTime::Never,
-    }
-}
-
-fn server_options(config: &Config) -> Options {
-    Options {
-        queues: config.queues,
-        queue_size: config.queue_size,
-        workers: config.threads,
-        cpus: config.cpus.clone(),
-        poll: config.poll,
-    }
 }
 
 fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), SocketError> {

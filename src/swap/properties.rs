@@ -4,28 +4,18 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 
+use mapping::path::{Agreement, Survey};
 use mapping::{Fiemap, sharing};
-use serde::Serialize;
 use vhost_backend::Device;
 
 use crate::disk::Disk;
 use crate::host::allocations::{self, Counts};
 use crate::host::hardening;
-use mapping::path::Agreement;
-use mapping::path::Survey;
+use crate::protocol::info::Property;
 
 /// `PF_MEMALLOC_NOIO`, which makes a thread an I/O flusher, among the flags of
 /// /proc/PID/stat.
 const FLUSHER: u64 = 0x0008_0000;
-
-/// One property: whether it holds, and what that is read from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Property {
-    /// It does.
-    pub held: bool,
-    /// One sentence.
-    pub detail: String,
-}
 
 impl Property {
     pub(super) fn new(held: bool, detail: impl Into<String>) -> Self {

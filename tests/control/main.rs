@@ -13,6 +13,7 @@
 mod rig;
 
 mod advice;
+mod answers;
 mod counters;
 mod io_path;
 mod map;

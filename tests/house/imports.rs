@@ -15,12 +15,19 @@ const ROOMS: &[(&str, &[Room])] = &[
         &[
             ("host", &[]),
             ("options", &["host"]),
+            ("protocol", &["options"]),
             ("engine", &["host", "options"]),
             ("block_io", &["engine", "host", "options"]),
-            ("disk", &["block_io", "engine", "host", "options"]),
-            ("swap", &["disk", "host", "options"]),
-            ("operator", &["disk", "host", "options", "swap"]),
-            ("process", &["disk", "host", "operator", "options", "swap"]),
+            (
+                "disk",
+                &["block_io", "engine", "host", "options", "protocol"],
+            ),
+            ("swap", &["disk", "host", "options", "protocol"]),
+            ("operator", &["disk", "host", "options", "protocol", "swap"]),
+            (
+                "process",
+                &["disk", "host", "operator", "options", "protocol", "swap"],
+            ),
         ],
     ),
     (

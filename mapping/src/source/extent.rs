@@ -57,6 +57,50 @@ impl fmt::Display for Reason {
     }
 }
 
+/// The name of a kind of extent, without the reason of an opaque one: as it is counted and shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KindName {
+    /// Of [`Kind::Written`].
+    Written,
+    /// Of [`Kind::Unwritten`].
+    Unwritten,
+    /// Of [`Kind::Hole`].
+    Hole,
+    /// Of [`Kind::Shared`].
+    Shared,
+    /// Of [`Kind::Opaque`], whatever the reason.
+    Opaque,
+}
+
+impl KindName {
+    /// All of them, in the order of [`Kind::index`].
+    pub const ALL: [KindName; Kind::COUNT] = [
+        KindName::Written,
+        KindName::Unwritten,
+        KindName::Hole,
+        KindName::Shared,
+        KindName::Opaque,
+    ];
+
+    /// One word in small letters.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            KindName::Written => "written",
+            KindName::Unwritten => "unwritten",
+            KindName::Hole => "hole",
+            KindName::Shared => "shared",
+            KindName::Opaque => "opaque",
+        }
+    }
+}
+
+impl fmt::Display for KindName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// What a range of the file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -79,12 +123,18 @@ impl Kind {
     /// A number below [`Kind::COUNT`], in the order of the variants.
     #[must_use]
     pub fn index(self) -> usize {
+        self.name() as usize
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> KindName {
         match self {
-            Kind::Written => 0,
-            Kind::Unwritten => 1,
-            Kind::Hole => 2,
-            Kind::Shared => 3,
-            Kind::Opaque(_) => 4,
+            Kind::Written => KindName::Written,
+            Kind::Unwritten => KindName::Unwritten,
+            Kind::Hole => KindName::Hole,
+            Kind::Shared => KindName::Shared,
+            Kind::Opaque(_) => KindName::Opaque,
         }
     }
 
@@ -123,11 +173,8 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Kind::Written => f.write_str("written"),
-            Kind::Unwritten => f.write_str("unwritten"),
-            Kind::Hole => f.write_str("hole"),
-            Kind::Shared => f.write_str("shared"),
-            Kind::Opaque(reason) => write!(f, "opaque ({reason})"),
+            Kind::Opaque(reason) => write!(f, "{} ({reason})", self.name()),
+            kind => write!(f, "{}", kind.name()),
         }
     }
 }
@@ -319,6 +366,16 @@ mod tests {
             assert_eq!(packed.kind(), kind);
             assert_eq!(packed.disk(), DISK_LIMIT - 512);
             assert_eq!(packed.unpack(1 << 40).start, (1 << 40) + 4096);
+        }
+    }
+
+    #[test]
+    fn names_stand_in_the_order_of_the_kinds() {
+        let kinds = [Kind::Written, Kind::Unwritten, Kind::Hole, Kind::Shared];
+        let opaque = Kind::Opaque(Reason::Inline);
+        for (kind, name) in kinds.into_iter().chain([opaque]).zip(KindName::ALL) {
+            assert_eq!(KindName::ALL[kind.index()], name);
+            assert_eq!(kind.to_string().split(' ').next(), Some(name.as_str()));
         }
     }
 

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use extentd::operator::advice::Advice;
-use extentd::options::args::IoPathArg;
 use extentd::options::byte_range::{self, ByteRange};
+use extentd::options::config::IoPath;
 use extentd::options::size;
 use extentd::process::prepare_command::PrepareCommand;
+use extentd::protocol::Advice;
+use extentd::protocol::words::meaning;
+use mapping::KindName;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,9 +27,7 @@ RANGE is all, START..END (END not included), START.. (to the end) or START+LENGT
 The map is loaded only while the disk path is in use, so willneed and pin need a running guest. No advice changes what the guest sees, only how fast it is. What is pinned stays pinned when the disk path is left, and is loaded again when it is entered.";
 
 const MAP: &str = "\
-Each line is a run of one kind: where it starts in the image, its length, where it lies on the device (all in bytes), its kind, and whether the map has it in memory. Looking loads nothing and writes nothing out, so what the file system has not placed yet is opaque.
-
-Kinds: written (data of this image alone), shared (data that other files use too), unwritten (has a place, reads as zeros), hole (no place, reads as zeros), opaque (not for the disk path; the reason follows).";
+Each line is a run of one kind: where it starts in the image, its length, where it lies on the device (all in bytes), its kind, and whether the map has it in memory. Looking loads nothing and writes nothing out, so what the file system has not placed yet is opaque.";
 
 const IO_PATH: &str = "\
 disk: straight to the device, past the file system; file: direct I/O on the image; auto: disk whenever that is safe.
@@ -81,7 +81,7 @@ pub enum Command {
         count: Option<u64>,
     },
     /// Show the extents of the image, and what the map has in memory
-    #[command(after_long_help = MAP)]
+    #[command(after_long_help = map_help())]
     Map {
         /// The part of the disk: all, START..END or START+LENGTH
         #[arg(value_name = "RANGE", default_value = "all", value_parser = byte_range::parse)]
@@ -108,10 +108,19 @@ pub enum Command {
     IoPath {
         /// The way
         #[arg(value_enum, value_name = "WAY")]
-        path: IoPathArg,
+        path: IoPath,
     },
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
+}
+
+/// With each kind of extent and what it is.
+fn map_help() -> String {
+    let kinds = KindName::ALL.map(|kind| format!("{kind} ({})", meaning(kind)));
+    format!(
+        "{MAP}\n\nKinds: {}. After opaque the reason follows.",
+        kinds.join(", ")
+    )
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -185,8 +194,14 @@ mod tests {
 
     #[test]
     fn every_command_explains_itself() {
+        let page = include_str!("../../../docs/options.md");
         for command in Args::command().get_subcommands() {
-            assert!(command.get_about().is_some(), "{}", command.get_name());
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            assert!(
+                page.contains(&format!("`{name}")),
+                "{name} in docs/options.md"
+            );
         }
     }
 }

@@ -2,27 +2,24 @@
 
 use std::fmt::Write;
 
-use extentd::operator::control::Request;
-use extentd::operator::image_map::{self, Page};
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use serde_json::Value;
+use extentd::protocol::Request;
+use extentd::protocol::extents::{self, Page};
 
 /// Asks for the extents of `range`, at most `limit` of them in all, and shows
 /// each page; where to go on, if there are more.
 pub fn each_page(
     range: ByteRange,
     limit: Option<u32>,
-    mut ask: impl FnMut(&Request) -> Result<Value, String>,
+    mut ask: impl FnMut(&Request) -> Result<Page, String>,
     mut show: impl FnMut(Page),
 ) -> Result<Option<u64>, String> {
     let mut at = range;
     let mut left = limit;
     loop {
-        let most = left.unwrap_or(u32::MAX).min(image_map::MOST);
-        let answer = ask(&Request::Map { range: at, most })?;
-        let page: Page = serde_json::from_value(answer)
-            .map_err(|error| format!("the answer is not understood: {error}"))?;
+        let most = left.unwrap_or(u32::MAX).min(extents::MOST);
+        let page = ask(&Request::Map { range: at, most })?;
         let next = page.next;
         if let Some(left) = &mut left {
             *left = left.saturating_sub(u32::try_from(page.extents.len()).unwrap_or(u32::MAX));
@@ -108,48 +105,49 @@ pub fn list(page: &Page) -> String {
 
 #[cfg(test)]
 mod tests {
-    use extentd::operator::image_map::Piece;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn piece(start: u64, disk: Option<u64>, kind: &str, resident: u64) -> Piece {
-        Piece {
-            start,
-            len: 4096,
-            disk,
-            kind: kind.to_owned(),
-            reason: (kind == "opaque").then(|| "encrypted".to_owned()),
-            resident,
-        }
+    fn piece(start: u64, disk: Option<u64>, kind: &str, resident: u64) -> Value {
+        let reason = (kind == "opaque").then_some("encrypted");
+        json!({
+            "start": start, "len": 4096, "disk": disk, "kind": kind,
+            "reason": reason, "resident": resident,
+        })
+    }
+
+    /// As another extentd might answer.
+    fn page(size_bytes: u64, extents: &[Value], next: Option<u64>) -> Page {
+        let page = json!({
+            "size_bytes": size_bytes, "extents": extents, "resident": [], "next": next,
+        });
+        serde_json::from_value(page).unwrap()
     }
 
     #[test]
     fn extents_are_lines_in_columns() {
-        let page = Page {
-            size_bytes: 1 << 20,
-            extents: vec![
-                piece(0, Some(1_048_576), "written", 4096),
-                piece(4096, None, "hole", 0),
-                piece(8192, None, "opaque", 512),
-            ],
-            resident: vec![],
-            next: Some(12288),
-        };
+        let extents = [
+            piece(0, Some(1_048_576), "written", 4096),
+            piece(4096, None, "hole", 0),
+            piece(8192, None, "opaque", 512),
+            piece(12288, None, "brand-new", 0),
+        ];
         assert_eq!(
-            list(&page),
+            list(&page(1 << 20, &extents, Some(16384))),
             "\x20start  length     disk  kind       in memory
      0    4096  1048576  written    yes
   4096    4096        -  hole       no
   8192    4096        -  opaque     512 bytes  (encrypted)
-3 extents, 12 KiB of 1 MiB; 4.5 KiB in memory
-there is more: go on with the range 12288.., or give a larger --limit
+ 12288    4096        -  brand-new  no
+4 extents, 16 KiB of 1 MiB; 4.5 KiB in memory
+there is more: go on with the range 16384.., or give a larger --limit
 "
         );
     }
 
     /// A disk of pieces of 4 KiB.
-    fn answer(request: &Request, pieces: u64) -> Value {
+    fn answer(request: &Request, pieces: u64) -> Page {
         let Request::Map { range, most } = request else {
             panic!("{request:?}");
         };
@@ -159,7 +157,7 @@ there is more: go on with the range 12288.., or give a larger --limit
             .map(|at| piece(at * 4096, Some(at * 8192 + 4096), "written", 0))
             .collect();
         let next = (last < pieces).then_some(last * 4096);
-        json!({ "size_bytes": pieces * 4096, "extents": extents, "resident": [], "next": next })
+        page(pieces * 4096, &extents, next)
     }
 
     #[test]
@@ -186,7 +184,7 @@ there is more: go on with the range 12288.., or give a larger --limit
 
     #[test]
     fn an_answer_that_leads_nowhere_is_not_asked_for_again() {
-        let stuck = json!({ "size_bytes": 4096, "extents": [], "resident": [], "next": 0 });
+        let stuck = page(4096, &[], Some(0));
         let error = each_page(ByteRange::ALL, None, |_| Ok(stuck.clone()), drop).unwrap_err();
         assert_eq!(error, "the answer leads nowhere");
     }

@@ -12,13 +12,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use extentd::operator::advice::Advice;
-use extentd::operator::control::{self, Answer, Request};
-use extentd::operator::image_map::Page;
+use extentd::operator::control;
 use extentd::operator::metrics;
-use extentd::operator::statistics::Statistics;
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
+use extentd::protocol::done::{Advised, PathNow, Resized};
+use extentd::protocol::extents::Page;
+use extentd::protocol::info::Selftest;
+use extentd::protocol::statistics::Statistics;
+use extentd::protocol::{Advice, Answer, Request};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::cli::{Args, Command};
@@ -66,10 +69,7 @@ fn run(args: &Args, path: &Path) -> Result<(), String> {
             let (advice, range) = (*advice, *range);
             (Request::Advise { advice, range }, patience)
         }
-        Command::IoPath { path } => {
-            let path = (*path).into();
-            (Request::IoPath { path }, PATIENCE)
-        }
+        Command::IoPath { path } => (Request::IoPath { path: *path }, PATIENCE),
         Command::Top { interval, count } => return watch(path, *interval, *count, args.json),
         Command::Map {
             range,
@@ -79,7 +79,7 @@ fn run(args: &Args, path: &Path) -> Result<(), String> {
         Command::Map { range, limit, .. } => {
             let page = list(path, *range, *limit)?;
             if args.json {
-                return print(&json(&to_value(&page)?));
+                return print(&json(&page_as_value(&page)?));
             }
             return print(&extents::list(&page));
         }
@@ -87,14 +87,15 @@ fn run(args: &Args, path: &Path) -> Result<(), String> {
     let result = ask(path, &request, patience)?;
     print(&match &args.command {
         _ if args.json => json(&result),
-        Command::Resize { .. } => resized(&result),
-        Command::Advise { .. } => advised(&result),
-        Command::IoPath { .. } => way(&result),
-        Command::Metrics => metrics::exposition(&statistics(result.clone())?),
+        Command::Resize { .. } => resized(&understand(&result)?),
+        Command::Advise { .. } => advised(&understand(&result)?),
+        Command::IoPath { .. } => way(&understand(&result)?),
+        Command::Metrics => metrics::exposition(&understand(&result)?),
+        // Also what a newer extentd tells besides is shown.
         _ => table(&result),
     })?;
     match &args.command {
-        Command::Selftest if result.get("holds") != Some(&Value::Bool(true)) => {
+        Command::Selftest if !understand::<Selftest>(&result)?.holds => {
             Err("selftest: not all of it holds".to_owned())
         }
         _ => Ok(()),
@@ -126,11 +127,11 @@ fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, Stri
     }
 }
 
-fn statistics(answer: Value) -> Result<Statistics, String> {
-    serde_json::from_value(answer).map_err(|error| format!("the answer is not understood: {error}"))
+fn understand<T: DeserializeOwned>(answer: &Value) -> Result<T, String> {
+    T::deserialize(answer).map_err(|error| format!("the answer is not understood: {error}"))
 }
 
-fn to_value(page: &Page) -> Result<Value, String> {
+fn page_as_value(page: &Page) -> Result<Value, String> {
     serde_json::to_value(page).map_err(|error| error.to_string())
 }
 
@@ -139,7 +140,7 @@ fn list(path: &Path, range: ByteRange, limit: u32) -> Result<Page, String> {
     extents::each_page(
         range,
         Some(limit),
-        |request| ask(path, request, PATIENCE),
+        |request| understand(&ask(path, request, PATIENCE)?),
         |page| extents::append(&mut all, page),
     )?;
     all.ok_or_else(|| "there is nothing to show".to_owned())
@@ -150,7 +151,7 @@ fn draw(path: &Path, range: ByteRange, file: &Path) -> Result<String, String> {
     extents::each_page(
         range,
         None,
-        |request| ask(path, request, PATIENCE),
+        |request| understand(&ask(path, request, PATIENCE)?),
         |page| {
             let end = range.end.unwrap_or(page.size_bytes);
             strip
@@ -174,7 +175,7 @@ fn watch(path: &Path, interval: Duration, count: Option<u64>, json: bool) -> Res
         let text = if json {
             format!("{answer}\n")
         } else {
-            let now = statistics(answer)?;
+            let now: Statistics = understand(&answer)?;
             let text = format!("{home}{}", top::screen(&now, before.as_ref()));
             before = Some(now);
             text
@@ -195,36 +196,24 @@ fn watch(path: &Path, interval: Duration, count: Option<u64>, json: bool) -> Res
     }
 }
 
-fn resized(result: &Value) -> String {
-    match result.get("size_bytes").and_then(Value::as_u64) {
-        Some(bytes) => format!("the disk has {} now\n", sized(bytes)),
-        None => "done\n".to_owned(),
-    }
+fn resized(done: &Resized) -> String {
+    format!("the disk has {} now\n", sized(done.size_bytes))
 }
 
-fn advised(result: &Value) -> String {
-    let number = |name: &str| result.get(name).and_then(Value::as_u64).unwrap_or(0);
+fn advised(done: &Advised) -> String {
     format!(
         "bytes {} to {}: {}; now {} windows in memory, {} of extents, {} of them pinned\n",
-        number("start"),
-        number("end"),
-        text(result, "done"),
-        number("resident_windows"),
-        size::display(number("resident_bytes")),
-        size::display(number("pinned_bytes")),
+        done.start,
+        done.end,
+        done.done,
+        done.resident_windows,
+        size::display(done.resident_bytes),
+        size::display(done.pinned_bytes),
     )
 }
 
-fn way(result: &Value) -> String {
-    format!(
-        "requests go by the {}: {}\n",
-        text(result, "path"),
-        text(result, "path_reason")
-    )
-}
-
-fn text<'a>(result: &'a Value, name: &str) -> &'a str {
-    result.get(name).and_then(Value::as_str).unwrap_or("?")
+fn way(now: &PathNow) -> String {
+    format!("requests go by the {}: {}\n", now.path, now.path_reason)
 }
 
 #[cfg(test)]

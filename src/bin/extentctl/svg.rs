@@ -4,8 +4,10 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use extentd::operator::image_map::Page;
 use extentd::options::size;
+use extentd::protocol::extents::Page;
+use extentd::protocol::words::meaning;
+use mapping::KindName;
 
 /// Most columns, one pixel each.
 const COLUMNS: u64 = 1000;
@@ -14,12 +16,13 @@ const STRIP: u64 = 60;
 const MEMORY: u64 = 10;
 const MARGIN: u64 = 20;
 
-const KINDS: [(&str, &str, &str); 5] = [
-    ("written", "#2b6cb0", "data of this image alone"),
-    ("shared", "#b7791f", "data that other files use too"),
-    ("unwritten", "#90cdf4", "has a place, reads as zeros"),
-    ("hole", "#e2e8f0", "no place, reads as zeros"),
-    ("opaque", "#c53030", "not for the disk path"),
+/// From the top, with their colours.
+const KINDS: [(KindName, &str); KindName::ALL.len()] = [
+    (KindName::Written, "#2b6cb0"),
+    (KindName::Shared, "#b7791f"),
+    (KindName::Unwritten, "#90cdf4"),
+    (KindName::Hole, "#e2e8f0"),
+    (KindName::Opaque, "#c53030"),
 ];
 const RESIDENT: &str = "#2f855a";
 
@@ -51,7 +54,7 @@ impl Strip {
     /// Adds a part of the image.
     pub fn add(&mut self, page: &Page) {
         for extent in &page.extents {
-            let Some(kind) = KINDS.iter().position(|(name, ..)| *name == extent.kind) else {
+            let Some(kind) = KINDS.iter().position(|(name, _)| extent.kind == *name) else {
                 continue;
             };
             self.extents += 1;
@@ -130,12 +133,9 @@ impl Strip {
         let mut rows: Vec<_> = KINDS
             .iter()
             .enumerate()
-            .map(|(at, (name, colour, meaning))| {
-                let bytes = self.sum(|column| column.kinds[at]);
-                (
-                    *colour,
-                    format!("{name}: {} ({meaning})", size::display(bytes)),
-                )
+            .map(|(at, (name, colour))| {
+                let bytes = size::display(self.sum(|column| column.kinds[at]));
+                (*colour, format!("{name}: {bytes} ({})", meaning(*name)))
             })
             .collect();
         let resident = size::display(self.sum(|column| column.resident));
@@ -168,7 +168,7 @@ impl Strip {
                 continue;
             };
             let mut y = MARGIN;
-            for (share, (name, colour, _)) in shares(first).into_iter().zip(KINDS) {
+            for (share, (name, colour)) in shares(first).into_iter().zip(KINDS) {
                 if share > 0 {
                     let _ = writeln!(
                         text,
@@ -213,25 +213,15 @@ fn shares(column: &Column) -> [u64; KINDS.len()] {
 
 #[cfg(test)]
 mod tests {
-    use extentd::operator::image_map::Piece;
+    use serde_json::json;
 
     use super::*;
 
     fn page(extents: &[(u64, u64, &str)], resident: &[(u64, u64)]) -> Page {
-        let piece = |&(start, len, kind): &(u64, u64, &str)| Piece {
-            start,
-            len,
-            disk: None,
-            kind: kind.to_owned(),
-            reason: None,
-            resident: 0,
-        };
-        Page {
-            size_bytes: 1 << 20,
-            extents: extents.iter().map(piece).collect(),
-            resident: resident.to_vec(),
-            next: None,
-        }
+        let piece = |(start, len, kind): &(u64, u64, &str)| json!({ "start": start, "len": len, "kind": kind, "resident": 0 });
+        let extents: Vec<_> = extents.iter().map(piece).collect();
+        let page = json!({ "size_bytes": 1 << 20, "extents": extents, "resident": resident });
+        serde_json::from_value(page).unwrap()
     }
 
     #[test]
@@ -253,7 +243,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
         }
-        for (kind, ..) in KINDS {
+        for (kind, _) in KINDS {
             assert!(text.contains(&format!(">{kind}: ")), "{kind} in the legend");
         }
     }
@@ -286,7 +276,7 @@ mod tests {
     fn a_drawing_is_bounded_and_every_column_is_full() {
         let mut strip = Strip::new(0..u64::MAX);
         for at in 0..100_000u64 {
-            let kind = KINDS[usize::try_from(at % 5).unwrap()].0;
+            let kind = KINDS[usize::try_from(at % 5).unwrap()].0.as_str();
             strip.add(&page(
                 &[(at << 47, 1 << 46, kind)],
                 &[(at << 47, (at << 47) + 9)],

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use extentd::options::size;
+use extentd::protocol::info::Property;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// A size for people, with the exact bytes where it was rounded.
@@ -34,7 +36,7 @@ fn rows(value: &Value, depth: usize, text: &mut String) {
     for (name, value) in fields {
         let label = name.replace('_', " ");
         // Writing to a String does not fail.
-        if let Some((held, detail)) = property(value) {
+        if let Ok(Property { held, detail, .. }) = Property::deserialize(value) {
             let held = if held { "held" } else { "NOT HELD" };
             let _ = writeln!(text, "{:indent$}{label:16}  {held}: {detail}", "");
         } else if value.is_object() {
@@ -44,12 +46,6 @@ fn rows(value: &Value, depth: usize, text: &mut String) {
             let _ = writeln!(text, "{:indent$}{label:width$}  {}", "", cell(name, value));
         }
     }
-}
-
-/// A property of a swap-grade disk: whether it holds, and why.
-fn property(value: &Value) -> Option<(bool, &str)> {
-    let held = value.get("held")?.as_bool()?;
-    Some((held, value.get("detail")?.as_str()?))
 }
 
 fn cell(name: &str, value: &Value) -> String {

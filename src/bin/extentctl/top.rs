@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use extentd::operator::statistics::{MapStatistics, Statistics};
 use extentd::options::size;
+use extentd::protocol::statistics::{MapStatistics, Statistics};
 
 /// Home, and clear what lies below: no flicker, unlike clearing first.
 pub const HOME: &str = "\x1b[H\x1b[J";
@@ -104,25 +104,25 @@ fn up(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use extentd::protocol::words::Way;
+
     use super::*;
 
     fn sample(uptime_ms: u64, factor: u64) -> Statistics {
-        Statistics {
-            uptime_ms,
-            path: "disk".into(),
-            path_reason: "the image is exclusively ours".into(),
-            requests: 100 * factor,
-            disk_operations: 60 * factor,
-            file_operations: 30 * factor,
-            zero_fills: 10 * factor,
-            read_bytes: factor << 20,
-            map: Some(MapStatistics {
-                hits: 90 * factor * factor,
-                misses: 10 * factor,
-                ..MapStatistics::default()
-            }),
-            ..Statistics::default()
-        }
+        let mut map = MapStatistics::default();
+        map.hits = 90 * factor * factor;
+        map.misses = 10 * factor;
+        let mut sample = Statistics::default();
+        sample.uptime_ms = uptime_ms;
+        sample.path = Way::Disk.into();
+        sample.path_reason = "the image is exclusively ours".into();
+        sample.requests = 100 * factor;
+        sample.disk_operations = 60 * factor;
+        sample.file_operations = 30 * factor;
+        sample.zero_fills = 10 * factor;
+        sample.read_bytes = factor << 20;
+        sample.map = Some(map);
+        sample
     }
 
     fn cells(screen: &str, name: &str) -> Vec<String> {
@@ -169,10 +169,8 @@ mod tests {
 
     #[test]
     fn nothing_to_look_up_is_no_rate() {
-        let idle = Statistics {
-            map: Some(MapStatistics::default()),
-            ..Statistics::default()
-        };
+        let mut idle = Statistics::default();
+        idle.map = Some(MapStatistics::default());
         assert_eq!(cells(&screen(&idle, None), "map hit rate"), ["-", "-"]);
     }
 }

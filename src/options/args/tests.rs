@@ -19,25 +19,38 @@ fn the_definition_is_sound() {
 }
 
 #[test]
+fn the_documentation_lists_every_option() {
+    let page = include_str!("../../../docs/options.md");
+    for option in Args::command().get_arguments() {
+        let name = option.get_long().unwrap();
+        assert!(page.contains(&format!("`--{name}")), "--{name}");
+    }
+}
+
+#[test]
 fn the_shortest_line_gives_the_defaults() {
     let config = config("--socket-path s --blk-file i", &[]).unwrap();
     assert_eq!(config.socket, Socket::Path("s".into()));
     assert_eq!(config.image, PathBuf::from("i"));
-    assert!(!config.read_only);
+    assert!(!config.disk.read_only);
     assert_eq!(
-        (config.queues, config.queue_size, config.threads),
+        (
+            config.server.queues,
+            config.server.queue_size,
+            config.server.workers
+        ),
         (1, 256, 1)
     );
-    assert_eq!(config.cpus, Vec::<usize>::new());
-    assert_eq!(config.io_path, IoPath::Auto);
-    assert_eq!(config.map_budget, 64 << 20);
-    assert!(!config.pin_guest_memory);
-    assert_eq!(config.poll, PollTime::Adaptive);
-    assert_eq!(config.pin_reserve, 0);
-    assert_eq!(config.swap, None);
-    assert_eq!(config.serial, [0; 20]);
-    assert_eq!(config.logical_block_size, None);
-    assert!(config.lock);
+    assert_eq!(config.server.cpus, Vec::<usize>::new());
+    assert_eq!(config.disk.io_path, IoPath::Auto);
+    assert_eq!(config.disk.map_budget, 64 << 20);
+    assert!(!config.disk.pin_guest_memory);
+    assert_eq!(config.server.poll, PollTime::Adaptive);
+    assert_eq!(config.disk.pin_reserve, 0);
+    assert_eq!(config.disk.swap, None);
+    assert_eq!(config.disk.serial, [0; 20]);
+    assert_eq!(config.disk.logical_block_size, None);
+    assert!(config.disk.lock);
     assert_eq!(config.control_path, None);
     assert_eq!(config.metrics_listen, None);
 }
@@ -51,20 +64,30 @@ fn every_option_reaches_the_config() {
     )
     .unwrap();
     assert_eq!(config.socket, Socket::Inherited(5));
-    assert!(config.read_only);
+    assert!(config.disk.read_only);
     assert_eq!(
-        (config.queues, config.queue_size, config.threads),
+        (
+            config.server.queues,
+            config.server.queue_size,
+            config.server.workers
+        ),
         (4, 64, 2)
     );
-    assert_eq!(config.cpus, [2, 0, 1]);
-    assert_eq!(config.io_path, IoPath::File);
-    assert_eq!(config.map_budget, 2 << 20);
-    assert!(config.pin_guest_memory);
-    assert_eq!(config.poll, PollTime::Fixed(Duration::from_micros(30)));
-    assert_eq!(config.pin_reserve, 3 << 20);
-    assert_eq!(config.serial, *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
-    assert_eq!(config.logical_block_size, Some(4096));
-    assert!(!config.lock);
+    assert_eq!(config.server.cpus, [2, 0, 1]);
+    assert_eq!(config.disk.io_path, IoPath::File);
+    assert_eq!(config.disk.map_budget, 2 << 20);
+    assert!(config.disk.pin_guest_memory);
+    assert_eq!(
+        config.server.poll,
+        PollTime::Fixed(Duration::from_micros(30))
+    );
+    assert_eq!(config.disk.pin_reserve, 3 << 20);
+    assert_eq!(
+        config.disk.serial,
+        *b"abc\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+    );
+    assert_eq!(config.disk.logical_block_size, Some(4096));
+    assert!(!config.disk.lock);
     assert_eq!(config.control_path, Some("c".into()));
     assert_eq!(
         config.metrics_listen,
@@ -157,9 +180,9 @@ fn values_outside_their_limits_are_refused() {
 #[test]
 fn swap_takes_a_grade_and_no_contradiction() {
     let swap = |option: &str| config(&format!("--socket-path s --blk-file i {option}"), &[]);
-    assert_eq!(swap("--swap").unwrap().swap, Some(Swap::Demanded));
+    assert_eq!(swap("--swap").unwrap().disk.swap, Some(Swap::Demanded));
     assert_eq!(
-        swap("--swap=best-effort --io-path file").unwrap().swap,
+        swap("--swap=best-effort --io-path file").unwrap().disk.swap,
         Some(Swap::BestEffort)
     );
     assert_eq!(
@@ -184,7 +207,10 @@ fn threads_without_a_queue_are_refused() {
         }
     );
     assert_eq!(
-        config(&format!("{line} --threads 2"), &[]).unwrap().threads,
+        config(&format!("{line} --threads 2"), &[])
+            .unwrap()
+            .server
+            .workers,
         2
     );
 }

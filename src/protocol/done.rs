@@ -1,0 +1,57 @@
+//! Answers to what changes something.
+
+use serde::{Deserialize, Serialize};
+
+use super::requests::Advice;
+use super::words::{Named, Way};
+
+/// The disk has another size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Resized {
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+}
+
+/// Advice was followed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Advised {
+    /// As it was given.
+    pub advice: Advice,
+    /// The first byte of the range.
+    pub start: u64,
+    /// The byte behind its last.
+    pub end: u64,
+    /// What was done, for people.
+    pub done: String,
+    /// Windows of the map that are in memory now.
+    pub resident_windows: u64,
+    /// Bytes of memory of their extents.
+    pub resident_bytes: u64,
+    /// Those of them that are pinned.
+    pub pinned_bytes: u64,
+}
+
+/// The way of requests, after another was chosen or the same again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PathNow {
+    /// Where requests go now.
+    pub path: Named<Way>,
+    /// Why: one sentence.
+    pub path_reason: String,
+}
+
+/// An image was prepared to be swapped on. Nobody is asked for this one:
+/// `extentctl prepare --json` writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ImagePrepared {
+    /// Size of the image in bytes.
+    pub size_bytes: u64,
+    /// Bytes that had to be written or unshared for it.
+    pub changed_bytes: u64,
+    /// Extents it has now.
+    pub extents: u64,
+}

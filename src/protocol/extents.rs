@@ -1,0 +1,42 @@
+//! The answer to `map`: the extents of an image as its file system tells them,
+//! with what the map has in memory.
+
+use mapping::KindName;
+use serde::{Deserialize, Serialize};
+
+use super::words::Named;
+
+/// Most extents of one answer.
+pub const MOST: u32 = 4096;
+
+/// One piece of the image, as long as its kind and its place go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Piece {
+    /// The first byte, from the start of the image.
+    pub start: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Where it lies on the device, in bytes; `None` where it has no place.
+    pub disk: Option<u64>,
+    /// What it is.
+    pub kind: Named<KindName>,
+    /// Why it is opaque; `None` for other kinds.
+    pub reason: Option<String>,
+    /// Bytes of it that lie in windows which the map has in memory.
+    pub resident: u64,
+}
+
+/// A part of the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Page {
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// In order, without gaps.
+    pub extents: Vec<Piece>,
+    /// What the map has in memory of this part: start and end in bytes.
+    pub resident: Vec<(u64, u64)>,
+    /// Where to go on, in bytes: what lies from here on is not told.
+    pub next: Option<u64>,
+}

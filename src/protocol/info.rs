@@ -1,0 +1,187 @@
+//! The answer to `info`, and what it has in common with `selftest`.
+
+use serde::{Deserialize, Serialize};
+
+use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
+use crate::options::config::Swap;
+
+mod hexadecimal;
+mod properties;
+
+pub use self::properties::{Properties, Property};
+
+/// What is served, how, and to whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Info {
+    /// Of extentd.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Queues offered.
+    pub queues: u16,
+    /// Largest ring accepted, in entries.
+    pub queue_size: u16,
+    /// Worker threads.
+    pub threads: usize,
+    /// CPUs that they are pinned to in turn; empty: not pinned.
+    pub cpus: Vec<usize>,
+    /// The disk.
+    pub disk: DiskInfo,
+    /// Swap-grade mode; `None` without `--swap`.
+    pub swap: Option<SwapInfo>,
+    /// The front-end.
+    pub session: Session,
+}
+
+/// The disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DiskInfo {
+    /// The image; what of its name is not UTF-8 is replaced.
+    pub image: String,
+    /// What that is.
+    pub kind: Named<ImageKind>,
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// The same in 512-byte sectors.
+    pub capacity_sectors: u64,
+    /// Offered read-only.
+    pub read_only: bool,
+    /// O_DIRECT is used.
+    pub direct: bool,
+    /// How operations are given to the kernel.
+    pub engine: Named<EngineName>,
+    /// `blk_size` in bytes.
+    pub logical_block_size: u32,
+    /// Alignment of direct I/O on the image in bytes; other requests bounce.
+    pub direct_alignment: u32,
+    /// Where requests go now.
+    pub path: Named<Way>,
+    /// Why: one sentence.
+    pub path_reason: String,
+    /// How often the disk path was entered.
+    pub path_entries: u64,
+    /// How long the kernel makes others wait for the image, in seconds; 0 is
+    /// for as long as it takes, and `None` that it does not tell.
+    pub lease_break_time_s: Option<u64>,
+    /// The thread that looks at the lease; `None` where there is no disk path.
+    pub guard: Option<Guard>,
+    /// What was done so far.
+    pub operations: Operations,
+    /// The block device under the image, if raw I/O to it is possible.
+    pub device: Option<String>,
+    /// How the device is read and written.
+    pub device_io: Named<DeviceIo>,
+    /// What of io_uring the kernel has; `None` where it is not used, or no
+    /// worker has found out yet.
+    pub io_uring: Option<IoUring>,
+    /// Guest memory as registered buffers, which excludes ballooning, free
+    /// page reporting and virtio-mem: for people.
+    pub pinned_guest_memory: String,
+    /// The image lock is used.
+    pub lock: bool,
+}
+
+/// The thread that takes the lease and gives it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Guard {
+    /// When it last looked at the lease, in milliseconds before now; it does
+    /// at least every second while the path is in use, and need not otherwise.
+    pub turned_ms_ago: u64,
+    /// The path is in use and it has not looked for 5 s. Workers look too.
+    pub late: bool,
+}
+
+/// What all workers have done since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Operations {
+    /// Reads and writes that went straight to the device.
+    pub disk_operations: u64,
+    /// Reads and writes that went by the file with no copy.
+    pub file_operations: u64,
+    /// Reads of holes and unwritten extents, which need no I/O.
+    pub zero_fills: u64,
+    /// Reads and writes whose end was looked for, so that the device did not
+    /// have to interrupt.
+    pub polled_operations: u64,
+    /// Reads and writes of the file through a buffer of extentd: guest memory,
+    /// offset or length do not suit direct I/O.
+    pub bounced_operations: u64,
+    /// Reads and writes that the device did not take at once, as its queue was
+    /// full; they were tried again, or went by the file.
+    pub refused_operations: u64,
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Bytes of reads that ended well.
+    pub read_bytes: u64,
+    /// Bytes of writes that ended well; zeroing and discarding do not count.
+    pub written_bytes: u64,
+}
+
+/// What of io_uring the kernel has; each has a way round where it is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct IoUring {
+    /// Completions are posted when the worker asks (6.1): "deferred"; when it
+    /// is in the kernel anyway (5.19): "cooperative"; else "interrupting".
+    pub task_work: String,
+    /// The threads that take what would wait can be limited (5.15).
+    pub bounded_threads: bool,
+    /// Registered buffers can be shared between rings (6.12): without it,
+    /// guest memory is not pinned.
+    pub shared_buffers: bool,
+    /// Vectors of registered buffers (6.15); without it, only single ones.
+    pub vectored_buffers: bool,
+}
+
+/// Swap-grade mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SwapInfo {
+    /// How strictly it was asked for.
+    pub mode: Named<Swap>,
+    /// All properties are held.
+    pub holds: bool,
+    /// Allocations by worker threads since the start, those outside requests
+    /// included.
+    pub worker_allocations: u64,
+    /// Each property.
+    pub properties: Properties,
+}
+
+/// Whether a disk is swap-grade, watched for a second.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Selftest {
+    /// All properties are held.
+    pub holds: bool,
+    /// Those that `info` shows, and what takes longer to find out.
+    pub properties: Properties,
+}
+
+/// The front-end. All is zero but `connected` where there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Session {
+    /// A front-end is connected.
+    pub connected: bool,
+    /// Rings that are being served.
+    pub rings_running: usize,
+    /// Rings could run, but the image is in use by others.
+    pub waits_for_image: bool,
+    /// Virtio features acknowledged: bits, as a hexadecimal number in a text.
+    #[serde(with = "hexadecimal")]
+    pub features: u64,
+    /// vhost-user protocol features acknowledged, likewise.
+    #[serde(with = "hexadecimal")]
+    pub protocol_features: u64,
+    /// Regions of guest memory that are shared.
+    pub memory_regions: usize,
+    /// Bytes of guest memory that are shared.
+    pub memory_bytes: u64,
+    /// Writes may be cached until the guest flushes.
+    pub writeback: bool,
+}

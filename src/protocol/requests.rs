@@ -1,0 +1,96 @@
+//! What may be asked of a disk.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::options::byte_range::ByteRange;
+use crate::options::config::IoPath;
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Request {
+    /// What is served, how, and to whom: an [`Info`](super::info::Info).
+    Info {},
+    /// Whether the disk is swap-grade, watched for a second: a
+    /// [`Selftest`](super::info::Selftest).
+    Selftest {},
+    /// Change the size of the disk: a [`Resized`](super::done::Resized).
+    Resize {
+        /// The new size in bytes.
+        bytes: u64,
+    },
+    /// The counters: a [`Statistics`](super::statistics::Statistics).
+    Stats {},
+    /// Say what the map should have in memory: an [`Advised`](super::done::Advised).
+    Advise {
+        /// What is said.
+        advice: Advice,
+        /// About what.
+        range: ByteRange,
+    },
+    /// The extents of the image: a [`Page`](super::extents::Page).
+    Map {
+        /// Of this range.
+        range: ByteRange,
+        /// Most extents in the answer, 1 to [`MOST`](super::extents::MOST).
+        most: u32,
+    },
+    /// Choose how requests may reach the image: a [`PathNow`](super::done::PathNow).
+    IoPath {
+        /// The way.
+        path: IoPath,
+    },
+}
+
+/// What may be said about a range, after the "badvise()" of the 2008 thread.
+/// The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Advice {
+    /// Load it soon, as far as the budget reaches
+    Willneed,
+    /// Drop what is loaded and not pinned
+    Dontneed,
+    /// Load it now and keep it, out of --pin-reserve
+    Pin,
+    /// Let it be evicted again
+    Unpin,
+    /// It will be used in order: load far ahead
+    Sequential,
+    /// It will be used without order: never load ahead
+    Random,
+    /// Nothing is known of its use any more
+    Normal,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Advice::Willneed => "willneed",
+            Advice::Dontneed => "dontneed",
+            Advice::Pin => "pin",
+            Advice::Unpin => "unpin",
+            Advice::Sequential => "sequential",
+            Advice::Random => "random",
+            Advice::Normal => "normal",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_is_written_as_it_is_typed_and_sent() {
+        for advice in Advice::value_variants() {
+            let name = advice.to_string();
+            assert_eq!(Advice::from_str(&name, false).as_ref(), Ok(advice));
+            assert_eq!(serde_json::to_value(advice).unwrap(), name);
+        }
+    }
+}
