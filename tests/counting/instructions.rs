@@ -18,6 +18,8 @@ use crate::served::{Image, Way, have, plan, ratio, run, warmed_up};
 
 /// Requests by which the longer run is longer.
 const REQUESTS: u64 = 8000;
+/// Looking for work in vain counts too, and depends on who else has the CPUs.
+const CHANCES: usize = 3;
 
 /// Has io_uring_setup(2) fail with ENOSYS in this thread and in all processes
 /// that it starts.
@@ -96,28 +98,33 @@ fn each(pattern: Pattern) -> Option<f64> {
 }
 
 fn check(pattern: Pattern, unoptimized: f64, optimized: f64) {
-    let Some(each) = each(pattern) else {
-        return;
-    };
-    eprintln!("{pattern:?}: {each:.0} instructions per request");
     let ceiling = if cfg!(debug_assertions) {
         unoptimized
     } else {
         optimized
     };
-    // Less than this, and nothing was counted.
-    assert!(each > 50.0, "{pattern:?}: {each:.0} is absurd");
-    assert!(each <= ceiling, "{pattern:?}: {each:.0} instructions");
+    for chance in 1..=CHANCES {
+        let Some(each) = each(pattern) else {
+            return;
+        };
+        eprintln!("{pattern:?}: {each:.0} instructions per request");
+        // Less than this, and nothing was counted.
+        assert!(each > 50.0, "{pattern:?}: {each:.0} is absurd");
+        if each <= ceiling {
+            return;
+        }
+        assert!(chance < CHANCES, "{pattern:?}: {each:.0} instructions");
+    }
 }
 
 #[test]
 fn reads_take_few_instructions() {
-    // Measured: 2147 to 2215; optimized 1394 before spinning was there.
-    check(Pattern::Randread, 2400.0, 1550.0);
+    // Measured: 2303 to 2338; optimized 1586 to 1612.
+    check(Pattern::Randread, 2400.0, 1650.0);
 }
 
 #[test]
 fn writes_take_few_instructions() {
-    // Measured: 2178 to 2249; optimized 1426 before spinning was there.
-    check(Pattern::Randwrite, 2400.0, 1600.0);
+    // Measured: 2343 to 2400; optimized 1645 to 1647.
+    check(Pattern::Randwrite, 2400.0, 1700.0);
 }

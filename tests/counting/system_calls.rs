@@ -45,6 +45,10 @@ fn total(way: Way, plan: &Plan, requests: u64) -> Option<(u64, u64)> {
     Some((calls("total"), calls("write")))
 }
 
+/// A side that others keep from its CPU sees smaller batches: that is no
+/// property of ours, and does not come each time.
+const CHANCES: usize = 5;
+
 /// Calls per request, and writes among them: what goes to eventfds.
 struct Counted {
     calls: f64,
@@ -70,16 +74,18 @@ fn count(way: Way, pattern: Pattern, depth: u16, waiting: Waiting) -> Option<Cou
 }
 
 fn check((way, pattern, depth, waiting): (Way, Pattern, u16, Waiting), calls: f64, writes: f64) {
-    if let Some(counted) = count(way, pattern, depth, waiting) {
-        let what = format!("{way:?}, {pattern:?}, depth {depth}, {waiting:?}");
+    let what = format!("{way:?}, {pattern:?}, depth {depth}, {waiting:?}");
+    for chance in 1..=CHANCES {
+        let Some(counted) = count(way, pattern, depth, waiting) else {
+            return;
+        };
         // Something was counted at all: the kernel is told of each batch.
         assert!(counted.calls > 0.5 / f64::from(depth), "{what}");
-        assert!(counted.calls <= calls, "{what}: {} calls", counted.calls);
-        assert!(
-            counted.writes <= writes,
-            "{what}: {} writes",
-            counted.writes
-        );
+        if counted.calls <= calls && counted.writes <= writes {
+            return;
+        }
+        let (calls, writes) = (counted.calls, counted.writes);
+        assert!(chance < CHANCES, "{what}: {calls} calls, {writes} writes");
     }
 }
 
