@@ -5,8 +5,7 @@
 use std::process::Command;
 
 use front_end::codes::{feature, status};
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted};
+use rig::file_systems::{EXT4, Made, Mounted, sync};
 use rig::image::Image;
 use rig::model::{SECTOR, Value};
 use rig::program::run;

@@ -11,10 +11,8 @@ use std::process::Command;
 
 use extentd::operator::control::Request;
 use front_end::codes::status;
-use rig::file_systems::sync;
-use rig::file_systems::{Mounted, XFS};
-use rig::files::reflink;
-use rig::files::write_direct;
+use rig::file_systems::{Mounted, XFS, sync};
+use rig::files::{reflink, write_direct};
 use rig::image::{FIRST, Image};
 use rig::model::{SECTOR, Value, content};
 use rig::program::run;

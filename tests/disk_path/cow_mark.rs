@@ -8,10 +8,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::Command;
 
 use front_end::codes::status;
-use rig::file_systems::sync;
-use rig::file_systems::{Mounted, XFS};
-use rig::files::reflink;
-use rig::files::write_direct;
+use rig::file_systems::{Mounted, XFS, sync};
+use rig::files::{reflink, write_direct};
 use rig::image::{BYTES, FIRST, Image, SECTORS};
 use rig::model::{SECTOR, content};
 use rig::program::run;

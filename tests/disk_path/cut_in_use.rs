@@ -4,8 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use front_end::LIMIT;
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::Image;
 use rig::model::{SECTOR, Value};
 

@@ -5,8 +5,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::{FIRST, Image};
 use rig::model::{SECTOR, content};
 

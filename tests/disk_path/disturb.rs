@@ -10,10 +10,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rig::file_systems::Mounted;
-use rig::file_systems::{occupy, sync};
-use rig::files::read_direct;
-use rig::files::{fallocate, pattern};
+use rig::file_systems::{Mounted, occupy, sync};
+use rig::files::{fallocate, pattern, read_direct};
 use rig::program::run;
 
 /// Other files of the file system, with what they should hold.

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Op};
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::Image;
 use rig::model::{SECTOR, Value, content, holds};
 

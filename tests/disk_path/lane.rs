@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{Buffer, Driver, GuestMemory, Op, Segment};
-use rig::model;
-use rig::model::{SECTOR, Value, content};
+use rig::model::{self, SECTOR, Value, content};
 
 use crate::served::{Guest, QUEUE_DATA, QUEUE_MEMORY, Served};
 

@@ -9,8 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use front_end::codes::status;
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::{FIRST, Image};
 use rig::model::{SECTOR, Value};
 use rig::program::run;

@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use front_end::codes::status;
 use front_end::{LIMIT, Op};
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::FIRST;
 use rig::model::{SECTOR, Value, content};
 use rig::program::run;

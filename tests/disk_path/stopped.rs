@@ -6,8 +6,7 @@ use std::fs::OpenOptions;
 
 use front_end::codes::status;
 use front_end::{Buffer, LIMIT, Op};
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, Made, Mounted, XFS};
+use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::files::read_direct;
 use rig::image::Image;
 use rig::model::{SECTOR, Value, content, holds};

@@ -8,8 +8,7 @@ use std::process::Command;
 use front_end::Op;
 use front_end::codes::status;
 use rig::asker::{Asker, LENGTH, REQUESTS, even, sectors};
-use rig::file_systems::{EXT4, Mounted};
-use rig::file_systems::{occupy, sync};
+use rig::file_systems::{EXT4, Mounted, occupy, sync};
 use rig::model::{SECTOR, content};
 use rig::program::run;
 

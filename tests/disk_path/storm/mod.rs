@@ -14,6 +14,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use front_end::Session;
 use front_end::codes::feature;
+use rig::file_systems::{EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS, XFS_1K, XFS_4KN, sync};
+use rig::files::{open_direct, read_direct, write_direct};
+use rig::image::{FIRST, Image, MIXED, SECTORS};
+use rig::model::{Found, Model, SECTOR, content};
+use rig::program::run;
 
 use crate::break_time::{BreakTime, SHORT};
 use crate::client::{Client, owner};
@@ -27,13 +32,6 @@ use guest::Guests;
 use ioctls::Mapped;
 use pace::{Pace, Work};
 use process::{HAND_OVERS, KILLS, LONG, Process, RESIZES};
-use rig::file_systems::sync;
-use rig::file_systems::{EXT4, EXT4_1K, EXT4_BIGALLOC, Made, Mounted, XFS, XFS_1K, XFS_4KN};
-use rig::files::open_direct;
-use rig::files::{read_direct, write_direct};
-use rig::image::{FIRST, Image, MIXED, SECTORS};
-use rig::model::{Found, Model, SECTOR, content};
-use rig::program::run;
 
 mod blocks;
 mod disturber;

@@ -7,8 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rig::file_systems::Mounted;
-use rig::files::fallocate;
-use rig::files::{read_direct, try_write_direct};
+use rig::files::{fallocate, read_direct, try_write_direct};
 use rig::model::{FOREIGN, SECTOR, Value, content, holds};
 use rig::random::Random;
 

@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use crate::model::{SECTOR, content, holds};
 use front_end::codes::feature;
 use front_end::{Buffer, Daemon, Driver, GuestMemory, LIMIT, Like, Op, Session};
 
+use crate::model::{SECTOR, content, holds};
 use crate::place::{Place, QUEUE_DATA, guest};
 
 /// Bytes of a request.

@@ -5,13 +5,13 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::model::{Model, SECTOR, Value, content};
-use crate::random::Random;
 use front_end::codes::status;
 use front_end::{Buffer, Driver, Error, GuestMemory, LIMIT, Op, Ring, Segment, Session};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::model::{Model, SECTOR, Value, content};
 use crate::place::{QUEUE_DATA, QUEUE_MEMORY, QUEUES};
+use crate::random::Random;
 
 /// Lanes of a guest; the queues have equally many.
 pub const LANES: usize = 16;
