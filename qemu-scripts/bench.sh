@@ -104,7 +104,7 @@ fi
 
 "$SCRIPTS/setup.sh" --bench
 build_extentd
-cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p front-end -p extentd --bin extentd-load --bin extentd-bench-report --bin extentctl ||
+cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd-front-end -p extentd --bin extentd-load --bin extentd-bench-report --bin extentctl ||
     die "the build failed"
 tools=${CARGO_TARGET_DIR:-$ROOT/target}/release
 

@@ -93,7 +93,7 @@ modelled() {
 raced() {
     TSAN_OPTIONS="suppressions=$ROOT/mapping/tests/tsan.supp" MAPPING_STRESS_MS=5000 \
         RUSTFLAGS="--cfg tsan -Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer" CARGO_TARGET_DIR=$TARGET/tsan \
-        timeout 900 cargo +nightly test --target x86_64-unknown-linux-gnu -p mapping --test stress -- --show-output
+        timeout 900 cargo +nightly test --target x86_64-unknown-linux-gnu -p extentd-mapping --test stress -- --show-output
 }
 quick_start() {
     # The binary that the tests ran with; the quick start itself would build another.

@@ -1,4 +1,4 @@
-//! The map's figures: `cargo bench -p mapping`. The table in the crate's README is made of them.
+//! The map's figures: `cargo bench -p extentd-mapping`. The table in the crate's README is made of them.
 //!
 //! Lookups are measured by the processor time of their thread, so that others who use the machine disturb
 //! them as little as may be; the time to the first answer by the clock on the wall.

@@ -1,4 +1,4 @@
-//! Prints the map of a file: `cargo run -p mapping --example print_map -- FILE [START LEN]`.
+//! Prints the map of a file: `cargo run -p extentd-mapping --example print_map -- FILE [START LEN]`.
 //!
 //! Also says whether the file's disk could be used directly, and if not, why.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

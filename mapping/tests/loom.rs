@@ -1,5 +1,5 @@
 //! Models of what readers and writers do at the same time, in every order loom can think of:
-//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test -p mapping --release --test loom`
+//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 cargo test -p extentd-mapping --release --test loom`
 //!
 //! A slab that is read after it was freed, or without being ordered before its freeing, is reported by a
 //! loom cell inside every slab; the disk's blocks are cells here.

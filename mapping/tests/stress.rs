@@ -1,7 +1,7 @@
 //! Readers, filler, holds, eviction, resizing and advice all at once, for a second or for as many
 //! milliseconds as `MAPPING_STRESS_MS` says. The blocks are plain memory, so a thread sanitizer sees
 //! every use that a fence should have excluded:
-//! `RUSTFLAGS=-Zsanitizer=thread cargo +nightly test -Zbuild-std --target x86_64-unknown-linux-gnu -p mapping --test stress`
+//! `RUSTFLAGS=-Zsanitizer=thread cargo +nightly test -Zbuild-std --target x86_64-unknown-linux-gnu -p extentd-mapping --test stress`
 #![allow(
     unsafe_code,
     clippy::unwrap_used,
