@@ -82,6 +82,8 @@ pub(crate) struct Session<D: Device> {
     /// acknowledgements.
     features_read: bool,
     refusals: u32,
+    /// The request that was served last.
+    last: u32,
 }
 
 impl<D: Device> Session<D> {
@@ -108,6 +110,7 @@ impl<D: Device> Session<D> {
             stalled: None,
             features_read: false,
             refusals: 0,
+            last: 0,
         })
     }
 
@@ -151,13 +154,27 @@ impl<D: Device> Session<D> {
                     return Ok(Outcome::Waits);
                 }
                 Next::Incomplete => return self.stall("it sent half a message"),
-                Next::Gone => return Ok(Outcome::Over),
+                Next::Gone => {
+                    self.explain_leaving();
+                    return Ok(Outcome::Over);
+                }
                 Next::Garbage => {
                     return Err(io::Error::other("it sent something that is no message"));
                 }
             }
         }
         Ok(Outcome::Busy)
+    }
+
+    /// QEMU and cloud-hypervisor leave as soon as they hear of fewer queues
+    /// than they are to have.
+    fn explain_leaving(&self) {
+        if self.last == u32::from(FrontendReq::GET_QUEUE_NUM) {
+            log::warn!(
+                "the front-end left when it was told that there are {} queues: give a larger --num-queues, or leave it out, or give the front-end fewer queues",
+                lock(&self.handler).queues()
+            );
+        }
     }
 
     fn stall(&mut self, why: &'static str) -> io::Result<Outcome> {
@@ -170,6 +187,7 @@ impl<D: Device> Session<D> {
 
     fn serve_message(&mut self, message: &Message) -> io::Result<()> {
         let terms = lock(&self.handler).terms();
+        self.last = message.request;
         match terms.admit(message, self.channel.payload(message)) {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => self.set_back_channel(message, &terms),
             Ok(FrontendReq::GET_INFLIGHT_FD) => self.get_inflight(message, &terms),
@@ -284,6 +302,11 @@ impl<D: Device> Session<D> {
 }
 
 impl Terms {
+    /// The front-end may have more than one queue.
+    pub(crate) fn multiqueue(&self) -> bool {
+        self.negotiated.has_protocol(VhostUserProtocolFeatures::MQ)
+    }
+
     /// Requests that ask for it are acknowledged.
     pub(crate) fn reply_ack(&self) -> bool {
         self.negotiated

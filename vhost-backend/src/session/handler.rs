@@ -28,6 +28,10 @@ mod areas;
 
 pub(crate) use areas::Area;
 
+/// Most entries of all rings of a front-end together: as many as 256 rings of
+/// the size that QEMU allows have. Each costs some bytes here.
+pub(crate) const MAX_ENTRIES: usize = 256 * 1024;
+
 /// The device as one front-end after the other has it.
 pub(crate) struct Handler<D: Device> {
     device: Arc<D>,
@@ -135,7 +139,12 @@ impl<D: Device> Handler<D> {
         ConfigSpace {
             info: &self.info,
             capacity: self.device.capacity_sectors(),
-            queues: self.queues,
+            // Without MQ a front-end has one queue, and may show this to its guest.
+            queues: if self.terms().multiqueue() {
+                self.queues
+            } else {
+                1
+            },
             queue_size: self.queue_size,
             writeback: self.negotiated.writeback_reads(self.writeback),
         }
@@ -185,11 +194,15 @@ impl<D: Device> Handler<D> {
 
     pub(crate) fn set_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
         let largest = self.queue_size;
+        let all: usize = self.vrings.iter().map(Vring::entries).sum();
         let (queue, ring) = self.ring(index)?;
         let good = u16::try_from(size)
             .ok()
             .filter(|s| s.is_power_of_two() && *s <= largest);
         let size = good.ok_or(Refusal::RingSize(size, largest))?;
+        if all - ring.entries() + usize::from(size) > MAX_ENTRIES {
+            return Err(Refusal::Entries(size, index));
+        }
         if ring.running.is_some() && ring.size != Some(size) {
             return Err(Refusal::RingRuns);
         }
