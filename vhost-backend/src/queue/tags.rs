@@ -47,10 +47,12 @@ impl Tags {
     }
 
     /// None is free.
+    #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
         self.free.is_empty()
     }
 
+    #[inline(always)]
     pub(crate) fn take(&mut self, owner: Owner) -> Option<u32> {
         let tag = self.free.pop()?;
         *self.slot(tag)? = Some(owner);
@@ -58,12 +60,14 @@ impl Tags {
     }
 
     /// The request has ended; `None` if it was not in flight.
+    #[inline(always)]
     pub(crate) fn give_back(&mut self, tag: u32) -> Option<Owner> {
         let owner = self.slot(tag)?.take()?;
         self.free.push(tag);
         Some(owner)
     }
 
+    #[inline(always)]
     fn slot(&mut self, tag: u32) -> Option<&mut Option<Owner>> {
         self.owners.get_mut(usize::try_from(tag).ok()?)
     }
