@@ -11,7 +11,7 @@ pub mod statistics;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
-use vhost_backend::{Device, Handle};
+use vhost_backend::{Connected, Device, Handle};
 
 use self::advice::Advice;
 use self::control::{Answer, Controlled, Request};
@@ -64,7 +64,13 @@ impl Operator {
             "session": {
                 "connected": status.connected,
                 "rings_running": status.rings_running,
-                "waits_for_image": status.waits_for_image,
+                "front_end": status.front_end.map(connected),
+                "waiting": status.waiting.into_iter().map(connected).collect::<Vec<_>>(),
+                "waits_for_image": status.awaited.is_some(),
+                "image_awaited": status.awaited.map(|awaited| json!({
+                    "seconds": awaited.since.elapsed().as_secs(),
+                    "reason": awaited.reason,
+                })),
                 "features": format!("{:#x}", status.features),
                 "protocol_features": format!("{:#x}", status.protocol_features),
                 "memory_regions": status.memory_regions,
@@ -175,6 +181,15 @@ impl Operator {
         let description = self.disk.describe();
         json!({ "path": description.path, "path_reason": description.path_reason })
     }
+}
+
+/// A connection: whose, and for how long.
+fn connected(one: Connected) -> Value {
+    json!({
+        "pid": one.peer.map(|peer| peer.pid),
+        "uid": one.peer.map(|peer| peer.uid),
+        "seconds": one.since.elapsed().as_secs(),
+    })
 }
 
 impl Controlled for Operator {

@@ -20,3 +20,4 @@ mod io_path;
 mod map;
 mod packaging;
 mod usage;
+mod waiting;

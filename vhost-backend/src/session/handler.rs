@@ -106,8 +106,10 @@ impl<D: Device> Handler<D> {
     pub(crate) fn status(&self) -> SessionStatus {
         SessionStatus {
             connected: true,
+            front_end: None,
+            waiting: Vec::new(),
             rings_running: self.rings_running(),
-            waits_for_image: self.image.awaited_until().is_some(),
+            awaited: self.image.awaited().cloned(),
             features: self.negotiated.features.unwrap_or(0),
             protocol_features: self.negotiated.protocol,
             memory_regions: self.memory.regions(),
