@@ -330,6 +330,9 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_limit = self.raw_limit.saturating_add(1);
             }
         }
+        if let Op::Read { .. } = self.tasks[tag as usize].op {
+            self.pad(tag);
+        }
         if self.tasks[tag as usize].left() == 0 {
             self.chunk_done(tag);
         }

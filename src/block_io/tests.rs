@@ -128,6 +128,7 @@ fn files(file: &File) -> Files {
         image_manner: Manner::Queued,
         device: None,
         device_manner: Manner::Queued,
+        tail: None,
     }
 }
 

@@ -50,7 +50,8 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
     } else {
         files.image
     };
-    submitter.register_files(&[image, files.device.unwrap_or(-1)])?;
+    let others = [files.device, files.tail].map(|file| file.unwrap_or(-1));
+    submitter.register_files(&[image, others[0], others[1]])?;
     // Allocating writes wait for locks of the file system in threads of the
     // kernel; a sync must not wait behind all of them.
     let bounded_threads = submitter

@@ -25,6 +25,7 @@ mod guest_memory;
 mod image;
 mod killed;
 mod lane;
+mod last_sectors;
 mod length;
 mod log_full;
 mod model;
