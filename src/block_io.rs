@@ -62,7 +62,8 @@ pub struct BlockIo<E> {
     /// Pinned guest memory, if that was asked for.
     pins: Option<Pins>,
     counts: Counts,
-    tasks: Box<[Task]>,
+    /// Never longer than its first capacity, so that tasks stay where they are.
+    tasks: Vec<Task>,
     ended: Vec<Completion>,
     /// Tasks that wait for a buffer, a block or their turn to punch.
     stalled: VecDeque<u32>,
@@ -96,7 +97,8 @@ enum Next {
 }
 
 impl<E: Engine> BlockIo<E> {
-    /// The I/O of up to `slots` requests at a time.
+    /// The I/O of up to `slots` requests at a time, once there is
+    /// [room](IoChannel::room) for them.
     ///
     /// # Errors
     /// There is no memory for its buffers.
@@ -120,7 +122,7 @@ impl<E: Engine> BlockIo<E> {
             raw,
             pins,
             counts: Counts::default(),
-            tasks: (0..slots).map(|_| Task::default()).collect(),
+            tasks: Vec::with_capacity(slots),
             ended: Vec::with_capacity(slots),
             stalled: VecDeque::with_capacity(slots),
             results: Vec::with_capacity(slots),
@@ -145,8 +147,8 @@ impl<E: Engine> BlockIo<E> {
         match self.next(tag) {
             Next::Work(work) => {
                 // SAFETY: a vector is of the task's own pieces or entry, which
-                // stay where they are while it is in flight: the table is
-                // never resized, and the pieces only change between
+                // stay where they are while it is in flight: the table never
+                // outgrows its capacity, and the pieces only change between
                 // operations. The memory they name is the guest's, which
                 // stays mapped until the completion is reported, or a buffer
                 // that the task holds.
@@ -329,6 +331,9 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_limit = self.raw_limit.saturating_add(1);
             }
         }
+        if let Op::Read { .. } = self.tasks[tag as usize].op {
+            self.pad(tag);
+        }
         if self.tasks[tag as usize].left() == 0 {
             self.chunk_done(tag);
         }
@@ -342,6 +347,13 @@ fn may_submit(raw: &mut Option<Worker>) -> impl FnMut() -> bool {
 }
 
 impl<E: Engine> IoChannel for BlockIo<E> {
+    fn room(&mut self, requests: usize) {
+        let requests = requests.min(self.tasks.capacity());
+        while self.tasks.len() < requests {
+            self.tasks.push(Task::default());
+        }
+    }
+
     fn memory(&mut self, regions: &[HostRegion]) {
         if let Some(raw) = &mut self.raw {
             raw.buffers_are_memory(regions.iter().all(|region| region.in_memory));

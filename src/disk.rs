@@ -35,7 +35,7 @@ mod ways;
 pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
-use self::ways::{RawWay, pinner, raw_way};
+use self::ways::{RawWay, no_disk_path_beside_tail, pinner, raw_way};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
 const MAX_CHANGE_SECTORS: u32 = 1 << 21;
@@ -52,6 +52,10 @@ pub struct Disk {
     /// The file system's block or the device's, in bytes: what can be freed.
     unit: u32,
     direct: Option<DirectAlign>,
+    /// What the capacity is a multiple of, as far as the image asks for it.
+    granule: u32,
+    /// The image by the page cache, for the end that direct I/O does not take.
+    tail: Option<File>,
     sectors: AtomicU64,
     uring: AtomicBool,
     /// What of io_uring the kernel has, once a worker has found out.
@@ -118,6 +122,9 @@ impl Disk {
             return Err(DiskError::ReadOnlyDevice(path.to_owned()));
         }
         image_file::warn_of_format(&image, path);
+        if !block_device && !options.read_only {
+            image_file::fill_sector(&image, path).map_err(failed)?;
+        }
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)
@@ -142,9 +149,27 @@ impl Disk {
                 path.display()
             );
         }
+        let mut granule = align.offset.max(512);
+        let mut tail = None;
+        if !block_device && granule > 512 {
+            if image_file::takes_sectors(&image).map_err(failed)? {
+                granule = 512;
+            } else if !image
+                .metadata()
+                .map_err(failed)?
+                .len()
+                .is_multiple_of(u64::from(granule))
+            {
+                tail = image_file::open_buffered(&image, path, options.read_only);
+                granule = if tail.is_some() { 512 } else { granule };
+            }
+        }
         let image = Arc::new(image);
         let grain = u64::from(unit.max(4096));
-        let raw = raw_way(&image, block_device, direct, grain, options)?;
+        let raw = match &tail {
+            Some(_) => no_disk_path_beside_tail(path, align.offset, options)?,
+            None => raw_way(&image, block_device, direct, grain, options)?,
+        };
         if let Ok(way) = &raw
             && let Some(device) = sys::direct_align(way.path.device().file())
         {
@@ -166,14 +191,19 @@ impl Disk {
             physical: physical.max(logical),
             unit,
             direct: direct.then_some(align),
+            granule,
             sectors: AtomicU64::new(0),
             uring: AtomicBool::new(true),
             features: OnceLock::new(),
             manner,
-            shared: Arc::new(match options.swap {
-                Some(_) => Shared::keeping_blocks(align, unit),
-                None => Shared::new(align, unit),
-            }),
+            shared: Arc::new(
+                match options.swap {
+                    Some(_) => Shared::keeping_blocks(align, unit),
+                    None => Shared::new(align, unit),
+                }
+                .with_buffered_tail(tail.is_some()),
+            ),
+            tail,
             image,
             raw,
             pinner: pinner(options),
@@ -181,9 +211,8 @@ impl Disk {
             opened: Instant::now(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
-        let block = disk.block();
-        if bytes < u64::from(block) {
-            return Err(DiskError::TooSmall(path.to_owned(), block));
+        if disk.whole(bytes) == 0 {
+            return Err(DiskError::TooSmall(path.to_owned(), disk.block()));
         }
         disk.set_size(bytes);
         disk.take_for_swap()?;
@@ -229,9 +258,7 @@ impl Disk {
 
     /// What the capacity is a multiple of, so that no block is cut in two.
     fn block(&self) -> u32 {
-        self.logical
-            .max(self.direct.map_or(512, |align| align.offset))
-            .max(512)
+        self.logical.max(self.granule)
     }
 
     /// What all workers have done so far.
@@ -356,6 +383,7 @@ impl Device for Disk {
                 .as_ref()
                 .ok()
                 .map(|way| way.path.device().file().as_raw_fd()),
+            tail: self.tail.as_ref().map(AsRawFd::as_raw_fd),
             image_manner: self.manner,
             device_manner: self.raw.as_ref().map_or(Manner::Queued, |way| way.manner),
         };

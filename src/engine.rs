@@ -32,6 +32,8 @@ pub enum Target {
     Image,
     /// The block device under the image's file system.
     Device,
+    /// The image by the page cache: what direct I/O does not take at its end.
+    Tail,
 }
 
 /// The open files of an engine. Both stay open for as long as the engine lives.
@@ -45,6 +47,8 @@ pub(crate) struct Files {
     pub device: Option<RawFd>,
     /// How that is read and written.
     pub device_manner: Manner,
+    /// The image once more, if its end needs the page cache.
+    pub tail: Option<RawFd>,
 }
 
 /// The result of an operation on the device that was not given to the kernel,
@@ -56,6 +60,7 @@ impl Files {
         match target {
             Target::Image => self.image,
             Target::Device => self.device.unwrap_or(-1),
+            Target::Tail => self.tail.unwrap_or(-1),
         }
     }
 
@@ -75,6 +80,7 @@ impl Files {
             } => match target {
                 Target::Image => self.image_manner,
                 Target::Device => self.device_manner,
+                Target::Tail => Manner::Queued,
             },
             _ => Manner::Queued,
         }

@@ -11,7 +11,7 @@ pub(crate) mod statistics;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
-use vhost_backend::{Device, Handle, Options};
+use vhost_backend::{Connected, Device, Handle, Options};
 
 use self::control::Controlled;
 use crate::disk::Disk;
@@ -19,7 +19,7 @@ use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 use crate::protocol::done::{Advised, PathNow, Resized};
 use crate::protocol::extents::Page;
-use crate::protocol::info::{Info, Selftest, Session};
+use crate::protocol::info::{FrontEnd, ImageAwaited, Info, Selftest, Session};
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Advice, Answer, Request};
 use crate::swap::SwapMode;
@@ -79,7 +79,13 @@ impl Operator {
             session: Session {
                 connected: status.connected,
                 rings_running: status.rings_running,
-                waits_for_image: status.waits_for_image,
+                front_end: status.front_end.map(connected),
+                waiting: status.waiting.into_iter().map(connected).collect(),
+                waits_for_image: status.awaited.is_some(),
+                image_awaited: status.awaited.map(|awaited| ImageAwaited {
+                    seconds: awaited.since.elapsed().as_secs(),
+                    reason: awaited.reason,
+                }),
                 features: status.features,
                 protocol_features: status.protocol_features,
                 memory_regions: status.memory_regions,
@@ -185,6 +191,15 @@ impl Operator {
             path: description.path,
             path_reason: description.path_reason,
         }
+    }
+}
+
+/// A connection: whose, and for how long.
+fn connected(one: Connected) -> FrontEnd {
+    FrontEnd {
+        pid: one.peer.map(|peer| peer.pid),
+        uid: one.peer.map(|peer| peer.uid),
+        seconds: one.since.elapsed().as_secs(),
     }
 }
 

@@ -28,16 +28,22 @@ impl<E: Engine> BlockIo<E> {
         };
         if task.left() == 0 {
             // A new chunk: its whole blocks, as many as the buffer holds.
-            let align = u64::from(self.shared.align.offset);
             let start = offset + task.done;
+            let tail = self.shared.tail();
+            let (target, align, barrier) = if start >= tail {
+                (Target::Tail, 1, u64::MAX)
+            } else {
+                (Target::Image, u64::from(self.shared.align.offset), tail)
+            };
+            task.target = target;
             let limit = (start - start % align) + self.pool.size() as u64;
-            let mut end = (offset + task.len).min(limit);
+            let mut end = (offset + task.len).min(limit).min(barrier);
             if !task.middle_is_empty() && start < task.middle_start {
                 end = end.min(task.middle_start);
             }
             task.chunk_start = start;
             task.chunk_end = end;
-            let (first, last) = (start - start % align, end.next_multiple_of(align));
+            let (first, last) = (start - start % align, self.shared.last(end, align));
             let partial = write && (first != start || last != end);
             if partial && !self.shared.claim_blocks(start, end) {
                 self.waits_elsewhere = true;
@@ -66,12 +72,35 @@ impl<E: Engine> BlockIo<E> {
         };
         Next::Work(match task.step {
             Step::BufferWrite => Work::Write {
-                target: Target::Image,
+                target: task.target,
                 vector,
                 stable: stable.unwrap_or(false),
             },
-            _ => Work::Read(Target::Image, vector),
+            _ => Work::Read(task.target, vector),
         })
+    }
+
+    /// A read has come to the end of an image that ends within a sector: the
+    /// rest of that reads as zeros.
+    pub(super) fn pad(&mut self, tag: u32) {
+        let task = &mut self.tasks[tag as usize];
+        match (task.step, task.buffer) {
+            (Step::Direct, _) if self.shared.ends_within_sector(task.start() + task.done) => {
+                let rest = task.len - task.done;
+                // SAFETY: the pieces of a read are writable guest memory,
+                // mapped until the completion is reported.
+                unsafe { task.pieces.fill_zeros(rest) };
+                task.done = task.len;
+            }
+            (Step::BufferRead | Step::BufferFill, Some(buffer))
+                if self.shared.ends_within_sector(task.entry_offset) =>
+            {
+                let at = usize::try_from(task.entry_offset - task.first).unwrap_or(0);
+                self.pool.zero(buffer, at, task.left());
+                task.entry.iov_len = 0;
+            }
+            _ => {}
+        }
     }
 
     /// Puts what a chunk writes into its buffer.

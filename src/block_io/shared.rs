@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use vhost_backend::Op;
+use vhost_backend::device::SECTOR;
 
 use crate::host::switches;
 use crate::host::sys::DirectAlign;
@@ -27,6 +28,10 @@ pub(crate) struct Shared {
     zero_range: AtomicBool,
     /// Bytes that the guest may change.
     capacity: AtomicU64,
+    /// Bytes that the image has.
+    end: AtomicU64,
+    /// The part of a block at the end goes by the page cache.
+    buffered_tail: bool,
     lost_writes: AtomicBool,
     errors: AtomicU64,
     /// Counts changes by the file that may have changed the file system's
@@ -48,6 +53,8 @@ impl Shared {
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             capacity: AtomicU64::new(u64::MAX),
+            end: AtomicU64::new(u64::MAX),
+            buffered_tail: false,
             lost_writes: AtomicBool::new(false),
             errors: AtomicU64::new(0),
             // Whoever had the image before may not have synced it.
@@ -65,6 +72,41 @@ impl Shared {
             zero_range: AtomicBool::new(false),
             ..Self::new(align, unit)
         }
+    }
+
+    /// As it is, but the part of a block at the end goes by the page cache.
+    pub(crate) fn with_buffered_tail(self, buffered_tail: bool) -> Self {
+        Self {
+            buffered_tail,
+            ..self
+        }
+    }
+
+    /// Where that part begins: no direct I/O reaches beyond.
+    pub(super) fn tail(&self) -> u64 {
+        if !self.buffered_tail {
+            return u64::MAX;
+        }
+        let capacity = self.capacity.load(Ordering::SeqCst);
+        capacity - capacity % u64::from(self.align.offset)
+    }
+
+    /// Where an operation on the whole blocks around what ends at `end` has to
+    /// end: at the end of the disk, which must not become longer by it.
+    pub(super) fn last(&self, end: u64, align: u64) -> u64 {
+        let capacity = self.capacity.load(Ordering::SeqCst);
+        end.next_multiple_of(align).min(capacity).max(end)
+    }
+
+    /// The image has so many bytes. If that is within a sector, the rest of it
+    /// reads as zeros.
+    pub(crate) fn set_end(&self, bytes: u64) {
+        self.end.store(bytes, Ordering::SeqCst);
+    }
+
+    /// The image ends here, within a sector.
+    pub(super) fn ends_within_sector(&self, at: u64) -> bool {
+        !at.is_multiple_of(SECTOR) && at == self.end.load(Ordering::SeqCst)
     }
 
     fn blocks(&self, start: u64, end: u64) -> (u64, u64) {

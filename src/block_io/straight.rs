@@ -65,7 +65,7 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_flying += 1;
                 self.counts.disk += 1;
             }
-            Target::Image => {
+            Target::Image | Target::Tail => {
                 task.step = Step::Direct;
                 self.counts.file += 1;
             }

@@ -86,6 +86,8 @@ pub(super) struct Task {
     /// The rest of the buffer's operation.
     pub entry: libc::iovec,
     pub entry_offset: u64,
+    /// What it is done to.
+    pub target: Target,
     /// The part of a discard or write-zeroes that the file system can do.
     pub middle_start: u64,
     pub middle_end: u64,
@@ -122,6 +124,7 @@ impl Default for Task {
                 iov_len: 0,
             },
             entry_offset: 0,
+            target: Target::Image,
             middle_start: 0,
             middle_end: 0,
             way: Way::Open,

@@ -128,6 +128,7 @@ fn files(file: &File) -> Files {
         image_manner: Manner::Queued,
         device: None,
         device_manner: Manner::Queued,
+        tail: None,
     }
 }
 
@@ -182,6 +183,7 @@ fn bytes_of(pieces: &[libc::iovec]) -> Vec<u8> {
 fn agrees_with_a_model<E: Engine>(engine: E, file: &File, align: u32) {
     let shared = Arc::new(Shared::new(DirectAlign::all(align), 4096));
     let mut io = BlockIo::new(engine, shared, None, None, SLOTS).unwrap();
+    io.room(SLOTS);
     let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ u64::from(align));
     let mut model = vec![0u8; BYTES];
     let mut memory = vec![0u8; 600_000];
@@ -319,6 +321,7 @@ fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
         SLOTS,
     )
     .unwrap();
+    io.room(SLOTS);
     file.set_len(512).unwrap();
     let mut memory = vec![0u8; 2048];
     let data = pieces(&mut memory, 1024, &mut Random(7));
@@ -343,6 +346,8 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
     )
     .unwrap();
     let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, None, None, SLOTS).unwrap();
+    one.room(SLOTS);
+    two.room(SLOTS);
     let (mut a, mut b) = ([1u8; 512], [2u8; 512]);
     let piece = |memory: &mut [u8; 512]| libc::iovec {
         iov_base: memory.as_mut_ptr().cast(),

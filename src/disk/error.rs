@@ -56,6 +56,11 @@ pub enum DiskError {
     /// The disk path was demanded and is impossible.
     #[error("--io-path disk: {0}: remove that obstacle, or give --io-path auto")]
     NoDiskPath(NoRawWay),
+    /// The disk path was demanded and the end of the image excludes it.
+    #[error(
+        "--io-path disk: {0} ends within a block of {1} bytes, of which its device takes no part: make it a multiple of {1} bytes long (truncate -s %{1}), or give --io-path auto"
+    )]
+    RaggedEnd(PathBuf, u32),
     /// A disk that is offered read-only is not changed.
     #[error("resize: the disk is read-only: start extentd without --read-only")]
     ReadOnly,

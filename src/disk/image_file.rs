@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
+use vhost_backend::device::SECTOR;
 
 use crate::engine::bounce::Pool;
 use crate::host::sys::{self, DirectAlign};
@@ -130,6 +131,49 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
             result => return result,
         }
     }
+}
+
+/// Direct I/O takes single sectors, whatever alignment the file system wishes
+/// for: XFS names its own block for a file that shares blocks with another.
+pub(super) fn takes_sectors(image: &File) -> io::Result<bool> {
+    let mut pool = Pool::new(1, 4096)?;
+    let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
+    let mut entry = pool.entry(buffer);
+    entry.iov_len = 512;
+    match pool.read_at(image.as_raw_fd(), entry, 0) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same file once more, by the page cache; says so if that is not possible.
+pub(super) fn open_buffered(image: &File, path: &Path, read_only: bool) -> Option<File> {
+    let name = format!("/proc/self/fd/{}", image.as_raw_fd());
+    open_file(Path::new(&name), read_only, 0)
+        .inspect_err(|error| {
+            log::warn!(
+                "{} cannot be opened again for its last sectors: {error}",
+                path.display()
+            );
+        })
+        .ok()
+}
+
+/// An image that ends within a sector gets the rest of it, as QEMU does it with
+/// the first write there.
+pub(super) fn fill_sector(image: &File, path: &Path) -> io::Result<()> {
+    let bytes = image.metadata()?.len();
+    let whole = bytes.next_multiple_of(SECTOR);
+    if whole != bytes {
+        image.set_len(whole)?;
+        log::warn!(
+            "{} ended within a sector: it was filled up with {} zero bytes",
+            path.display(),
+            whole - bytes
+        );
+    }
+    Ok(())
 }
 
 /// Finds the smallest alignment that direct reads take, where the kernel does

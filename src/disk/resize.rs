@@ -23,16 +23,29 @@ impl Disk {
         }
     }
 
-    pub(super) fn set_size(&self, bytes: u64) {
+    /// The capacity that an image of so many bytes offers: every whole sector,
+    /// and what is left of one as a sector that ends with zeros, as in QEMU;
+    /// but whole blocks where blocks are larger.
+    pub(super) fn whole(&self, bytes: u64) -> u64 {
         let block = u64::from(self.block());
-        let whole = bytes - bytes % block;
-        if whole != bytes {
+        if block == SECTOR {
+            bytes.next_multiple_of(SECTOR)
+        } else {
+            bytes - bytes % block
+        }
+    }
+
+    pub(super) fn set_size(&self, bytes: u64) {
+        let whole = self.whole(bytes);
+        if whole < bytes {
             log::warn!(
-                "{}: the last {} bytes are less than a block of {block} and are not offered",
+                "{}: the last {} bytes are less than a block of {} and are not offered",
                 self.path.display(),
-                bytes - whole
+                bytes - whole,
+                self.block()
             );
         }
+        self.shared.set_end(bytes);
         self.shared.set_capacity(whole);
         self.sectors.store(whole / SECTOR, Ordering::Release);
     }
@@ -122,18 +135,26 @@ impl Disk {
             source,
         };
         let bytes = self.image_bytes().map_err(failed)?;
-        let block = self.block();
-        if bytes < u64::from(block) {
-            return Err(DiskError::TooSmall(self.path.clone(), block));
+        let whole = self.whole(bytes);
+        if whole == 0 {
+            return Err(DiskError::TooSmall(self.path.clone(), self.block()));
         }
-        if bytes / u64::from(block) * u64::from(block) == self.capacity_bytes() {
+        if whole == self.capacity_bytes() {
             return Ok(());
         }
         if self.options.swap.is_some() {
             return Err(DiskError::SwapGrade);
         }
-        let whole = bytes - bytes % u64::from(block);
-        self.change_length(whole.min(self.capacity_bytes()), whole, || Ok(()))
-            .map_err(failed)
+        // The rest of the last sector is there as soon as it can be written.
+        let fills = whole > bytes && !self.options.read_only;
+        let length = if fills { whole } else { bytes.min(whole) };
+        self.change_length(length.min(self.capacity_bytes()), length, || {
+            if fills {
+                self.image.set_len(whole)
+            } else {
+                Ok(())
+            }
+        })
+        .map_err(failed)
     }
 }

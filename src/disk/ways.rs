@@ -1,6 +1,7 @@
 //! What a disk is opened with beside its image.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use mapping::DiskPath;
@@ -64,6 +65,21 @@ pub(super) fn pinner(options: &DiskOptions) -> Option<Arc<Pinner>> {
     Pinner::spawn()
         .map_err(|error| log::error!("--pin-guest-memory: {error}: plain buffers are used"))
         .ok()
+}
+
+/// Where the end of the image needs the page cache, the image is open a second
+/// time, so that there is no lease: all goes by the file.
+pub(super) fn no_disk_path_beside_tail(
+    image: &Path,
+    block: u32,
+    options: &DiskOptions,
+) -> Result<Result<RawWay, String>, DiskError> {
+    if options.io_path == IoPath::Disk {
+        return Err(DiskError::RaggedEnd(image.to_owned(), block));
+    }
+    Ok(Err(format!(
+        "the image ends within a block of {block} bytes, of which direct I/O takes no part"
+    )))
 }
 
 /// The way past the file system, if it is wanted and possible, or a sentence

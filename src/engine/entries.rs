@@ -50,7 +50,7 @@ impl Buffers {
 
     fn flags(&self, target: Target) -> i32 {
         match target {
-            Target::Image => 0,
+            Target::Image | Target::Tail => 0,
             Target::Device => self.raw_flags,
         }
     }
@@ -136,5 +136,6 @@ fn file(target: Target) -> Fixed {
     match target {
         Target::Image => Fixed(0),
         Target::Device => Fixed(1),
+        Target::Tail => Fixed(2),
     }
 }

@@ -39,10 +39,9 @@ pub(crate) struct Features {
 /// # Errors
 /// The kernel lacks or forbids io_uring, or polled rings.
 pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(IoUring, Features)> {
-    let entries = u32::try_from(depth + 1)
-        .unwrap_or(u32::MAX)
-        .next_power_of_two()
-        .min(32768);
+    // Twice as many can be told ended: that leaves room for watched eventfds.
+    let entries = u32::try_from(depth.max(2).next_power_of_two()).unwrap_or(u32::MAX);
+    let entries = entries.min(32768);
     let (ring, task_work) = build(entries, polled)?;
     let submitter = ring.submitter();
     let image = if switches::unregistered() {
@@ -50,7 +49,8 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
     } else {
         files.image
     };
-    submitter.register_files(&[image, files.device.unwrap_or(-1)])?;
+    let others = [files.device, files.tail].map(|file| file.unwrap_or(-1));
+    submitter.register_files(&[image, others[0], others[1]])?;
     // Allocating writes wait for locks of the file system in threads of the
     // kernel; a sync must not wait behind all of them.
     let bounded_threads = submitter

@@ -46,15 +46,15 @@ pub struct Args {
     #[arg(long)]
     pub read_only: bool,
 
-    /// Queues offered, 1 to 64
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    /// Queues offered, 1 to 256; those that a front-end does not use cost nothing
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     pub num_queues: u16,
 
-    /// Largest ring accepted, in entries: a power of two, 16 to 1024
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = queue_size)]
+    /// Largest ring accepted, in entries: a power of two, 16 to 32768
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUE_SIZE, value_parser = queue_size)]
     pub queue_size: u16,
 
-    /// Worker threads [default: one per queue, at most the CPUs]
+    /// Worker threads [default: as many as CPUs, at most one per queue]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
     pub threads: Option<u16>,
 

@@ -8,12 +8,14 @@ use clap::ValueEnum;
 pub use mapping::path::Swap;
 use serde::{Deserialize, Serialize};
 
-/// Most queues of a disk.
-pub(crate) const MAX_QUEUES: u16 = 64;
+/// Most queues of a disk, and what is offered by default: front-ends ask for
+/// one for each of their virtual CPUs.
+pub(crate) const MAX_QUEUES: u16 = 256;
 /// Smallest value of `--queue-size`, in entries.
 pub(crate) const MIN_QUEUE_SIZE: u16 = 16;
-/// Largest value of `--queue-size`, in entries.
-pub(crate) const MAX_QUEUE_SIZE: u16 = 1024;
+/// Largest value of `--queue-size` in entries, and its default: QEMU allows
+/// 1024, crosvm asks for this.
+pub(crate) const MAX_QUEUE_SIZE: u16 = 32768;
 
 /// Everything about one disk server.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -162,6 +162,28 @@ pub struct Selftest {
     pub properties: Properties,
 }
 
+/// A connection of a front-end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct FrontEnd {
+    /// The process that has made it; `None` if the kernel does not tell.
+    pub pid: Option<u32>,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// For how long it has been there, in seconds.
+    pub seconds: u64,
+}
+
+/// An image that others have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ImageAwaited {
+    /// For how long it was asked for, in seconds.
+    pub seconds: u64,
+    /// Who has it, as far as can be told.
+    pub reason: String,
+}
+
 /// The front-end. All is zero but `connected` where there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -170,8 +192,15 @@ pub struct Session {
     pub connected: bool,
     /// Rings that are being served.
     pub rings_running: usize,
+    /// Who it is, if one is connected.
+    pub front_end: Option<FrontEnd>,
+    /// Others who have connected meanwhile, in order: they are served one
+    /// after the other.
+    pub waiting: Vec<FrontEnd>,
     /// Rings could run, but the image is in use by others.
     pub waits_for_image: bool,
+    /// Since when, and what for.
+    pub image_awaited: Option<ImageAwaited>,
     /// Virtio features acknowledged: bits, as a hexadecimal number in a text.
     #[serde(with = "hexadecimal")]
     pub features: u64,

@@ -178,5 +178,5 @@ fn vu_28_the_channel_may_come_before_the_owner() {
     drop(connection);
     assert_eq!((&ours).read(&mut [0]).unwrap(), 0);
     let session = Session::open(&disk.socket, Like::Qemu, Wanted::default()).unwrap();
-    assert_eq!(session.connection.get_queue_num().unwrap(), 1);
+    assert_eq!(session.connection.get_queue_num().unwrap(), 256);
 }

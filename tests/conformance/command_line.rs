@@ -213,6 +213,8 @@ fn vu_46_a_start_that_fails_says_why_in_one_line() {
                 &socket,
                 "--blk-file",
                 &image,
+                "--num-queues",
+                "1",
                 "--threads",
                 "2",
             ],

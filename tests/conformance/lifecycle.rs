@@ -177,7 +177,7 @@ fn vu_48_a_second_front_end_waits_for_the_end_of_the_first() {
     drop(first.session);
     second.reply(request::GET_FEATURES).unwrap();
     let session = Session::over(second, Like::CloudHypervisor, Wanted::default()).unwrap();
-    assert_eq!(session.connection.get_queue_num().unwrap(), 1);
+    assert_eq!(session.connection.get_queue_num().unwrap(), 256);
 }
 
 /// What a front-end leaves behind if it leaves any descriptor, thread or

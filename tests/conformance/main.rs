@@ -5,6 +5,7 @@
 
 mod change;
 mod command_line;
+mod defaults;
 mod device;
 mod disk;
 mod fairness;

@@ -19,3 +19,4 @@ mod io_path;
 mod map;
 mod packaging;
 mod usage;
+mod waiting;

@@ -188,7 +188,11 @@ impl Stock {
             }
         }
         let ended = CHANNEL.with_borrow_mut(|channel| {
-            let channel = channel.get_or_insert_with(|| self.disk.channel(0, 64).unwrap());
+            let channel = channel.get_or_insert_with(|| {
+                let mut channel = self.disk.channel(0, 64).unwrap();
+                channel.room(64);
+                channel
+            });
             channel.submit(Tag(0), op, &pieces);
             let mut ended = None;
             while ended.is_none() {

@@ -21,6 +21,7 @@ mod frozen;
 mod guest_memory;
 mod killed;
 mod lane;
+mod last_sectors;
 mod length;
 mod log_full;
 mod panics;

@@ -49,8 +49,9 @@ const ROOMS: &[(&str, &[Room])] = &[
         &[
             ("crash", &[]),
             ("device", &[]),
-            ("status", &[]),
             ("sys", &[]),
+            ("peer", &["sys"]),
+            ("status", &["peer"]),
             ("memory", &["crash", "device", "sys"]),
             ("error", &["memory"]),
             ("command", &["memory"]),
@@ -65,7 +66,8 @@ const ROOMS: &[(&str, &[Room])] = &[
             (
                 "session",
                 &[
-                    "command", "device", "error", "memory", "options", "status", "sys", "worker",
+                    "command", "device", "error", "memory", "options", "peer", "status", "sys",
+                    "worker",
                 ],
             ),
             ("testing", &["command", "device", "memory", "queue"]),

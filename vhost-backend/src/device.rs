@@ -70,7 +70,8 @@ pub trait Device: Send + Sync + 'static {
 
     /// Opens the I/O of worker `worker` (0, 1, ...). Called once on that
     /// worker's own thread, before its first request. No more than `slots`
-    /// requests are in flight at any time, with tags below `slots`.
+    /// requests are in flight at any time, with tags below `slots`, and none
+    /// before there is [room](IoChannel::room).
     ///
     /// # Errors
     /// What the host says; the process then does not start.
@@ -171,6 +172,11 @@ pub struct HostRegion {
 /// The I/O of one worker thread. Nothing here blocks but [`wait`](Self::wait),
 /// and nothing allocates per request.
 pub trait IoChannel {
+    /// From now on this many requests may be in flight, with tags below that:
+    /// no fewer than before, and no more than the `slots` that the channel was
+    /// opened with. Not called while requests are fetched, so it may allocate.
+    fn room(&mut self, requests: usize);
+
     /// Requests that are submitted from now on have their buffers in these
     /// regions. Others that were named before stay mapped until the requests
     /// that use them have ended.

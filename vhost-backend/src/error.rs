@@ -67,12 +67,16 @@ pub(crate) enum StateError {
 /// (VU-6).
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("there is no queue {0}")]
+    #[error("there is no queue {0}: give a larger --num-queues, or the front-end fewer queues")]
     NoSuchQueue(u32),
     #[error(
-        "{0} is not a ring size this device accepts: --queue-size is {1}, and sizes are powers of two"
+        "{0} is not a ring size this device accepts: sizes are powers of two up to {1}; give a larger --queue-size, or leave it out"
     )]
     RingSize(u32, u16),
+    #[error(
+        "queue {1} would be a ring of {0} entries, and all rings together would have more than 262144: give the front-end smaller rings or fewer queues, or --queue-size"
+    )]
+    Entries(u16, u32),
     #[error("{0} is not a ring index")]
     RingIndex(u32),
     #[error("a ring does not lie in guest memory, aligned")]

@@ -18,6 +18,7 @@ mod crash;
 mod error;
 mod memory;
 mod options;
+mod peer;
 mod queue;
 mod session;
 mod status;
@@ -35,9 +36,10 @@ pub use error::Error;
 #[doc(hidden)]
 pub use memory::dirty::leave_pages_unmarked;
 pub use options::{Options, PollTime};
+pub use peer::Peer;
 pub use session::listener::Endpoint;
 pub use session::server::{Handle, Server};
-pub use status::SessionStatus;
+pub use status::{Awaited, Connected, SessionStatus};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use testing::fuzzing;

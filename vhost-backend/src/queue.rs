@@ -7,6 +7,7 @@ pub(crate) mod disk;
 pub(crate) mod epochs;
 pub(crate) mod request;
 pub(crate) mod ring;
+pub(crate) mod tags;
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -18,10 +19,11 @@ use self::disk::Disk;
 use self::epochs::{Epochs, Held};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
+use self::tags::{Owner, Tags};
 use crate::command::{Answer, RingAddresses, RingSetup};
 use crate::crash;
-use crate::device::{Device, IoChannel, Status, Tag};
-use crate::memory::dirty::{Log, Tracker, UsedLog};
+use crate::device::{Completion, Device, IoChannel, Status, Tag};
+use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
 /// What the queues of a worker share.
 pub(crate) struct Common<D: Device> {
@@ -30,8 +32,37 @@ pub(crate) struct Common<D: Device> {
     pub epochs: Epochs,
     pub scratch: Scratch,
     pub disk: Disk<D>,
+    /// Names of requests in flight.
+    pub tags: Tags,
     /// Knows what requests write, while that is logged.
     pub dirty: Option<Tracker>,
+}
+
+impl<D: Device> Common<D> {
+    /// Lets these queues answer what has ended; returns how many requests.
+    pub(crate) fn reap(&mut self, queues: &mut [Queue]) -> usize {
+        let Self {
+            channel,
+            epochs,
+            tags,
+            dirty,
+            ..
+        } = self;
+        let mut ended = 0;
+        channel.reap(&mut |completion| {
+            ended += 1;
+            let owner = tags.give_back(completion.tag.0);
+            let queue = owner.and_then(|owner| queues.get_mut(usize::from(owner.queue)));
+            match owner.zip(queue) {
+                Some((owner, queue)) => queue.complete(owner.head, completion, epochs, dirty),
+                None => log::error!(
+                    "a request was reported that does not exist: {:?}",
+                    completion.tag
+                ),
+            }
+        });
+        ended
+    }
 }
 
 /// A request in flight.
@@ -48,8 +79,9 @@ struct Slot {
 pub(crate) struct Queue {
     /// As the front-end counts, for messages.
     number: usize,
-    /// The tag of descriptor head 0.
-    first_tag: u32,
+    /// As its worker counts.
+    index: u16,
+    /// One for each entry of the ring, while there is one.
     slots: Box<[Option<Slot>]>,
     in_flight: usize,
     ring: Option<Ring>,
@@ -71,13 +103,13 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// A queue for rings of up to `size` entries, whose requests have the tags
-    /// from `first_tag` on.
-    pub(crate) fn new(number: usize, first_tag: u32, size: u16) -> Self {
+    /// A queue that is not started: `number` for messages, and `index` for its
+    /// worker.
+    pub(crate) fn new(number: usize, index: u16) -> Self {
         Self {
             number,
-            first_tag,
-            slots: (0..size).map(|_| None).collect(),
+            index,
+            slots: Box::default(),
             in_flight: 0,
             ring: None,
             recovered: Vec::new(),
@@ -95,7 +127,7 @@ impl Queue {
     /// Begins to serve a ring; `false` if it cannot be served. What is to be
     /// [resubmitted](Self::resubmit) comes first.
     pub(crate) fn start(&mut self, setup: &RingSetup, epochs: &Epochs) -> bool {
-        if self.ring.is_some() || usize::from(setup.size) > self.slots.len() {
+        if self.ring.is_some() {
             return false;
         }
         let Some(memory) = epochs.current() else {
@@ -124,6 +156,7 @@ impl Queue {
             self.recovered = recovered;
         }
         self.ring = Some(ring);
+        self.slots = (0..setup.size).map(|_| None).collect();
         self.used_log = setup.used_log;
         self.enabled = setup.enabled;
         self.polled = setup.kick.is_none();
@@ -134,20 +167,33 @@ impl Queue {
         true
     }
 
-    /// Carries out what a predecessor has fetched and not answered (VU-32).
+    /// Carries out what a predecessor has fetched and not answered (VU-32), as
+    /// far as there are tags; the rest comes first when there are some again.
     /// It is in flight whether or not the ring is enabled by now.
     pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
-        let recovered = std::mem::take(&mut self.recovered);
-        if !recovered.is_empty() {
+        if !self.recovered.is_empty() {
             log::info!(
                 "queue {}: {} requests are carried out again",
                 self.number,
-                recovered.len()
+                self.recovered.len()
             );
         }
-        for head in recovered {
-            self.take(head, false, common);
+        self.resubmit_some(common);
+    }
+
+    /// Returns how many.
+    fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
+        let mut heads = std::mem::take(&mut self.recovered);
+        let mut count = 0;
+        while !common.tags.is_empty()
+            && let Some(head) = heads.get(count)
+        {
+            self.take(*head, false, common);
+            count += 1;
         }
+        heads.drain(..count);
+        self.recovered = heads;
+        count
     }
 
     /// Where writes to the used ring are logged, if this log is kept.
@@ -177,12 +223,11 @@ impl Queue {
     /// Ends a ring that was told to stop, once nothing is in flight.
     /// Returns whether it ended now.
     pub(crate) fn settle(&mut self) -> bool {
-        if self.in_flight > 0 {
+        if self.in_flight() > 0 {
             return false;
         }
         if let Some(answer) = self.pausing.take() {
             self.publish();
-            // As below.
             let _ = answer.send(Answer::Done);
         }
         let Some(answer) = self.stopping.take() else {
@@ -190,6 +235,7 @@ impl Queue {
         };
         self.publish();
         let next_avail = self.ring.take().map(Ring::end);
+        self.slots = Box::default();
         // A session that has gone does not want to know.
         let _ = answer.send(Answer::Stopped(next_avail));
         true
@@ -212,12 +258,10 @@ impl Queue {
         self.enabled = on;
     }
 
-    /// Fetches no more until it is enabled again; the answer comes from
-    /// [`settle`](Self::settle): whoever pauses a guest takes its memory for
-    /// still from then on.
+    /// As [`stop`](Self::stop), until it is enabled again: whoever pauses a
+    /// guest takes its memory for still from then on.
     pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
         self.enabled = false;
-        // As in `stop`.
         if let Some(earlier) = self.pausing.replace(answer) {
             let _ = earlier.send(Answer::Refused);
         }
@@ -235,8 +279,19 @@ impl Queue {
         self.err = fd;
     }
 
+    /// Requests that were fetched, here or by a predecessor, and not answered.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.recovered.len()
+    }
+
+    /// Entries of the ring that is served; 0 if there is none.
+    pub(crate) fn entries(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// There is a ring, or a stop to be answered.
+    pub(crate) fn is_served(&self) -> bool {
+        self.ring.is_some() || self.stopping.is_some()
     }
 
     /// The ring that requests may be fetched from.
@@ -263,10 +318,13 @@ impl Queue {
         self.active().is_some_and(|ring| !polled && ring.arm())
     }
 
-    /// Fetches up to `most` chains; returns how many.
+    /// Fetches up to `most` chains, as far as there are tags; returns how many.
     pub(crate) fn fetch<D: Device>(&mut self, most: usize, common: &mut Common<D>) -> usize {
+        if !self.recovered.is_empty() {
+            return self.resubmit_some(common);
+        }
         for count in 0..most {
-            let Some(ring) = self.active() else {
+            let Some(ring) = self.active().filter(|_| !common.tags.is_empty()) else {
                 return count;
             };
             let popped = ring.pop();
@@ -301,6 +359,7 @@ impl Queue {
             epochs,
             scratch,
             disk,
+            tags,
             dirty,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
@@ -316,7 +375,15 @@ impl Queue {
             }
             ring.fetched(head);
         }
-        let tag = self.first_tag + u32::from(head);
+        let owner = Owner {
+            queue: self.index,
+            head,
+        };
+        let Some(tag) = tags.take(owner) else {
+            // Whoever calls this has looked; it would come first next time.
+            self.recovered.push(head);
+            return;
+        };
         let (mut chain, status) = match epochs.walk(scratch, ring, head) {
             Walked::Good(chain, status) => (chain, status),
             Walked::Bad(status) => {
@@ -329,6 +396,7 @@ impl Queue {
                     epochs.finish_now(status, Status::IoErr);
                 }
                 mark(dirty, tag);
+                tags.give_back(tag);
                 ring.answer(head, 0);
                 return;
             }
@@ -342,6 +410,7 @@ impl Queue {
             Parsed::Done(outcome, written) => {
                 epochs.finish_now(status, outcome);
                 mark(dirty, tag);
+                tags.give_back(tag);
                 ring.answer(head, written.saturating_add(1));
             }
             Parsed::Io(op, data) => {
@@ -353,6 +422,7 @@ impl Queue {
                 let Some(pieces) = pieces else {
                     epochs.finish_now(status, Status::IoErr);
                     mark(dirty, tag);
+                    tags.give_back(tag);
                     ring.answer(head, 1);
                     return;
                 };
@@ -376,11 +446,12 @@ impl Queue {
         }
     }
 
-    /// Answers the request with this descriptor head, which has ended.
+    /// Answers the request with this descriptor head, which has ended, and
+    /// whose tag was given back.
     pub(crate) fn complete(
         &mut self,
         head: u16,
-        status: Status,
+        Completion { tag, status }: Completion,
         epochs: &mut Epochs,
         dirty: &mut Option<Tracker>,
     ) {
@@ -394,7 +465,7 @@ impl Queue {
         self.in_flight -= 1;
         epochs.finish(slot.held, status);
         crash::point();
-        mark(dirty, self.first_tag + u32::from(head));
+        mark(dirty, tag.0);
         if let Some(ring) = &mut self.ring {
             let data = if status == Status::Ok { slot.writes } else { 0 };
             ring.answer(head, data.saturating_add(1));
@@ -414,13 +485,6 @@ impl Queue {
             // cannot interrupt: nothing could be done about that.
             let _ = call.write(1);
         }
-    }
-}
-
-/// What the request with this tag writes was written (VU-39).
-fn mark(dirty: &mut Option<Tracker>, tag: u32) {
-    if let Some(dirty) = dirty {
-        dirty.mark(tag);
     }
 }
 

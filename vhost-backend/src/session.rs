@@ -29,9 +29,12 @@ use self::admission::Terms;
 use self::back_channel::BackChannel;
 use self::channel::{Channel, Message, Next};
 use self::handler::Handler;
+
 use self::poller::Poller;
 use crate::device::Device;
 use crate::error::Refusal;
+use crate::peer::Peer;
+use crate::status::Connected;
 
 /// How long a front-end may leave a message unfinished, or our replies
 /// unread, before it is given up.
@@ -83,6 +86,9 @@ pub(crate) struct Session<D: Device> {
     /// acknowledgements.
     features_read: bool,
     refusals: u32,
+    /// The request that was served last; `None` if nothing has ever come.
+    last: Option<u32>,
+    connected: Connected,
 }
 
 impl<D: Device> Session<D> {
@@ -92,6 +98,7 @@ impl<D: Device> Session<D> {
         poller: &Poller,
         token: u64,
     ) -> io::Result<Self> {
+        let peer = Peer::of(&stream);
         // Nothing is read or written that would have to wait.
         stream.set_nonblocking(false)?;
         let edges = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | Events::EPOLLET;
@@ -109,6 +116,11 @@ impl<D: Device> Session<D> {
             stalled: None,
             features_read: false,
             refusals: 0,
+            last: None,
+            connected: Connected {
+                peer,
+                since: Instant::now(),
+            },
         })
     }
 
@@ -117,6 +129,16 @@ impl<D: Device> Session<D> {
         let patience = self.stalled.map(|since| since + PATIENCE);
         let news = self.config_changed.filter(|_| self.may_send_news());
         [patience, news].into_iter().flatten().min()
+    }
+
+    /// Who is at the other end.
+    pub(crate) fn connected(&self) -> Connected {
+        self.connected
+    }
+
+    /// It has not sent a byte yet.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.last.is_none()
     }
 
     /// The capacity has changed; the front-end is told as soon as a ring runs
@@ -151,14 +173,31 @@ impl<D: Device> Session<D> {
                     self.stalled = None;
                     return Ok(Outcome::Waits);
                 }
-                Next::Incomplete => return self.stall("it sent half a message"),
-                Next::Gone => return Ok(Outcome::Over),
+                Next::Incomplete => {
+                    self.last.get_or_insert(0);
+                    return self.stall("it sent half a message");
+                }
+                Next::Gone => {
+                    self.explain_leaving();
+                    return Ok(Outcome::Over);
+                }
                 Next::Garbage => {
                     return Err(io::Error::other("it sent something that is no message"));
                 }
             }
         }
         Ok(Outcome::Busy)
+    }
+
+    /// QEMU and cloud-hypervisor leave as soon as they hear of fewer queues
+    /// than they are to have.
+    fn explain_leaving(&self) {
+        if self.last == Some(u32::from(FrontendReq::GET_QUEUE_NUM)) {
+            log::warn!(
+                "the front-end left when it was told that there are {} queues: give a larger --num-queues, or leave it out, or give the front-end fewer queues",
+                lock(&self.handler).queues()
+            );
+        }
     }
 
     fn stall(&mut self, why: &'static str) -> io::Result<Outcome> {
@@ -171,6 +210,7 @@ impl<D: Device> Session<D> {
 
     fn serve_message(&mut self, message: &Message) -> io::Result<()> {
         let terms = lock(&self.handler).terms();
+        self.last = Some(message.request);
         match terms.admit(message, self.channel.payload(message)) {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => self.set_back_channel(message, &terms),
             Ok(FrontendReq::GET_INFLIGHT_FD) => self.get_inflight(message, &terms),
@@ -285,6 +325,11 @@ impl<D: Device> Session<D> {
 }
 
 impl Terms {
+    /// The front-end may have more than one queue.
+    pub(crate) fn multiqueue(&self) -> bool {
+        self.negotiated.has_protocol(VhostUserProtocolFeatures::MQ)
+    }
+
     /// Requests that ask for it are acknowledged.
     pub(crate) fn reply_ack(&self) -> bool {
         self.negotiated

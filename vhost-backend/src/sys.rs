@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,6 +14,57 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) fn page_size() -> u64 {
     // SAFETY: sysconf only returns a number.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The process and the user that have connected a socket.
+pub(crate) fn peer(stream: &UnixStream) -> Option<(u32, u32)> {
+    let mut who = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).ok()?;
+    // SAFETY: the descriptor is open, and `who` is writable for as many bytes
+    // as `len` says.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut who).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0).then(|| (u32::try_from(who.pid).unwrap_or(0), who.uid))
+}
+
+/// A connection can be accepted, or something read, without waiting.
+pub(crate) fn is_readable(fd: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry is writable for the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// What can be read from a socket without taking it: `Some(true)` if there is
+/// something, `Some(false)` if its other end is closed, `None` if there is
+/// nothing yet.
+pub(crate) fn has_sent(stream: &UnixStream) -> Option<bool> {
+    let mut byte = [0_u8; 1];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: one byte is writable for the call.
+    let count = unsafe { libc::recv(stream.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
+    match count {
+        0 => Some(false),
+        1.. => Some(true),
+        _ => match io::Error::last_os_error().kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => None,
+            _ => Some(false),
+        },
+    }
 }
 
 fn filesystem(file: &File) -> io::Result<libc::statfs> {

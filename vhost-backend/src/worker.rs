@@ -31,8 +31,13 @@ pub(crate) struct Worker<D: Device> {
     pub common: Common<D>,
     /// Queue `worker + i * workers` of the front-end is at `i`.
     pub queues: Box<[Queue]>,
+    /// No queue from here on has a ring: none of them costs anything.
+    pub served: usize,
+    /// The queue that is fetched from first.
+    pub first: usize,
     pub workers: usize,
-    pub queue_size: u16,
+    /// Most requests in flight at a time.
+    pub slots: usize,
     pub watch: Watch,
     pub spin: Spin,
     pub orders: Receiver<Order>,
@@ -52,7 +57,7 @@ impl<D: Device> Worker<D> {
             self.publish();
             self.settle();
             self.obey();
-            if self.leaving && self.queues.iter().all(|queue| queue.in_flight() == 0) {
+            if self.leaving && self.served().all(|queue| queue.in_flight() == 0) {
                 return;
             }
             let fetched = self.fetch();
@@ -65,7 +70,8 @@ impl<D: Device> Worker<D> {
                 self.spin.busy();
                 continue;
             }
-            if !self.look() && !self.arm() {
+            // With no tag left only an end goes on.
+            if !self.look() && (self.common.tags.is_empty() || !self.arm()) {
                 self.sleep();
             }
         }
@@ -73,47 +79,32 @@ impl<D: Device> Worker<D> {
 
     /// Takes the completions; returns how many.
     fn reap(&mut self) -> usize {
-        let Self {
-            common:
-                Common {
-                    channel,
-                    epochs,
-                    dirty,
-                    ..
-                },
-            queues,
-            queue_size,
-            ..
-        } = self;
-        let size = u32::from(*queue_size);
-        let mut ended = 0;
-        channel.reap(&mut |completion| {
-            ended += 1;
-            let index = usize::try_from(completion.tag.0 / size).unwrap_or(usize::MAX);
-            let head = u16::try_from(completion.tag.0 % size).unwrap_or(u16::MAX);
-            match queues.get_mut(index) {
-                Some(queue) => queue.complete(head, completion.status, epochs, dirty),
-                None => log::error!(
-                    "a request was reported that does not exist: {:?}",
-                    completion.tag
-                ),
-            }
-        });
-        ended
+        self.common.reap(&mut self.queues)
+    }
+
+    /// The queues that may have a ring.
+    fn served(&mut self) -> impl Iterator<Item = &mut Queue> {
+        self.queues.iter_mut().take(self.served)
     }
 
     fn publish(&mut self) {
-        for queue in &mut self.queues {
+        for queue in self.served() {
             queue.publish();
         }
     }
 
     /// Answers what has waited for requests to end.
     fn settle(&mut self) {
-        for (index, queue) in self.queues.iter_mut().enumerate() {
+        let mut ended = false;
+        for (index, queue) in self.queues.iter_mut().take(self.served).enumerate() {
             if queue.settle() {
                 self.watch.set_kick(index, None, &mut self.common.channel);
+                ended = true;
             }
+        }
+        if ended {
+            let last = self.queues.iter().rposition(Queue::is_served);
+            self.served = last.map_or(0, |last| last + 1);
         }
         if !self.retiring.is_empty() && self.common.epochs.only_current() {
             for answer in self.retiring.drain(..) {
@@ -136,7 +127,7 @@ impl<D: Device> Worker<D> {
 
     fn leave(&mut self) {
         self.leaving = true;
-        for queue in &mut self.queues {
+        for queue in self.served() {
             queue.enable(false);
         }
     }
@@ -144,7 +135,7 @@ impl<D: Device> Worker<D> {
     /// Asks for kicks; `true` if a ring has something already.
     fn arm(&mut self) -> bool {
         let mut more = false;
-        for queue in &mut self.queues {
+        for queue in self.served() {
             more |= queue.arm();
         }
         more
@@ -155,32 +146,53 @@ impl<D: Device> Worker<D> {
         let Self {
             spin,
             queues,
+            served,
             common,
             ..
         } = self;
-        spin.look(|| common.channel.has_ended() || queues.iter_mut().any(Queue::has_available))
+        let may_fetch = !common.tags.is_empty();
+        spin.look(|| {
+            let mut queues = queues.iter_mut().take(*served);
+            common.channel.has_ended() || (may_fetch && queues.any(Queue::has_available))
+        })
     }
 
     fn sleep(&mut self) {
-        let polled = self.queues.iter_mut().any(Queue::needs_polling);
+        let polled = self.served().any(Queue::needs_polling);
         self.common.channel.wait(polled.then_some(POLL_INTERVAL));
     }
 
-    /// Fetches a batch from each queue; returns how many requests.
+    /// Fetches a batch from each queue; returns how many requests. Where there
+    /// are too few tags, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
-        let Self { queues, common, .. } = self;
-        queues
-            .iter_mut()
-            .map(|queue| queue.fetch(BATCH, common))
-            .sum()
+        let Self {
+            queues,
+            served,
+            first,
+            common,
+            ..
+        } = self;
+        let (turn, count) = (*first, *served);
+        let order = (turn..count).chain(0..turn.min(count));
+        let fetched = order
+            .filter_map(|index| Some(queues.get_mut(index)?.fetch(BATCH, common)))
+            .sum();
+        if common.tags.is_empty() {
+            *first = if turn + 1 < count { turn + 1 } else { 0 };
+        }
+        fetched
     }
 
     fn execute(&mut self, order: Order) {
         let Order { command, answer } = order;
         let reply = match command {
             Command::Stop { queue } => {
-                match self.queues.get_mut(queue / self.workers) {
-                    Some(queue) => queue.stop(answer),
+                let index = queue / self.workers;
+                match self.queues.get_mut(index) {
+                    Some(queue) => {
+                        queue.stop(answer);
+                        self.served = self.served.max(index + 1);
+                    }
                     None => drop(answer.send(Answer::Stopped(None))),
                 }
                 return;
@@ -255,12 +267,11 @@ impl<D: Device> Worker<D> {
         }
         let common = &mut self.common;
         let was_off = common.dirty.is_none();
-        let tags = self.queues.len() * usize::from(self.queue_size);
         match log.filter(|_| logging.data) {
             None => common.dirty = None,
             Some(log) => match &mut common.dirty {
                 Some(dirty) => dirty.replace_log(log),
-                None => common.dirty = Some(Tracker::new(log, tags)),
+                None => common.dirty = Some(Tracker::new(log, self.slots)),
             },
         }
         self.logging = logging;
@@ -279,6 +290,13 @@ impl<D: Device> Worker<D> {
             return false;
         }
         queue.set_log(self.logging.log.as_ref());
+        self.served = self.served.max(index + 1);
+        let entries = self.queues.iter().map(Queue::entries).sum();
+        let requests = self.common.tags.grow(entries);
+        self.common.channel.room(requests);
+        let Some(queue) = self.queues.get_mut(index) else {
+            return false;
+        };
         queue.resubmit(&mut self.common);
         self.common.channel.flush_submissions();
         queue.publish();

@@ -33,13 +33,14 @@ fn the_shortest_line_gives_the_defaults() {
     assert_eq!(config.socket, Socket::Path("s".into()));
     assert_eq!(config.image, PathBuf::from("i"));
     assert!(!config.disk.read_only);
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(
         (
             config.server.queues,
             config.server.queue_size,
             config.server.workers
         ),
-        (1, 256, 1)
+        (256, 32768, cpus.min(256))
     );
     assert_eq!(config.server.cpus, Vec::<usize>::new());
     assert_eq!(config.disk.io_path, IoPath::Auto);
@@ -138,10 +139,10 @@ fn vu_45_capabilities_need_no_other_option() {
 fn values_outside_their_limits_are_refused() {
     for option in [
         "--num-queues 0",
-        "--num-queues 65",
+        "--num-queues 257",
         "--queue-size 8",
         "--queue-size 100",
-        "--queue-size 2048",
+        "--queue-size 65536",
         "--threads 0",
         "--fd -1",
         "--fd x",
@@ -167,9 +168,9 @@ fn values_outside_their_limits_are_refused() {
         assert_eq!(error.exit_code(), 2, "{option}");
     }
     for option in [
-        "--num-queues 64",
+        "--num-queues 256",
         "--queue-size 16",
-        "--queue-size 1024",
+        "--queue-size 32768",
         "--serial 12345678901234567890",
         "--cpus 1023",
     ] {

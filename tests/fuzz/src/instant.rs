@@ -58,6 +58,8 @@ impl Device for Instant {
 }
 
 impl IoChannel for Channel {
+    fn room(&mut self, _requests: usize) {}
+
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         for piece in data {
             let host = piece.iov_base.cast::<u8>();

@@ -220,5 +220,13 @@ impl UsedLog {
     }
 }
 
+/// What the request with this tag writes was written (VU-39), if that is
+/// tracked.
+pub(crate) fn mark(dirty: &mut Option<Tracker>, tag: u32) {
+    if let Some(dirty) = dirty {
+        dirty.mark(tag);
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests;

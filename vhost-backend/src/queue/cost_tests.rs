@@ -75,6 +75,8 @@ impl Device for Instant {
 struct Ended(Vec<Tag>);
 
 impl IoChannel for Ended {
+    fn room(&mut self, _requests: usize) {}
+
     fn memory(&mut self, _regions: &[HostRegion]) {}
 
     fn submit(&mut self, tag: Tag, _op: Op, _data: &[libc::iovec]) {
@@ -110,6 +112,7 @@ fn serve(kept: Kept, batches: u32) {
         epochs: Epochs::new(Arc::clone(&guest.memory)),
         scratch: Scratch::new(),
         disk: Disk::new(disk, Arc::new(Mode::default())),
+        tags: Tags::full(usize::from(SIZE)),
         dirty: (kept == Kept::Log || kept == Kept::NoLog).then(tracker),
     };
     let shape = Shape {
@@ -128,7 +131,7 @@ fn serve(kept: Kept, batches: u32) {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0, SIZE);
+    let mut queue = Queue::new(0, 0);
     assert!(queue.start(&setup, &common.epochs));
     queue.set_log(common.dirty.is_some().then_some(&log));
     if kept == Kept::NoLog {
@@ -150,15 +153,7 @@ fn serve(kept: Kept, batches: u32) {
             driver.offer(3 * slot);
         }
         queue.fetch(64, &mut common);
-        let Common {
-            channel,
-            epochs,
-            dirty,
-            ..
-        } = &mut common;
-        channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs, dirty);
-        });
+        common.reap(std::slice::from_mut(&mut queue));
         queue.publish();
         assert_eq!(driver.used_idx().load(Ordering::Acquire), driver.avail);
     }

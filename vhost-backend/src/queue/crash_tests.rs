@@ -12,9 +12,8 @@ use virtio_bindings::virtio_blk::{
 
 use super::*;
 use crate::command::Mode;
-use crate::device::Completion;
 use crate::memory::inflight::{self, Inflight, Shape};
-use crate::testing::fake::{FakeDisk, Io};
+use crate::testing::fake::{FakeDisk, Io, Submitted};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
 
 const SIZE: u16 = 32;
@@ -144,10 +143,11 @@ impl Life {
         let disk = Arc::new(FakeDisk::new(false));
         let io = Arc::clone(&disk.io);
         let mut common = Common {
-            channel: disk.channel(0, usize::from(SIZE)).unwrap(),
+            channel: disk.roomy_channel(usize::from(SIZE)),
             epochs: Epochs::new(memory),
             scratch: Scratch::new(),
             disk: Disk::new(disk, Arc::new(Mode::default())),
+            tags: Tags::full(usize::from(SIZE)),
             dirty: None,
         };
         let next_avail = match world.base {
@@ -167,7 +167,7 @@ impl Life {
             kick: None,
             enabled: true,
         };
-        let mut queue = Queue::new(0, 0, SIZE);
+        let mut queue = Queue::new(0, 0);
         assert!(queue.start(&setup, &common.epochs));
         queue.resubmit(&mut common);
         queue.publish();
@@ -181,23 +181,13 @@ impl Life {
 
     /// Ends those of these requests that are in flight, as one batch.
     fn end(&mut self, requests: &[usize]) {
-        let pending = self.io.pending();
         for i in requests {
-            let tag = Tag(u32::from(head(*i)));
-            if pending.iter().any(|request| request.tag == tag) {
+            if let Some(tag) = self.common.tags.of(0, head(*i)) {
                 self.io.end(tag, Status::Ok);
             }
         }
         let Self { queue, common, .. } = self;
-        let Common {
-            channel,
-            epochs,
-            dirty,
-            ..
-        } = common;
-        channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs, dirty);
-        });
+        common.reap(std::slice::from_mut(queue));
         queue.publish();
     }
 }
@@ -240,7 +230,13 @@ fn live_on(world: &mut World) -> Result<(), String> {
         .filter(|i| ![BAD, VIRTIO_BLK_T_GET_ID].contains(&KINDS[**i]))
         .map(|i| u32::from(head(*i)))
         .collect();
-    let submitted: Vec<u32> = life.io.pending().iter().map(|r| r.tag.0).collect();
+    let head = |request: &Submitted| life.common.tags.head(request.tag).unwrap();
+    let submitted: Vec<u32> = life
+        .io
+        .pending()
+        .iter()
+        .map(|r| u32::from(head(r)))
+        .collect();
     if submitted != expected {
         return Err(format!("{submitted:?} instead of {expected:?}"));
     }

@@ -8,7 +8,6 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_B
 
 use super::*;
 use crate::command::Mode;
-use crate::device::Completion;
 use crate::memory::dirty::tests::{log, take_pages};
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, NEXT, WRITE, header};
@@ -40,10 +39,11 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
     let io = Arc::clone(&disk.io);
     let (log, file) = log(LOG);
     let common = Common {
-        channel: disk.channel(0, usize::from(SIZE)).unwrap(),
+        channel: disk.roomy_channel(usize::from(SIZE)),
         epochs: Epochs::new(Arc::clone(&guest.memory)),
         scratch: Scratch::new(),
         disk: Disk::new(disk, Arc::new(Mode::default())),
+        tags: Tags::full(usize::from(SIZE)),
         dirty: Some(Tracker::new(Arc::clone(&log), usize::from(SIZE))),
     };
     let setup = RingSetup {
@@ -56,7 +56,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0, SIZE);
+    let mut queue = Queue::new(0, 0);
     assert!(queue.start(&setup, &common.epochs));
     queue.set_polled(false);
     queue.set_log(Some(&log));
@@ -91,17 +91,9 @@ impl Rig {
     }
 
     fn end(&mut self, status: Status) {
-        self.io.end(Tag(0), status);
+        self.io.end(self.common.tags.of(0, 0).unwrap(), status);
         let Self { queue, common, .. } = self;
-        let Common {
-            channel,
-            epochs,
-            dirty,
-            ..
-        } = common;
-        channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs, dirty);
-        });
+        common.reap(std::slice::from_mut(queue));
     }
 
     fn pages(&self) -> Vec<u64> {

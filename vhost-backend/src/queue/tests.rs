@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::*;
 use crate::command::Mode;
-use crate::device::{Completion, Op};
+use crate::device::Op;
 use crate::memory::Memory;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
@@ -29,14 +29,15 @@ fn rig() -> Rig {
     let disk = Arc::new(FakeDisk::new(false));
     let io = Arc::clone(&disk.io);
     let common = Common {
-        channel: disk.channel(0, usize::from(SIZE)).unwrap(),
+        channel: disk.roomy_channel(usize::from(SIZE)),
         epochs: Epochs::new(Arc::clone(&guest.memory)),
         scratch: Scratch::new(),
         disk: Disk::new(disk, Arc::new(Mode::default())),
+        tags: Tags::full(usize::from(SIZE)),
         dirty: None,
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut queue = Queue::new(0, 0, SIZE);
+    let mut queue = Queue::new(0, 0);
     queue.set_call(Some(call.try_clone().unwrap()));
     let mut rig = Rig {
         driver,
@@ -96,21 +97,9 @@ impl Rig {
 
     /// Ends request `i`.
     fn end(&mut self, i: u16, status: Status) {
-        self.io.end(Tag(u32::from(3 * i)), status);
-        let Rig {
-            queue,
-            common:
-                Common {
-                    channel,
-                    epochs,
-                    dirty,
-                    ..
-                },
-            ..
-        } = self;
-        channel.reap(&mut |Completion { tag, status }| {
-            queue.complete(u16::try_from(tag.0).unwrap(), status, epochs, dirty)
-        });
+        let tag = self.common.tags.of(0, 3 * i).unwrap();
+        self.io.end(tag, status);
+        self.common.reap(std::slice::from_mut(&mut self.queue));
     }
 
     fn status(&self, i: u16) -> u8 {
@@ -332,7 +321,11 @@ fn a_completion_that_nobody_waits_for_is_ignored() {
     let mut rig = rig();
     for head in [3, u16::MAX] {
         let Common { epochs, dirty, .. } = &mut rig.common;
-        rig.queue.complete(head, Status::Ok, epochs, dirty);
+        let completion = Completion {
+            tag: Tag(0),
+            status: Status::Ok,
+        };
+        rig.queue.complete(head, completion, epochs, dirty);
     }
     rig.queue.publish();
     assert_eq!(rig.driver.take_used(), []);
@@ -401,24 +394,42 @@ fn vu_24_a_ring_outside_memory_rests() {
 }
 
 #[test]
-fn ring_01_a_ring_larger_than_offered_is_refused() {
+fn a_queue_that_is_not_started_keeps_nothing_for_a_ring() {
     let mut rig = rig();
-    let at = Driver::new(&rig.driver.guest, 0x8000, 2 * SIZE).at;
-    for (size, good) in [(2 * SIZE, false), (SIZE, true)] {
-        let setup = RingSetup {
-            size,
-            addresses: at,
-            next_avail: 0,
-            inflight: None,
-            used_log: None,
-            event_idx: true,
-            kick: None,
-            enabled: true,
-        };
-        assert_eq!(
-            Queue::new(1, 0, SIZE).start(&setup, &rig.common.epochs),
-            good
-        );
-    }
+    assert_eq!(rig.queue.entries(), usize::from(SIZE));
     assert!(!rig.start(0), "it runs already");
+    rig.stop();
+    assert!(rig.queue.is_served());
+    assert!(rig.queue.settle());
+    assert!(!rig.queue.is_served());
+    assert_eq!(rig.queue.entries(), 0);
+    assert!(rig.start(0));
+}
+
+#[test]
+fn requests_beyond_the_tags_wait_in_the_ring_and_lose_nothing() {
+    let mut rig = rig();
+    rig.common.tags = Tags::full(2);
+    for i in 0..4 {
+        rig.offer(i, VIRTIO_BLK_T_IN);
+    }
+    assert_eq!(rig.fetch(), 2);
+    assert_eq!(rig.fetch(), 0);
+    rig.end(1, Status::Ok);
+    assert_eq!(rig.fetch(), 1);
+    rig.end(0, Status::Ok);
+    rig.end(2, Status::IoErr);
+    assert_eq!(rig.fetch(), 1);
+    rig.end(3, Status::Ok);
+    rig.queue.publish();
+    assert_eq!(
+        rig.driver.take_used(),
+        [(3, 513), (0, 513), (6, 1), (9, 513)]
+    );
+    // What needs no I/O gives its tag back at once.
+    rig.common.tags = Tags::full(1);
+    for i in 0..3 {
+        rig.offer(i, VIRTIO_BLK_T_GET_ID);
+    }
+    assert_eq!(rig.fetch(), 3);
 }

@@ -30,6 +30,10 @@ mod state;
 pub(crate) use areas::Area;
 use state::Transfer;
 
+/// Most entries of all rings of a front-end together: as many as 256 rings of
+/// the size that QEMU allows have. Each costs some bytes here.
+pub(crate) const MAX_ENTRIES: usize = 256 * 1024;
+
 /// The device as one front-end after the other has it.
 pub(crate) struct Handler<D: Device> {
     device: Arc<D>,
@@ -107,8 +111,10 @@ impl<D: Device> Handler<D> {
     pub(crate) fn status(&self) -> SessionStatus {
         SessionStatus {
             connected: true,
+            front_end: None,
+            waiting: Vec::new(),
             rings_running: self.rings_running(),
-            waits_for_image: self.image.awaited_until().is_some(),
+            awaited: self.image.awaited().cloned(),
             features: self.negotiated.features.unwrap_or(0),
             protocol_features: self.negotiated.protocol,
             memory_regions: self.memory.regions(),
@@ -140,7 +146,12 @@ impl<D: Device> Handler<D> {
         ConfigSpace {
             info: &self.info,
             capacity: self.device.capacity_sectors(),
-            queues: self.queues,
+            // Without MQ a front-end has one queue, and may show this to its guest.
+            queues: if self.terms().multiqueue() {
+                self.queues
+            } else {
+                1
+            },
             queue_size: self.queue_size,
             writeback: self.negotiated.writeback_reads(self.writeback),
         }
@@ -190,11 +201,15 @@ impl<D: Device> Handler<D> {
 
     pub(crate) fn set_size(&mut self, index: u32, size: u32) -> Result<(), Refusal> {
         let largest = self.queue_size;
+        let all: usize = self.vrings.iter().map(Vring::entries).sum();
         let (queue, ring) = self.ring(index)?;
         let good = u16::try_from(size)
             .ok()
             .filter(|s| s.is_power_of_two() && *s <= largest);
         let size = good.ok_or(Refusal::RingSize(size, largest))?;
+        if all - ring.entries() + usize::from(size) > MAX_ENTRIES {
+            return Err(Refusal::Entries(size, index));
+        }
         if ring.running.is_some() && ring.size != Some(size) {
             return Err(Refusal::RingRuns);
         }

@@ -4,6 +4,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::status::Awaited;
+
 /// How long to wait before asking again.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -13,35 +15,36 @@ pub(crate) enum Image {
     Free,
     Taken,
     /// Somebody else has it; ask again then.
-    Awaited(Instant),
+    Awaited(Instant, Awaited),
 }
 
 impl Image {
     /// Takes the image, if it is time to ask for it; whether it is ours.
     pub(crate) fn take(&mut self, ask: impl FnOnce() -> io::Result<()>) -> bool {
-        match *self {
+        match self {
             Self::Taken => return true,
-            Self::Awaited(at) if Instant::now() < at => return false,
-            Self::Free | Self::Awaited(_) => {}
+            Self::Awaited(at, _) if Instant::now() < *at => return false,
+            Self::Free | Self::Awaited(..) => {}
         }
-        match ask() {
-            Ok(()) => {
-                if matches!(self, Self::Awaited(_)) {
-                    log::info!("the image is free now; its rings start");
-                }
-                *self = Self::Taken;
-                true
+        let Err(error) = ask() else {
+            if matches!(self, Self::Awaited(..)) {
+                log::info!("the image is free now; its rings start");
             }
-            Err(error) => {
-                if matches!(self, Self::Free) {
-                    log::error!(
-                        "no ring is started yet, and it is tried again until it works: {error}"
-                    );
-                }
-                *self = Self::Awaited(Instant::now() + AGAIN);
-                false
-            }
+            *self = Self::Taken;
+            return true;
+        };
+        let again = Instant::now() + AGAIN;
+        if let Self::Awaited(at, _) = self {
+            *at = again;
+            return false;
         }
+        log::error!("no ring is started yet, and it is tried again until it works: {error}");
+        let awaited = Awaited {
+            since: Instant::now(),
+            reason: error.to_string(),
+        };
+        *self = Self::Awaited(again, awaited);
+        false
     }
 
     /// Gives the image back, or stops asking for it.
@@ -54,7 +57,15 @@ impl Image {
     /// When to ask again.
     pub(crate) fn awaited_until(&self) -> Option<Instant> {
         match self {
-            Self::Awaited(at) => Some(*at),
+            Self::Awaited(at, _) => Some(*at),
+            Self::Free | Self::Taken => None,
+        }
+    }
+
+    /// What it is waited for, and since when.
+    pub(crate) fn awaited(&self) -> Option<&Awaited> {
+        match self {
+            Self::Awaited(_, awaited) => Some(awaited),
             Self::Free | Self::Taken => None,
         }
     }
@@ -75,7 +86,12 @@ mod tests {
         let at = image.awaited_until().unwrap();
         assert!(at > Instant::now());
         assert!(!image.take(|| panic!("too early")));
-        image = Image::Awaited(Instant::now());
+        let first = image.awaited().unwrap().clone();
+        assert_eq!(first.reason, "in use");
+        image = Image::Awaited(Instant::now(), first.clone());
+        assert!(!image.take(busy));
+        assert_eq!(image.awaited(), Some(&first), "since the first time");
+        image = Image::Awaited(Instant::now(), first);
         assert!(image.take(|| Ok(())));
         assert!(image.take(|| panic!("it is taken")));
         assert_eq!(image.awaited_until(), None);

@@ -14,11 +14,12 @@ use crate::command::Mode;
 use crate::device::Device;
 use crate::error::Error;
 use crate::options::Options;
+use crate::peer;
 use crate::session::handler::Handler;
-use crate::session::listener::{Doorway, Endpoint};
+use crate::session::listener::{Doorway, Endpoint, SILENCE, Visitor};
 use crate::session::poller::Poller;
 use crate::session::{Outcome, Session, Shared, lock};
-use crate::status::SessionStatus;
+use crate::status::{Connected, SessionStatus};
 use crate::worker::workers::Workers;
 
 const WAKE: u64 = 0;
@@ -70,7 +71,8 @@ impl Handle {
     /// The session as it was when it last did something.
     #[must_use]
     pub fn status(&self) -> SessionStatus {
-        *self.0.status.lock().unwrap_or_else(PoisonError::into_inner)
+        let status = self.0.status.lock();
+        status.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -126,7 +128,8 @@ impl<D: Device> Server<D> {
             .map_err(Error::os("watch for orders"))?;
         let (mut doorway, mut session) = match endpoint {
             Endpoint::Listener(listener) => {
-                let doorway = Doorway::new(listener).map_err(Error::os("listen for front-ends"))?;
+                let doorway = Doorway::new(listener, &poller, LISTENER)
+                    .map_err(Error::os("listen for front-ends"))?;
                 (Some(doorway), None)
             }
             Endpoint::Connected(stream) => (
@@ -149,10 +152,19 @@ impl<D: Device> Server<D> {
         session: &mut Option<Session<D>>,
     ) -> Result<(), Error> {
         while !self.bell.stops() {
+            if let Some(doorway) = doorway.as_mut() {
+                let served = session.as_ref().map(|one| one.connected().peer);
+                doorway.look(poller, served);
+            }
             let outcome = match (session.as_mut(), doorway.as_mut()) {
                 (Some(session), _) => self.turn(session),
                 (None, Some(doorway)) => self.let_in(doorway, poller, session)?,
                 (None, None) => return Ok(()),
+            };
+            let impatience = impatience(doorway.as_ref(), session.as_ref());
+            let outcome = match impatience {
+                Some(at) if at <= Instant::now() => Outcome::Over,
+                _ => outcome,
             };
             let deadline = match outcome {
                 Outcome::Over => {
@@ -160,8 +172,9 @@ impl<D: Device> Server<D> {
                     continue;
                 }
                 Outcome::Busy => Some(Instant::now()),
-                Outcome::Waits => self.deadline(doorway.as_ref(), session.as_ref()),
+                Outcome::Waits => self.deadline(doorway.as_ref(), session.as_ref(), impatience),
             };
+            self.show(doorway.as_ref(), session.as_ref());
             if poller
                 .wait(deadline, WAKE)
                 .map_err(Error::os("wait for events"))?
@@ -171,6 +184,23 @@ impl<D: Device> Server<D> {
             }
         }
         Ok(())
+    }
+
+    /// Has the state known to whoever asks.
+    fn show(&self, doorway: Option<&Doorway>, session: Option<&Session<D>>) {
+        let mut status = match session {
+            Some(_) => lock(&self.handler).status(),
+            None => SessionStatus::default(),
+        };
+        status.front_end = session.map(Session::connected);
+        let waiting = doorway.into_iter().flat_map(Doorway::waiting);
+        status.waiting = waiting
+            .map(|visitor| Connected {
+                peer: visitor.peer,
+                since: visitor.since,
+            })
+            .collect();
+        self.bell.show(status);
     }
 
     fn turn(&self, session: &mut Session<D>) -> Outcome {
@@ -183,9 +213,7 @@ impl<D: Device> Server<D> {
         {
             lock(&self.handler).start_ready();
         }
-        let outcome = session.serve();
-        self.bell.show(lock(&self.handler).status());
-        outcome
+        session.serve()
     }
 
     fn let_in(
@@ -196,10 +224,10 @@ impl<D: Device> Server<D> {
     ) -> Result<Outcome, Error> {
         // Whoever comes next reads the configuration as it is.
         self.bell.capacity_changed.store(false, Ordering::Release);
-        let accepted = doorway
-            .accept(poller, LISTENER)
+        let next = doorway
+            .next(poller)
             .map_err(Error::os("accept a front-end"))?;
-        let Some(stream) = accepted else {
+        let Some(Visitor { stream, .. }) = next else {
             return Ok(Outcome::Waits);
         };
         match self.connect(stream, poller) {
@@ -211,8 +239,10 @@ impl<D: Device> Server<D> {
 
     fn connect(&self, stream: UnixStream, poller: &Poller) -> io::Result<Session<D>> {
         let session = Session::new(stream, &self.handler, poller, FRONT_END)?;
-        log::info!("a front-end has connected");
-        self.bell.show(lock(&self.handler).status());
+        log::info!(
+            "a front-end has connected ({})",
+            peer::name(session.connected().peer)
+        );
         Ok(session)
     }
 
@@ -226,13 +256,40 @@ impl<D: Device> Server<D> {
         }
     }
 
-    fn deadline(&self, doorway: Option<&Doorway>, session: Option<&Session<D>>) -> Option<Instant> {
+    fn deadline(
+        &self,
+        doorway: Option<&Doorway>,
+        session: Option<&Session<D>>,
+        impatience: Option<Instant>,
+    ) -> Option<Instant> {
+        let closed = doorway.and_then(Doorway::closed_until);
         let mine = match session {
             Some(session) => [session.deadline(), lock(&self.handler).retry_at()],
-            None => [doorway.and_then(Doorway::closed_until), None],
+            None => [None; 2],
         };
-        mine.into_iter().flatten().min()
+        let all = mine.into_iter().chain([closed, impatience]);
+        all.flatten().min()
     }
+}
+
+/// When a front-end that has never sent anything has kept another one waiting
+/// for long enough.
+fn impatience<D: Device>(
+    doorway: Option<&Doorway>,
+    session: Option<&Session<D>>,
+) -> Option<Instant> {
+    let session = session.filter(|session| session.is_silent())?;
+    let waiting = doorway?.waiting().next()?;
+    let at = waiting.since.max(session.connected().since) + SILENCE;
+    if at <= Instant::now() {
+        log::warn!(
+            "the front-end ({}) is disconnected: it has sent nothing for {} s, and another one ({}) waits",
+            peer::name(session.connected().peer),
+            session.connected().since.elapsed().as_secs(),
+            peer::name(waiting.peer)
+        );
+    }
+    Some(at)
 }
 
 #[cfg(test)]

@@ -54,6 +54,11 @@ pub(crate) struct Vring {
 }
 
 impl Vring {
+    /// Of the ring, as far as it is known.
+    pub(crate) fn entries(&self) -> usize {
+        self.size.map_or(0, usize::from)
+    }
+
     /// Everything that starts a ring is there, save perhaps the memory.
     pub(crate) fn is_ready(&self) -> bool {
         let kicked = !matches!(self.kick, Kick::Missing);

@@ -31,7 +31,6 @@ struct Desk {
     ended: Vec<Completion>,
     /// Requests end at once.
     instant: bool,
-    slots: usize,
     waits: usize,
 }
 
@@ -41,6 +40,12 @@ pub(crate) struct Io {
     desk: Mutex<Desk>,
     changed: Condvar,
     wake: EventFd,
+}
+
+fn tag_of(desk: &Desk, sector: u64) -> Option<Tag> {
+    let offset = sector * 512;
+    let is_it = |request: &&Submitted| request.op == Op::Read { offset };
+    Some(desk.submitted.iter().find(is_it)?.tag)
 }
 
 impl Io {
@@ -80,18 +85,19 @@ impl Io {
         desk.submitted.clone()
     }
 
-    /// Waits until the request with this tag is pending.
-    pub(crate) fn wait_pending_tag(&self, tag: Tag) {
-        let absent = |desk: &mut Desk| desk.submitted.iter().all(|request| request.tag != tag);
-        let (desk, late) = self
+    /// The pending read of this sector, if it has come.
+    pub(crate) fn read_of(&self, sector: u64) -> Option<Tag> {
+        tag_of(&self.desk(), sector)
+    }
+
+    /// Waits until this sector is being read.
+    pub(crate) fn wait_read_of(&self, sector: u64) -> Tag {
+        let absent = |desk: &mut Desk| tag_of(desk, sector).is_none();
+        let (desk, _) = self
             .changed
             .wait_timeout_while(self.desk(), Duration::from_secs(20), absent)
             .unwrap();
-        assert!(
-            !late.timed_out(),
-            "{tag:?} did not come: {:?}",
-            desk.submitted
-        );
+        tag_of(&desk, sector).unwrap()
     }
 
     /// Ends a pending request.
@@ -158,6 +164,13 @@ impl FakeDisk {
             broken: false,
         }
     }
+
+    /// A channel with room for all its requests.
+    pub(crate) fn roomy_channel(&self, slots: usize) -> FakeChannel {
+        let mut channel = self.channel(0, slots).unwrap();
+        channel.room(slots);
+        channel
+    }
 }
 
 impl Device for FakeDisk {
@@ -175,9 +188,10 @@ impl Device for FakeDisk {
         if self.broken {
             return Err(io::Error::other("no such disk"));
         }
-        self.io.desk().slots += slots;
         Ok(FakeChannel {
             io: Arc::clone(&self.io),
+            slots,
+            room: 0,
             ended: Vec::new(),
             mine: Vec::new(),
             watched: Vec::new(),
@@ -195,6 +209,9 @@ impl Device for FakeDisk {
 #[derive(Debug)]
 pub(crate) struct FakeChannel {
     io: Arc<Io>,
+    slots: usize,
+    /// So many requests may be in flight.
+    room: usize,
     /// Its own requests that ended at once.
     ended: Vec<Completion>,
     /// Its requests that the desk has, which other channels know as well.
@@ -210,11 +227,16 @@ impl FakeChannel {
 }
 
 impl IoChannel for FakeChannel {
+    fn room(&mut self, requests: usize) {
+        assert!(self.room <= requests && requests <= self.slots);
+        self.room = requests;
+    }
+
     fn memory(&mut self, _regions: &[HostRegion]) {}
 
     fn submit(&mut self, tag: Tag, op: Op, data: &[iovec]) {
         let mut desk = self.io.desk();
-        assert!((tag.0 as usize) < desk.slots, "{tag:?} is beyond the slots");
+        assert!((tag.0 as usize) < self.room, "{tag:?} has no room");
         let twice =
             desk.submitted.iter().any(|r| r.tag == tag) || self.ended.iter().any(|c| c.tag == tag);
         assert!(!twice, "{tag:?} is in flight");

@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
-use crate::device::{Completion, Device, DiskInfo, IoChannel, Op, Status, Tag};
+use crate::device::{Device, DiskInfo, IoChannel, Op, Status};
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
 use crate::queue::epochs::Epochs;
 use crate::queue::request::{self, ChainReader, Data, Parsed, Terms};
+use crate::queue::tags::Tags;
 use crate::queue::{Common, Queue};
 use crate::testing::fake::{self, FakeDisk, Io};
 use crate::testing::guest::memfd;
@@ -95,12 +96,13 @@ impl Rig {
         };
         Self {
             io: Arc::clone(&disk.io),
-            queue: Queue::new(0, 0, slots),
+            queue: Queue::new(0, 0),
             common: Common {
-                channel: disk.channel(0, usize::from(slots)).unwrap(),
+                channel: disk.roomy_channel(usize::from(slots)),
                 epochs: Epochs::new(Arc::default()),
                 scratch: Scratch::new(),
                 disk: Disk::new(disk, Arc::new(mode)),
+                tags: Tags::full(usize::from(slots)),
                 dirty: None,
             },
             stopping: None,
@@ -161,7 +163,7 @@ impl Rig {
         let pending = self.io.pending().into_iter();
         pending
             .map(|request| Submitted {
-                head: u16::try_from(request.tag.0).unwrap(),
+                head: self.common.tags.head(request.tag).unwrap(),
                 op: request.op,
                 data: request
                     .pieces
@@ -179,12 +181,9 @@ impl Rig {
 
     /// Ends a pending request.
     pub fn end(&mut self, head: u16, status: Status) {
-        self.io.end(Tag(u32::from(head)), status);
-        let Self { queue, common, .. } = self;
-        common.channel.reap(&mut |Completion { tag, status }| {
-            let head = u16::try_from(tag.0).unwrap();
-            queue.complete(head, status, &mut common.epochs, &mut common.dirty);
-        });
+        let tag = self.common.tags.of(0, head).unwrap();
+        self.io.end(tag, status);
+        self.common.reap(std::slice::from_mut(&mut self.queue));
     }
 
     /// Shows the driver what was answered.

@@ -16,6 +16,7 @@ use crate::options::Options;
 use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
 use crate::queue::epochs::Epochs;
+use crate::queue::tags::Tags;
 use crate::queue::{Common, Queue};
 use crate::sys;
 use crate::worker::Worker;
@@ -25,6 +26,11 @@ use crate::worker::watch::Watch;
 /// Bytes of a worker's stack: small, as a process that locks its memory has
 /// all of it in memory.
 const STACK: usize = 512 << 10;
+
+/// Most requests that a worker has in flight at a time, whatever its rings
+/// would hold: more than a disk makes use of, and few enough to keep all that
+/// they need.
+const MAX_IN_FLIGHT: usize = 1024;
 
 /// A worker thread as the session sees it.
 #[derive(Debug)]
@@ -177,26 +183,29 @@ fn build<D: Device>(
     commands: EventFd,
     orders: Receiver<Order>,
 ) -> io::Result<Worker<D>> {
-    let size = options.queue_size;
     let numbers = (worker..usize::from(options.queues)).step_by(options.workers);
     let queues: Box<[_]> = numbers
-        .zip((0u32..).step_by(usize::from(size)))
-        .map(|(number, tag)| Queue::new(number, tag, size))
+        .zip(0..)
+        .map(|(number, index)| Queue::new(number, index))
         .collect();
-    let mut channel = device.channel(worker, queues.len() * usize::from(size))?;
+    let slots = (queues.len() * usize::from(options.queue_size)).min(MAX_IN_FLIGHT);
+    let mut channel = device.channel(worker, slots)?;
     let watch = Watch::new(commands, queues.len(), &mut channel);
     let common = Common {
         channel,
         epochs: Epochs::new(Arc::new(Memory::default())),
         scratch: Scratch::new(),
         disk: Disk::new(device, mode),
+        tags: Tags::new(slots),
         dirty: None,
     };
     Ok(Worker {
         common,
         queues,
+        served: 0,
+        first: 0,
         workers: options.workers,
-        queue_size: size,
+        slots,
         watch,
         spin: Spin::new(options.poll),
         orders,
@@ -206,5 +215,9 @@ fn build<D: Device>(
     })
 }
 
+#[cfg(test)]
+mod log_tests;
+#[cfg(test)]
+mod scarce_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::Handler;
+use super::{Handler, MAX_ENTRIES};
 use crate::command::Command;
 use crate::device::Device;
 use crate::error::Refusal;
@@ -49,7 +49,9 @@ impl<D: Device> Handler<D> {
     fn check_shape(&self, shape: Shape) -> Result<(), InflightError> {
         let queues = 1..=self.queues;
         let entries = 1..=self.queue_size;
-        if queues.contains(&shape.queues) && entries.contains(&shape.entries) {
+        let all = usize::from(shape.queues) * usize::from(shape.entries);
+        let bounded = all <= MAX_ENTRIES;
+        if queues.contains(&shape.queues) && entries.contains(&shape.entries) && bounded {
             Ok(())
         } else {
             Err(InflightError::Shape(shape.queues, shape.entries))

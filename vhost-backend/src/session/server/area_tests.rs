@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::tests::{FEATURES, FrontEnd, Running, SIZE, USER};
-use crate::device::{Status, Tag};
+use crate::device::{Op, Status};
 use crate::memory::dirty::tests::take_pages;
 use crate::memory::inflight::{Inflight, Shape};
 use crate::session::features::LOG_ALL;
@@ -138,13 +138,14 @@ fn vu_32_vu_33_a_successor_goes_on_behind_what_was_in_flight() {
             record.published(1, 5);
         }
         let driver = &mut front.driver;
-        driver.guest.write(0x8000, &header(0, 1));
         (driver.avail, driver.used) = (4, 5);
         driver.used_idx().store(5, Ordering::Release);
         for head in [6, 9, 0, 3, 12] {
+            let at = 0x8000 + 16 * u64::from(head);
+            driver.guest.write(at, &header(0, u64::from(head)));
             driver.chain(
                 head,
-                &[(0x8000, 16, 0), (0x9000, 512, WRITE), (0x8100, 1, WRITE)],
+                &[(at, 16, 0), (0x9000, 512, WRITE), (0x8100, 1, WRITE)],
             );
             driver.offer(head);
         }
@@ -153,10 +154,13 @@ fn vu_32_vu_33_a_successor_goes_on_behind_what_was_in_flight() {
         front.share_memory();
         front.start_ring_at(base);
         let pending = server.io.wait_pending(4);
-        let tags: Vec<u32> = pending.iter().map(|request| request.tag.0).collect();
-        assert_eq!(tags, [6, 0, 3, 12]);
-        for tag in [3, 12, 0, 6] {
-            server.io.end(Tag(tag), Status::Ok);
+        let ops: Vec<Op> = pending.iter().map(|request| request.op).collect();
+        let reads = [6, 0, 3, 12].map(|sector| Op::Read {
+            offset: 512 * sector,
+        });
+        assert_eq!(ops, reads);
+        for sector in [3, 12, 0, 6] {
+            server.io.end(server.io.wait_read_of(sector), Status::Ok);
         }
         assert_eq!(
             front.get_vring_base(),

@@ -4,27 +4,27 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN};
 
 use super::*;
 use crate::command::RingSetup;
-use crate::device::{Status, Tag};
+use crate::device::Status;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
 
-const SIZE: u16 = 16;
+pub(super) const SIZE: u16 = 16;
 
 /// A driver with its eventfds.
-struct Client {
-    driver: Driver,
+pub(super) struct Client {
+    pub(super) driver: Driver,
     queue: usize,
     kick: EventFd,
     call: EventFd,
 }
 
-struct Rig {
-    workers: Workers,
+pub(super) struct Rig {
+    pub(super) workers: Workers,
     guest: Guest,
-    io: Arc<Io>,
+    pub(super) io: Arc<Io>,
 }
 
-fn options(queues: u16, workers: usize) -> Options {
+pub(super) fn options(queues: u16, workers: usize) -> Options {
     Options {
         queues,
         queue_size: SIZE,
@@ -35,10 +35,14 @@ fn options(queues: u16, workers: usize) -> Options {
 }
 
 /// Workers with guest memory of 1 MiB.
-fn rig(queues: u16, workers: usize, instant: bool) -> Rig {
+pub(super) fn rig(queues: u16, workers: usize, instant: bool) -> Rig {
+    rig_of(&options(queues, workers), instant)
+}
+
+pub(super) fn rig_of(options: &Options, instant: bool) -> Rig {
     let disk = Arc::new(FakeDisk::new(instant));
     let io = Arc::clone(&disk.io);
-    let workers = Workers::spawn(disk, Arc::default(), &options(queues, workers)).unwrap();
+    let workers = Workers::spawn(disk, Arc::default(), options).unwrap();
     let guest = Guest::new(&[(0, 0x10_0000)]);
     let rig = Rig { workers, guest, io };
     rig.remember(false);
@@ -53,8 +57,12 @@ impl Rig {
         });
     }
 
-    fn client(&self, queue: usize) -> Client {
-        let driver = Driver::new(&self.guest, 0x1_0000 * (queue as u64 + 1), SIZE);
+    pub(super) fn client(&self, queue: usize) -> Client {
+        self.client_of(queue, SIZE)
+    }
+
+    pub(super) fn client_of(&self, queue: usize, entries: u16) -> Client {
+        let driver = Driver::new(&self.guest, 0x1_0000 * (queue as u64 + 1), entries);
         let [kick, call] = [0; 2].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
         let fd = Some(call.try_clone().unwrap());
         assert_eq!(
@@ -69,9 +77,15 @@ impl Rig {
         }
     }
 
-    fn start(&self, client: &Client, event_idx: bool, polled: bool, enabled: bool) -> Answer {
+    pub(super) fn start(
+        &self,
+        client: &Client,
+        event_idx: bool,
+        polled: bool,
+        enabled: bool,
+    ) -> Answer {
         let setup = RingSetup {
-            size: SIZE,
+            size: client.driver.size,
             addresses: client.driver.at,
             next_avail: client.driver.avail,
             inflight: None,
@@ -96,9 +110,10 @@ impl Rig {
 
 impl Client {
     /// Offers a request of kind IN or FLUSH at descriptor 3 * `i`.
-    fn offer(&mut self, i: u16, kind: u32) {
+    pub(super) fn offer(&mut self, i: u16, kind: u32) {
         let at = 0x1_0000 * (self.queue as u64 + 1) + 0x1000 + 0x400 * u64::from(i);
-        self.driver.guest.write(at, &header(kind, 0));
+        let sector = u64::from(3 * i) + u64::from(SIZE) * self.queue as u64;
+        self.driver.guest.write(at, &header(kind, sector));
         self.driver.guest.fill(at + 0x300, 1, 0xff);
         if kind == VIRTIO_BLK_T_FLUSH {
             self.driver
@@ -116,12 +131,12 @@ impl Client {
         self.driver.offer(3 * i);
     }
 
-    fn kick(&self) {
+    pub(super) fn kick(&self) {
         self.kick.write(1).unwrap();
     }
 
     /// Waits for interrupts until this many elements were used.
-    fn wait_used(&mut self, count: usize) -> Vec<(u32, u32)> {
+    pub(super) fn wait_used(&mut self, count: usize) -> Vec<(u32, u32)> {
         let mut used = self.driver.take_used();
         while used.len() < count {
             self.wait_call();
@@ -282,26 +297,26 @@ fn vu_14_a_stop_waits_for_its_requests_while_other_queues_go_on() {
         // Queue 1 is served meanwhile, and queue 0 is not.
         let [stopping, other] = &mut clients;
         stopping.offer(1, VIRTIO_BLK_T_IN);
-        rig.io.end(Tag(16), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(16), Status::Ok);
         assert_eq!(other.wait_used(1), [(0, 513)]);
         other.offer(1, VIRTIO_BLK_T_IN);
         other.kick();
-        rig.io.wait_pending_tag(Tag(19));
+        rig.io.wait_read_of(19);
         assert!(!stopped.is_finished());
-        rig.io.end(Tag(0), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(0), Status::Ok);
         // The second was offered after the stop or fetched before it.
         let next = loop {
             if stopped.is_finished() {
                 break stopped.join().unwrap();
             }
-            if rig.io.pending().iter().any(|request| request.tag == Tag(3)) {
-                rig.io.end(Tag(3), Status::Ok);
+            if let Some(tag) = rig.io.read_of(3) {
+                rig.io.end(tag, Status::Ok);
             }
             std::thread::yield_now();
         };
         let done = stopping.driver.used_idx().load(Ordering::Acquire);
         assert_eq!(next, Answer::Stopped(Some(done)));
-        rig.io.end(Tag(19), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(19), Status::Ok);
     });
     assert_eq!(rig.stop(0), Answer::Stopped(None));
 }
@@ -324,9 +339,9 @@ fn vu_24_retiring_memory_waits_for_its_requests() {
         client.kick();
         rig.io.wait_pending(2);
         assert!(!retired.is_finished());
-        rig.io.end(Tag(0), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(0), Status::Ok);
         // The second may have been fetched before or after the last table.
-        rig.io.end(Tag(3), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(3), Status::Ok);
         retired.join().unwrap();
     });
     assert_eq!(client.wait_used(2).len(), 2);
@@ -420,7 +435,7 @@ fn dropping_the_workers_answers_what_is_in_flight() {
     rig.io.wait_pending(1);
     let Rig { workers, io, .. } = rig;
     let dropped = std::thread::spawn(move || drop(workers));
-    io.end(Tag(0), Status::Ok);
+    io.end(io.wait_read_of(16), Status::Ok);
     dropped.join().unwrap();
     assert_eq!(client.driver.take_used(), [(0, 513)]);
 }
@@ -470,7 +485,7 @@ fn an_idle_worker_sleeps() {
 }
 
 impl Rig {
-    fn log(&self, log: &Arc<crate::memory::dirty::Log>, data: bool) {
+    pub(super) fn log(&self, log: &Arc<crate::memory::dirty::Log>, data: bool) {
         self.workers.tell_all(|| Command::Log {
             logging: Logging {
                 log: Some(Arc::clone(log)),
@@ -497,52 +512,29 @@ fn vu_37_turning_the_log_on_waits_for_requests_that_were_not_noted() {
         client.offer(1, VIRTIO_BLK_T_IN);
         client.kick();
         rig.io.wait_pending(2);
-        rig.io.end(Tag(3), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(3), Status::Ok);
         assert_eq!(client.wait_used(1), [(3, 513)]);
         let early = logged.is_finished();
-        rig.io.end(Tag(0), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(0), Status::Ok);
         logged.join().unwrap();
         assert!(!early, "a request is in flight that was not noted");
     });
     take_pages(&file);
     client.offer(1, VIRTIO_BLK_T_IN);
     client.kick();
-    rig.io.wait_pending_tag(Tag(3));
+    rig.io.wait_read_of(3);
     // Turned off and on again: those in flight are waited for once more.
     rig.log(&log, false);
     std::thread::scope(|scope| {
         let logged = scope.spawn(|| rig.log(&log, true));
-        rig.io.end(Tag(3), Status::Ok);
+        rig.io.end(rig.io.wait_read_of(3), Status::Ok);
         logged.join().unwrap();
     });
     assert!(take_pages(&file).is_empty());
     client.offer(1, VIRTIO_BLK_T_IN);
     client.kick();
-    rig.io.wait_pending_tag(Tag(3));
-    rig.io.end(Tag(3), Status::Ok);
+    rig.io.wait_read_of(3);
+    rig.io.end(rig.io.wait_read_of(3), Status::Ok);
     client.wait_used(3);
     assert_eq!(take_pages(&file), [0x11]);
-}
-
-#[test]
-fn vu_36_the_old_log_is_not_written_once_the_new_one_is_in_use() {
-    use crate::memory::dirty::tests::{log, take_pages};
-    let rig = rig(2, 2, true);
-    let mut clients = [rig.client(0), rig.client(1)];
-    for client in &clients {
-        rig.start(client, false, false, true);
-    }
-    let mut older = Vec::new();
-    for _ in 0..5 {
-        let (log, file) = log(64);
-        rig.log(&log, true);
-        assert!(older.iter().all(|file| take_pages(file).is_empty()));
-        for (queue, client) in clients.iter_mut().enumerate() {
-            client.offer(0, VIRTIO_BLK_T_IN);
-            client.kick();
-            client.wait_used(1);
-            assert_eq!(take_pages(&file), [0x10 * (queue as u64 + 1) + 1]);
-        }
-        older.push(file);
-    }
 }
