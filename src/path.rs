@@ -81,6 +81,11 @@ pub enum Obstacle {
     /// What is not written, or not the image's own, cannot be swapped on.
     #[error("part of the image is not swap-grade ({0})")]
     Unfit(Survey),
+    /// The image is too long for the memory that its map may take.
+    #[error(
+        "the map of an image of this size may need {0} bytes for its table alone, of the {1} of --map-budget: give more"
+    )]
+    Table(u64, u64),
     /// Raw I/O on this device would be slower than the file.
     #[error(
         "the device takes no I/O without waiting (no NOWAIT) and is too slow to be waited for ({0} us a read)"
@@ -175,6 +180,12 @@ impl DiskPath {
         if swap.is_some() {
             config = config.reserve_whole(size, source.count(0..size)?);
         }
+        // It is not evicted, and takes memory only where it is used.
+        let table = config.table_bytes(size);
+        if table > budget / 4 * 3 {
+            return Err(Obstacle::Table(table, budget));
+        }
+        config.budget = budget - table;
         let map = Map::new(size, config)?;
         let filler = Filler::spawn(&map, Arc::new(source))?;
         // Where files can share blocks, whoever may read the image can have its

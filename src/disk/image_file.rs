@@ -165,7 +165,8 @@ pub(super) fn open_buffered(image: &File, path: &Path, read_only: bool) -> Optio
 pub(super) fn fill_sector(image: &File, path: &Path) -> io::Result<()> {
     let bytes = image.metadata()?.len();
     let whole = bytes.next_multiple_of(SECTOR);
-    if whole != bytes {
+    // No file is longer than that.
+    if whole != bytes && i64::try_from(whole).is_ok() {
         image.set_len(whole)?;
         log::warn!(
             "{} ended within a sector: it was filled up with {} zero bytes",

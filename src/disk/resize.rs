@@ -28,8 +28,9 @@ impl Disk {
     /// but whole blocks where blocks are larger.
     pub(super) fn whole(&self, bytes: u64) -> u64 {
         let block = u64::from(self.block());
-        if block == SECTOR {
-            bytes.next_multiple_of(SECTOR)
+        let filled = bytes.next_multiple_of(SECTOR);
+        if block == SECTOR && i64::try_from(filled).is_ok() {
+            filled
         } else {
             bytes - bytes % block
         }

@@ -22,6 +22,7 @@ mod fast_commits;
 mod foreign;
 mod frozen;
 mod guest_memory;
+mod huge;
 mod image;
 mod killed;
 mod lane;
