@@ -36,6 +36,25 @@ impl Disk {
         }
     }
 
+    /// An image that ends within a sector gets the rest of it before a guest
+    /// uses it; QEMU does it with the first write there.
+    pub(super) fn fill_sector(&self) -> io::Result<()> {
+        if self.block_device || self.options.read_only {
+            return Ok(());
+        }
+        let bytes = self.image_bytes()?;
+        let whole = self.whole(bytes);
+        if whole <= bytes || whole != self.capacity_bytes() {
+            return Ok(());
+        }
+        log::warn!(
+            "{} ends within a sector: it is filled up with {} zero bytes",
+            self.path.display(),
+            whole - bytes
+        );
+        self.change_length(bytes, whole, || self.image.set_len(whole))
+    }
+
     pub(super) fn set_size(&self, bytes: u64) {
         let whole = self.whole(bytes);
         if whole < bytes {

@@ -118,6 +118,10 @@ impl Attached {
     /// As [`new`](Self::new), on a session that is open.
     pub fn over(mut session: Session) -> Self {
         let (memory, driver) = session.start_one(MEMORY, 64).unwrap();
+        // One comes when the event is given, which it has been once this is
+        // answered.
+        session.connection.get_features().unwrap();
+        driver.ring().take_calls().unwrap();
         Self {
             session,
             memory,

@@ -255,8 +255,11 @@ impl Queue {
         self.polled = polled;
     }
 
+    /// What was answered before may have been told to the last one only, which
+    /// nobody listens to any more; one interrupt too many does no harm.
     pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
         self.call = fd;
+        self.interrupt();
     }
 
     pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
