@@ -51,7 +51,7 @@ fn sparse_images_of_any_size_are_served_in_little_memory() {
         let info = served.info();
         let fits = bytes <= 16 << 40 || budget == "2G";
         assert_eq!(
-            info.reason.contains("--map-budget"),
+            info.reason.contains("of --map-budget: give more"),
             !fits,
             "{bytes}: {}",
             info.reason
