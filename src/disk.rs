@@ -122,9 +122,6 @@ impl Disk {
             return Err(DiskError::ReadOnlyDevice(path.to_owned()));
         }
         image_file::warn_of_format(&image, path);
-        if !block_device && !options.read_only {
-            image_file::fill_sector(&image, path).map_err(failed)?;
-        }
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)
@@ -429,6 +426,7 @@ impl Device for Disk {
                 }
             })?;
         }
+        self.fill_sector()?;
         if let Ok(path) = self.disk_path() {
             path.want();
         }

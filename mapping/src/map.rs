@@ -86,7 +86,7 @@ impl Map {
     /// zero pages.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration cannot work.
+    /// [`Error::Config`] if the configuration cannot work, [`Error::Memory`] if there is no room for the table.
     pub fn new(size: u64, config: Config) -> Result<Map, Error> {
         if !config.window.is_power_of_two() || !(64 << 10..=1 << 30).contains(&config.window) {
             return Err(Error::Config(
@@ -104,7 +104,7 @@ impl Map {
             ));
         }
         Ok(Map {
-            shared: Arc::new(Shared::new(size, config)),
+            shared: Arc::new(Shared::new(size, config)?),
         })
     }
 
@@ -188,14 +188,15 @@ impl Map {
     /// Shrinking must come before the file is truncated (and its fence be waited for), growing after.
     ///
     /// # Errors
-    /// [`Error::Config`] if the size is larger than a map can cover.
+    /// [`Error::Config`] if the size is larger than a map can cover, [`Error::Memory`] if there is no room for the
+    /// table.
     pub fn resize(&self, size: u64) -> Result<Fence, Error> {
         if size >= DISK_LIMIT {
             return Err(Error::Config(
                 "the file is larger than a map can cover (64 PiB)",
             ));
         }
-        Ok(self.shared.resize(size))
+        self.shared.resize(size)
     }
 
     /// Bytes of the file.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use mapping::path::Obstacle;
+use mapping::path::{Away, Obstacle};
 
 use crate::engine::manner::Punts;
 
@@ -11,11 +11,27 @@ use crate::engine::manner::Punts;
 #[derive(Debug, thiserror::Error)]
 pub enum NoRawWay {
     /// The image, or its host, does not allow it.
-    #[error("{0}")]
+    #[error("{}", tell(&Away::Obstacle(.0)))]
     Obstacle(#[from] Obstacle),
     /// Raw I/O on the device would be slower than the file.
     #[error("{0}")]
     Punts(#[from] Punts),
+}
+
+/// Why requests go by the file, and what an operator can do about it.
+pub(super) fn tell(away: &Away<'_>) -> String {
+    match away {
+        Away::Unwanted => "no guest uses the disk".to_owned(),
+        Away::Forbidden => "an operator has chosen the file (extentctl io-path file)".to_owned(),
+        Away::Obstacle(Obstacle::Short) => {
+            "the image is shorter than the disk: make it as long as it was, or send SIGHUP"
+                .to_owned()
+        }
+        Away::Obstacle(Obstacle::Table(table, budget)) => format!(
+            "the map of an image of this size may need {table} bytes for its table alone, of the {budget} of --map-budget: give more"
+        ),
+        _ => away.to_string(),
+    }
 }
 
 /// What an operator can do wrong with an image; each says what to do.

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
-use vhost_backend::device::SECTOR;
 
 use crate::engine::bounce::Pool;
 use crate::host::sys::{self, DirectAlign};
@@ -158,22 +157,6 @@ pub(super) fn open_buffered(image: &File, path: &Path, read_only: bool) -> Optio
             );
         })
         .ok()
-}
-
-/// An image that ends within a sector gets the rest of it, as QEMU does it with
-/// the first write there.
-pub(super) fn fill_sector(image: &File, path: &Path) -> io::Result<()> {
-    let bytes = image.metadata()?.len();
-    let whole = bytes.next_multiple_of(SECTOR);
-    if whole != bytes {
-        image.set_len(whole)?;
-        log::warn!(
-            "{} ended within a sector: it was filled up with {} zero bytes",
-            path.display(),
-            whole - bytes
-        );
-    }
-    Ok(())
 }
 
 /// Finds the smallest alignment that direct reads take, where the kernel does

@@ -28,11 +28,31 @@ impl Disk {
     /// but whole blocks where blocks are larger.
     pub(super) fn whole(&self, bytes: u64) -> u64 {
         let block = u64::from(self.block());
-        if block == SECTOR {
-            bytes.next_multiple_of(SECTOR)
+        let filled = bytes.next_multiple_of(SECTOR);
+        if block == SECTOR && i64::try_from(filled).is_ok() {
+            filled
         } else {
             bytes - bytes % block
         }
+    }
+
+    /// An image that ends within a sector gets the rest of it before a guest
+    /// uses it; QEMU does it with the first write there.
+    pub(super) fn fill_sector(&self) -> io::Result<()> {
+        if self.block_device || self.options.read_only {
+            return Ok(());
+        }
+        let bytes = self.image_bytes()?;
+        let whole = self.whole(bytes);
+        if whole <= bytes || whole != self.capacity_bytes() {
+            return Ok(());
+        }
+        log::warn!(
+            "{} ends within a sector: it is filled up with {} zero bytes",
+            self.path.display(),
+            whole - bytes
+        );
+        self.change_length(bytes, whole, || self.image.set_len(whole))
     }
 
     pub(super) fn set_size(&self, bytes: u64) {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use mapping::DiskPath;
 use mapping::device::BackingDevice;
-use mapping::path::{Away, Obstacle, Options};
+use mapping::path::{Obstacle, Options};
 
-use super::error::{DiskError, NoRawWay};
+use super::error::{DiskError, NoRawWay, tell};
 use super::image_file;
 use crate::engine::limits::Limits;
 use crate::engine::manner::Manner;
@@ -41,19 +41,6 @@ impl RawWay {
             manner,
             limits,
         })
-    }
-}
-
-/// Why requests go by the file, and what an operator can do about it.
-fn tell(away: &Away<'_>) -> String {
-    match away {
-        Away::Unwanted => "no guest uses the disk".to_owned(),
-        Away::Forbidden => "an operator has chosen the file (extentctl io-path file)".to_owned(),
-        Away::Obstacle(Obstacle::Short) => {
-            "the image is shorter than the disk: make it as long as it was, or send SIGHUP"
-                .to_owned()
-        }
-        _ => away.to_string(),
     }
 }
 

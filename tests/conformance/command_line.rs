@@ -115,7 +115,7 @@ fn vu_46_a_start_that_fails_says_why_in_one_line() {
     let (image, none, short, text) = (path("image"), path("none"), path("short"), path("text"));
     let (socket, live) = (path("socket"), path("live"));
     std::fs::write(&image, content(0, IMAGE)).unwrap();
-    std::fs::write(&short, [0; 100]).unwrap();
+    std::fs::write(&short, []).unwrap();
     std::fs::write(&text, "no socket").unwrap();
     let _listener = UnixListener::bind(&live).unwrap();
     let deep = format!("{none}/socket");

@@ -241,7 +241,10 @@ fn the_rest_of_a_last_sector_reads_as_zeros_and_is_there_once_it_can_be_written(
         drop(served);
         assert_eq!(path.metadata().unwrap().size(), ragged, "only read");
         let served = Served::start(&path, &[], &[]);
+        assert_eq!(path.metadata().unwrap().size(), ragged, "nobody uses it");
         let mut guest = Guest::attach(&served);
+        let told = |line: &str| line.contains("ends within a sector");
+        served.daemon.wait_stderr(told).unwrap();
         assert!(guest.read(FIRST, SECTORS - FIRST, 0) == model[512 * FIRST..]);
         guest.write(SECTORS - 1, &[0x77; 512], 0);
         assert_eq!(guest.driver.flush().unwrap().status, status::OK);

@@ -19,6 +19,7 @@ mod fast_commits;
 mod foreign;
 mod frozen;
 mod guest_memory;
+mod huge;
 mod killed;
 mod lane;
 mod last_sectors;

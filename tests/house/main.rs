@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use imports::{circles, code, rooms};
+use troubleshooting::lines;
 
 mod imports;
+mod troubleshooting;
 
 /// Most lines of a file, and of one of tests.
 const MOST_LINES: usize = 500;
@@ -190,7 +192,7 @@ fn links(tree: &Tree) -> Vec<String> {
 }
 
 const RULES: &[Rule] = &[
-    lengths, styles, rooms, circles, taken, switches, widths, links,
+    lengths, styles, rooms, circles, taken, switches, widths, links, lines,
 ];
 
 #[test]

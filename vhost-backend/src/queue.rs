@@ -258,8 +258,7 @@ impl Queue {
         self.enabled = on;
     }
 
-    /// As [`stop`](Self::stop), until it is enabled again: whoever pauses a
-    /// guest takes its memory for still from then on.
+    /// As [`stop`](Self::stop), until it is enabled again.
     pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
         self.enabled = false;
         if let Some(earlier) = self.pausing.replace(answer) {
@@ -271,8 +270,11 @@ impl Queue {
         self.polled = polled;
     }
 
+    /// What was answered before may have been told to the last one only, which
+    /// nobody listens to any more; one interrupt too many does no harm.
     pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
         self.call = fd;
+        self.interrupt();
     }
 
     pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {

@@ -261,7 +261,12 @@ impl Shared {
         let table = self.table(writer);
         for window in windows.start..windows.end.min(table.len()) {
             let state = table.state(window);
+            if !pin && state.load(Ordering::Relaxed) & PINNED == 0 {
+                // Nothing is written where nothing is.
+                continue;
+            }
             let old = if pin {
+                writer.touch(window);
                 state.fetch_or(PINNED, Ordering::Relaxed)
             } else {
                 state.fetch_and(!PINNED, Ordering::Relaxed)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::map::slab::bytes_for;
+use crate::map::table::Table;
 
 /// How a map is built. All sizes are bytes.
 #[derive(Clone, Debug)]
@@ -37,6 +38,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Bytes of memory that the table of windows of a file of `size` bytes takes once all of it is used.
+    #[must_use]
+    pub fn table_bytes(&self, size: u64) -> u64 {
+        Table::bytes_for(size, self.window.trailing_zeros())
+    }
+
     /// With a reserve that suffices to pin the whole map of a file of `size` bytes, which now has `extents`
     /// extents ([`ExtentSource::count`](crate::ExtentSource::count)). As much again is added, because file systems
     /// do not count the same extents each time.

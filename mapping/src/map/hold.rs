@@ -228,20 +228,22 @@ impl Shared {
         for load in &mut writer.loads {
             load.cancelled = true;
         }
-        for window in 0..self.table(&writer).len() {
-            self.replace(&mut writer, window, None);
-        }
+        self.for_touched(&mut writer, |writer, window| {
+            self.replace(writer, window, None);
+        });
         Fence::new(&self.quiesce, self.seal(&mut writer))
     }
 
-    pub(crate) fn resize(&self, size: u64) -> Fence {
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(crate) fn resize(&self, size: u64) -> Result<Fence, Error> {
         let mut writer = self.lock();
         self.epoch.fetch_add(1, Ordering::SeqCst);
         // What they read is clamped to the old size.
         for load in &mut writer.loads {
             load.cancelled = true;
         }
-        self.replace_table(&mut writer, size);
-        Fence::new(&self.quiesce, self.seal(&mut writer))
+        self.replace_table(&mut writer, size)?;
+        Ok(Fence::new(&self.quiesce, self.seal(&mut writer)))
     }
 }

@@ -4,14 +4,15 @@
 //! lock for microseconds; extents are never read from the file system under it.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::error::Error;
 use crate::map::config::Config;
 use crate::map::quiesce::Quiesce;
 use crate::map::slab::{SlabBox, SlabRef};
-use crate::map::table::{PINNED, Table, WANTED};
+use crate::map::table::{PINNED, Table, WANTED, part_of, windows_of};
 use crate::map::wish::Wishes;
 use crate::source::extent::{Kind, Packed};
 use crate::sync::{Arc, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering, lock};
@@ -68,6 +69,9 @@ pub(crate) struct Writer {
     pub(crate) counts: Counts,
     pub(crate) scratch: Vec<Packed>,
     pub(crate) carved: Vec<Packed>,
+    /// Parts of the table in which some window was loaded or pinned at some time: all others are zeros, and
+    /// are not looked at, as they have no memory.
+    touched: BTreeSet<usize>,
     /// Replaced since the last [`Shared::seal`].
     fresh: Vec<Garbage>,
     /// Replaced, and the number to wait for.
@@ -84,9 +88,12 @@ pub(crate) struct Counts {
 }
 
 impl Shared {
-    pub(crate) fn new(size: u64, config: Config) -> Shared {
-        let table = Box::new(Table::new(size, config.window.trailing_zeros()));
-        Shared {
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(crate) fn new(size: u64, config: Config) -> Result<Shared, Error> {
+        let table = Table::new(size, config.window.trailing_zeros()).ok_or(Error::Memory)?;
+        let table = Box::new(table);
+        Ok(Shared {
             table: AtomicPtr::new(Box::into_raw(table)),
             quiesce: Arc::new(Quiesce::new()),
             wishes: Wishes::new(config.queue),
@@ -110,8 +117,9 @@ impl Shared {
                 carved: Vec::new(),
                 fresh: Vec::new(),
                 retired: Vec::new(),
+                touched: BTreeSet::new(),
             }),
-        }
+        })
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -156,6 +164,7 @@ impl Shared {
         let end = table.window_end(window);
         if let Some(slab) = &new {
             let slab = slab.view();
+            writer.touch(window);
             writer.charge(slab.bytes(), pinned);
             writer.windows += 1;
             for (sum, one) in writer.tally.iter_mut().zip(slab.tally(end)) {
@@ -177,16 +186,30 @@ impl Shared {
         }
     }
 
+    /// Calls `f` with each window that may be loaded or pinned, in order. It puts nothing in the table.
+    pub(crate) fn for_touched(&self, writer: &mut Writer, mut f: impl FnMut(&mut Writer, usize)) {
+        let len = self.table(writer).len();
+        let touched = std::mem::take(&mut writer.touched);
+        for window in touched.iter().flat_map(|&part| windows_of(part, len)) {
+            f(writer, window);
+        }
+        writer.touched = touched;
+    }
+
     /// Puts a table of `size` bytes in place, with the windows that lie wholly in both.
-    pub(crate) fn replace_table(&self, writer: &mut Writer, size: u64) {
+    ///
+    /// # Errors
+    /// [`Error::Memory`]; nothing is changed then.
+    pub(crate) fn replace_table(&self, writer: &mut Writer, size: u64) -> Result<(), Error> {
         let old = self.table(writer);
-        let new = Box::new(Table::new(size, old.shift));
+        let new = Box::new(Table::new(size, old.shift).ok_or(Error::Memory)?);
         let common = old.size.min(size) >> old.shift;
         let common = usize::try_from(common).unwrap_or(usize::MAX);
-        for window in common..old.len() {
-            self.replace(writer, window, None);
-        }
-        for window in 0..common {
+        self.for_touched(writer, |writer, window| {
+            if window >= common {
+                self.replace(writer, window, None);
+                return;
+            }
             let state = old.state(window).load(Ordering::Relaxed);
             // A wish being made in the old table may be forgotten: it is made again. A bit that nobody
             // clears would not be.
@@ -195,7 +218,7 @@ impl Shared {
                 .window(window)
                 .swap(std::ptr::null_mut(), Ordering::AcqRel);
             new.window(window).store(slab, Ordering::Release);
-        }
+        });
         writer.clock.retain(|&window| window < common);
         writer.released.retain(|&window, _| window < common);
         let old = self.table.swap(Box::into_raw(new), Ordering::AcqRel);
@@ -204,6 +227,7 @@ impl Shared {
         writer
             .fresh
             .push(Garbage::Table(unsafe { Box::from_raw(old) }));
+        Ok(())
     }
 
     /// Ends a change: the number readers must announce until nobody uses what was replaced, and frees
@@ -234,12 +258,22 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let touched = std::mem::take(&mut self.lock().touched);
         // SAFETY: the last handle is gone, so nobody else can reach the table.
-        drop(unsafe { Box::from_raw(self.table.load(Ordering::Acquire)) });
+        let mut table = unsafe { Box::from_raw(self.table.load(Ordering::Acquire)) };
+        let len = table.len();
+        for window in touched.iter().flat_map(|&part| windows_of(part, len)) {
+            table.free(window);
+        }
     }
 }
 
 impl Writer {
+    /// Something of the window is in the table from now on.
+    pub(crate) fn touch(&mut self, window: usize) {
+        self.touched.insert(part_of(window));
+    }
+
     pub(crate) fn charge(&mut self, bytes: u64, pinned: bool) {
         *(if pinned {
             &mut self.pinned

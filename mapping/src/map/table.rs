@@ -1,6 +1,8 @@
 //! The table of windows: one pointer and one byte each, allocated as untouched zero pages.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::map::slab::{Slab, SlabBox};
 use crate::sync::{AtomicPtr, AtomicU8, Ordering};
 
@@ -10,6 +12,22 @@ pub(crate) const WANTED: u8 = 1;
 pub(crate) const PINNED: u8 = 2;
 /// The clock knows the window.
 pub(crate) const IN_CLOCK: u8 = 4;
+
+/// Bytes of a window in the table.
+const EACH: u64 = (size_of::<AtomicPtr<Slab>>() + size_of::<AtomicU8>()) as u64;
+
+/// log2 of the windows whose pointers are a page of memory: what is touched together.
+const PART: u32 = 9;
+
+/// The part of a table that a window is in.
+pub(crate) fn part_of(window: usize) -> usize {
+    window >> PART
+}
+
+/// The windows of a part, in a table of `len`.
+pub(crate) fn windows_of(part: usize, len: usize) -> Range<usize> {
+    (part << PART).min(len)..((part + 1) << PART).min(len)
+}
 
 pub(crate) struct Table {
     /// Bytes of the file.
@@ -21,15 +39,20 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    pub(crate) fn new(size: u64, shift: u32) -> Table {
-        let count = size.div_ceil(1 << shift);
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        Table {
+    /// `None` if there is not that much memory.
+    pub(crate) fn new(size: u64, shift: u32) -> Option<Table> {
+        let count = usize::try_from(size.div_ceil(1 << shift)).ok()?;
+        Some(Table {
             size,
             shift,
-            windows: null_pointers(count),
-            states: zero_bytes(count),
-        }
+            windows: null_pointers(count)?,
+            states: zero_bytes(count)?,
+        })
+    }
+
+    /// Bytes of memory that the table of a file of `size` bytes takes once all of it is touched.
+    pub(crate) fn bytes_for(size: u64, shift: u32) -> u64 {
+        size.div_ceil(1 << shift).saturating_mul(EACH)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -38,8 +61,7 @@ impl Table {
 
     /// Bytes of memory the table takes once all of it is touched.
     pub(crate) fn bytes(&self) -> u64 {
-        let each = size_of::<AtomicPtr<Slab>>() + size_of::<AtomicU8>();
-        u64::try_from(self.len().saturating_mul(each)).unwrap_or(u64::MAX)
+        Table::bytes_for(self.size, self.shift)
     }
 
     #[inline]
@@ -70,63 +92,61 @@ impl Table {
     }
 }
 
-impl Drop for Table {
-    fn drop(&mut self) {
-        for window in &self.windows {
-            // SAFETY: a pointer in a table came from `into_raw` and belongs to the table; whoever moves
-            // slabs to another table stores null here first.
-            drop(unsafe { SlabBox::from_raw(window.load(Ordering::Acquire)) });
-        }
+impl Table {
+    /// Frees the slab of a window of a table that nobody else uses any more.
+    pub(crate) fn free(&mut self, window: usize) {
+        let raw = self.windows[window].swap(std::ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: a pointer in a table came from `into_raw` and belongs to the table; whoever moves
+        // slabs to another table stores null here first.
+        drop(unsafe { SlabBox::from_raw(raw) });
     }
 }
 
 #[cfg(not(loom))]
-fn null_pointers(count: usize) -> Box<[AtomicPtr<Slab>]> {
+fn null_pointers(count: usize) -> Option<Box<[AtomicPtr<Slab>]>> {
     // SAFETY: an atomic pointer of all zero bytes is a null pointer.
     unsafe { zeroed(count) }
 }
 
 #[cfg(not(loom))]
-fn zero_bytes(count: usize) -> Box<[AtomicU8]> {
+fn zero_bytes(count: usize) -> Option<Box<[AtomicU8]>> {
     // SAFETY: an atomic byte of all zero bytes is 0.
     unsafe { zeroed(count) }
 }
 
-/// A slice that costs no memory until it is written: the allocator gets it as zero pages.
+/// A slice that costs no memory until it is written: the allocator gets it as zero pages. `None` if there
+/// is not so much.
 ///
 /// # Safety
 /// All zero bytes must be a valid `T`.
 #[cfg(not(loom))]
-unsafe fn zeroed<T>(count: usize) -> Box<[T]> {
-    use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-    let Ok(layout) = Layout::array::<T>(count) else {
-        return Box::new([]);
-    };
+unsafe fn zeroed<T>(count: usize) -> Option<Box<[T]>> {
+    use std::alloc::{Layout, alloc_zeroed};
+    let layout = Layout::array::<T>(count).ok()?;
     if layout.size() == 0 {
-        return Box::new([]);
+        return Some(Box::new([]));
     }
     // SAFETY: the size is not zero.
     let memory = unsafe { alloc_zeroed(layout) };
     if memory.is_null() {
-        handle_alloc_error(layout);
+        return None;
     }
     // SAFETY: a fresh allocation of the layout of `[T; count]`, whose zero bytes are valid by contract.
-    unsafe {
+    Some(unsafe {
         Box::from_raw(std::ptr::slice_from_raw_parts_mut(
             memory.cast::<T>(),
             count,
         ))
-    }
+    })
 }
 
 #[cfg(loom)]
-fn null_pointers(count: usize) -> Box<[AtomicPtr<Slab>]> {
-    (0..count)
-        .map(|_| AtomicPtr::new(std::ptr::null_mut()))
-        .collect()
+fn null_pointers(count: usize) -> Option<Box<[AtomicPtr<Slab>]>> {
+    let null = |_| AtomicPtr::new(std::ptr::null_mut());
+    Some((0..count).map(null).collect())
 }
 
 #[cfg(loom)]
-fn zero_bytes(count: usize) -> Box<[AtomicU8]> {
-    (0..count).map(|_| AtomicU8::new(0)).collect()
+fn zero_bytes(count: usize) -> Option<Box<[AtomicU8]>> {
+    Some((0..count).map(|_| AtomicU8::new(0)).collect())
 }

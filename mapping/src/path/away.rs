@@ -29,6 +29,11 @@ pub enum Obstacle {
     /// The host refuses a descriptor or a thread.
     #[error("{0}")]
     Host(#[from] io::Error),
+    /// The file is too long for the memory that its map may take: bytes of its table, and of all of it.
+    #[error(
+        "the map of a file of this size may need {0} bytes for its table alone, of the {1} that it may take"
+    )]
+    Table(u64, u64),
     /// A [`Worker`](super::Worker) was dropped while a claim on it was not: its I/O may be in flight for ever.
     #[error("raw I/O may be in flight whose thread has gone: start the process anew")]
     Abandoned,

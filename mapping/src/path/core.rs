@@ -89,6 +89,12 @@ impl Core {
         if swap.is_some() {
             config = config.reserve_whole(size, source.count(0..size)?);
         }
+        // It is not evicted, and takes memory only where it is used.
+        let table = config.table_bytes(size);
+        if table > options.budget / 4 * 3 {
+            return Err(Obstacle::Table(table, options.budget));
+        }
+        config.budget = options.budget - table;
         let map = Map::new(size, config)?;
         let filler = Filler::spawn(&map, Arc::new(source))?;
         // Where files can share blocks, whoever may read the image can have its

@@ -45,6 +45,10 @@ impl Attached {
     /// As [`over`](Self::over), with a ring of so many entries.
     pub fn with_ring(mut session: Session, entries: u16) -> Self {
         let (memory, driver) = session.start_one(MEMORY, entries).unwrap();
+        // One interrupt comes when the event is given, which it has been once
+        // this is answered.
+        session.connection.get_features().unwrap();
+        driver.ring().take_calls().unwrap();
         Self {
             session,
             memory,
