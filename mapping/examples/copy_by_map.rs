@@ -103,7 +103,7 @@ fn run(image: &str, copy: &str) -> Result<(), Box<dyn Error>> {
             return Err("somebody wants to write the image: the copy is not complete".into());
         }
         let Lookup::Found(extent) = reader.lookup(at) else {
-            filler.populate(at..at + 1, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            filler.populate(at..at + 1)?;
             continue;
         };
         let range = at..extent.end().min(at + CHUNK as u64);

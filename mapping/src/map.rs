@@ -41,6 +41,7 @@ impl std::fmt::Debug for Map {
 
 /// Counters of a map since it was made, and what it holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Lookups answered with an extent that is not changing. Counted at quiescent points.
     pub hits: u64,

@@ -62,7 +62,8 @@ impl DiskPath {
     /// of the file.
     ///
     /// The file was opened once, with `O_DIRECT`, and is opened by nobody else in this process: a second open takes
-    /// the lease away. Descriptors that are duplicated do not.
+    /// the lease away. Descriptors that are duplicated do not. Of signals only
+    /// [`lease::signal`](crate::lease::signal) is used, and that by a thread of its own.
     ///
     /// # Errors
     /// The path is impossible for this file.

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use mapping::{Config, Extent, ExtentSource, Filler, Kind, Map, Sink};
@@ -70,9 +70,7 @@ fn windows_that_are_no_longer_pinned_are_evicted_where_they_exceed_it() {
     });
     let filler = Filler::spawn(&map, Arc::new(Whole)).unwrap();
     let whole = 0..WINDOWS * WINDOW;
-    filler
-        .pin(whole.clone(), &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    filler.pin(whole.clone()).unwrap();
     assert_eq!(map.stats().resident_bytes, WINDOWS * ONE);
     filler.unpin(whole).unwrap();
     let stats = map.stats();

@@ -135,9 +135,7 @@ fn complaint_3_mapping_never_allocates_blocks_of_the_file() {
         map.enable();
         let filler =
             Filler::spawn(&map, Arc::new(Fiemap::new(Arc::clone(&file)).exclusive())).unwrap();
-        filler
-            .populate(0..512 << 20, &mut |_| std::ops::ControlFlow::Continue(()))
-            .unwrap();
+        filler.populate(0..512 << 20).unwrap();
         let mut reader = map.reader().unwrap();
         for offset in (0..512 << 20).step_by(65536) {
             assert!(matches!(reader.lookup(offset), Lookup::Found(_)));

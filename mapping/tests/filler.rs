@@ -263,7 +263,7 @@ fn populate_is_complete_when_it_returns_and_tells_how_far_it_is() {
     let (map, source, filler, mut reader) = setup(100, Config::default());
     let mut steps = Vec::new();
     filler
-        .populate(5 * WINDOW + 1..90 * WINDOW, &mut |progress| {
+        .populate_with(5 * WINDOW + 1..90 * WINDOW, &mut |progress| {
             steps.push(progress);
             ControlFlow::Continue(())
         })
@@ -279,11 +279,9 @@ fn populate_is_complete_when_it_returns_and_tells_how_far_it_is() {
     }
     assert_eq!(map.stats().resident_windows, 85);
     let calls = source.calls();
-    filler
-        .populate(5 * WINDOW..90 * WINDOW, &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    filler.populate(5 * WINDOW..90 * WINDOW).unwrap();
     assert_eq!(source.calls(), calls, "nothing is read twice");
-    let stopped = filler.populate(0..100 * WINDOW, &mut |_| ControlFlow::Break(()));
+    let stopped = filler.populate_with(0..100 * WINDOW, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped)));
 }
 
@@ -296,7 +294,7 @@ fn populate_beyond_the_budget_says_so_and_evicts_nothing() {
             ..Config::default()
         },
     );
-    let result = filler.populate(0..100 * WINDOW, &mut |_| ControlFlow::Continue(()));
+    let result = filler.populate(0..100 * WINDOW);
     assert!(matches!(result, Err(Error::Budget)), "{result:?}");
     assert_eq!(
         (map.stats().resident_windows, map.stats().evictions),
@@ -332,16 +330,14 @@ fn pins_stay_whatever_the_budget_and_fail_at_once_beyond_the_reserve() {
         ..Config::default()
     };
     let (map, source, filler, mut reader) = setup(100, config);
-    let refused = filler.pin(0..90 * WINDOW, &mut |_| ControlFlow::Continue(()));
+    let refused = filler.pin(0..90 * WINDOW);
     assert!(matches!(refused, Err(Error::Reserve { .. })), "{refused:?}");
     assert_eq!(
         map.stats().resident_windows,
         0,
         "nothing was loaded for a pin that cannot be"
     );
-    filler
-        .pin(10 * WINDOW..30 * WINDOW, &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    filler.pin(10 * WINDOW..30 * WINDOW).unwrap();
     assert_eq!(map.stats().pinned_bytes, SLAB * 20);
     for window in 40..80 {
         found(&mut reader, window * WINDOW);
@@ -369,9 +365,7 @@ fn pins_stay_whatever_the_budget_and_fail_at_once_beyond_the_reserve() {
     assert!(source.calls() > calls);
     filler.unpin(10 * WINDOW..20 * WINDOW).unwrap();
     assert_eq!(map.stats().pinned_bytes, SLAB * 10);
-    filler
-        .pin(10 * WINDOW..20 * WINDOW, &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    filler.pin(10 * WINDOW..20 * WINDOW).unwrap();
     filler.unpin(0..100 * WINDOW).unwrap();
     assert_eq!(map.stats().pinned_bytes, 0);
 }
@@ -508,9 +502,7 @@ fn a_filler_stuck_in_the_file_system_is_left_behind() {
 #[test]
 fn a_resized_map_keeps_what_lies_in_both_sizes() {
     let (map, _source, filler, mut reader) = setup(10, Config::default());
-    filler
-        .populate(0..10 * WINDOW, &mut |_| ControlFlow::Continue(()))
-        .unwrap();
+    filler.populate(0..10 * WINDOW).unwrap();
     let _ = map.resize(5 * WINDOW + 4096).unwrap();
     assert_eq!(map.stats().resident_windows, 5);
     assert!(matches!(reader.lookup(4 * WINDOW), Lookup::Found(_)));

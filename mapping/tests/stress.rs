@@ -187,7 +187,7 @@ fn everything_at_once_never_shows_what_was() {
                         Access::Sequential
                     },
                 )),
-                9 => drop(filler.pin(few, &mut on)),
+                9 => drop(filler.pin_with(few, &mut on)),
                 10 => drop(filler.unpin(0..size / 2)),
                 // The last window comes and goes; changes there are refused meanwhile.
                 _ => drop(map.resize(if random.number(2) == 0 {

@@ -1,7 +1,7 @@
 //! Follows advice about ranges of the disk: what an operator says about what
 //! the map should have in memory.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 use mapping::{Access, DiskPath, Error};
 
@@ -61,9 +61,7 @@ pub(crate) fn follow(
             "whole windows that were not pinned are dropped"
         }
         Advice::Pin => {
-            filler
-                .pin(range, &mut |_| ControlFlow::Continue(()))
-                .map_err(map)?;
+            filler.pin(range).map_err(map)?;
             "loaded and pinned"
         }
         Advice::Unpin => {

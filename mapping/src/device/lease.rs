@@ -48,6 +48,13 @@ pub fn break_time() -> io::Result<Option<Duration>> {
         .map(Duration::from_secs))
 }
 
+/// The signal that tells of a broken lease, `SIGRTMIN` + 3: sent to a thread of the [`Lease`], which alone blocks it.
+/// A program that uses it otherwise takes no notice of its own then.
+#[must_use]
+pub fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 3
+}
+
 /// What a lease proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -141,7 +148,7 @@ impl Lease {
     pub fn new(file: Arc<File>, mode: Mode) -> io::Result<Lease> {
         let event = Arc::new(sys::eventfd()?);
         let stop = Arc::new(sys::eventfd()?);
-        let signal = libc::SIGRTMIN() + 3;
+        let signal = signal();
         let (report, started) = mpsc::channel();
         let (to_set, to_read) = (Arc::clone(&event), Arc::clone(&stop));
         let receiver = std::thread::Builder::new()

@@ -93,13 +93,20 @@ impl<S: ExtentSource> Filler<S> {
     }
 
     /// Loads `range` on the calling thread and returns when all of it is loaded, evicting nothing.
-    /// `progress` is called after every few windows and may stop it.
     ///
     /// Ranges held meanwhile stay changing; windows that are wholly held are left out.
     ///
     /// # Errors
-    /// As [`Map::load`]; [`Error::Budget`] when the budget is used up, [`Error::Stopped`].
-    pub fn populate(
+    /// As [`Map::load`]; [`Error::Budget`] when the budget is used up.
+    pub fn populate(&self, range: Range<u64>) -> Result<(), Error> {
+        self.populate_with(range, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`populate`](Self::populate); `progress` is called after every few windows and may stop it.
+    ///
+    /// # Errors
+    /// As [`populate`](Self::populate); [`Error::Stopped`].
+    pub fn populate_with(
         &self,
         range: Range<u64>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -114,7 +121,15 @@ impl<S: ExtentSource> Filler<S> {
     ///
     /// # Errors
     /// [`Error::Reserve`]; else as [`Filler::populate`], and then nothing new is pinned.
-    pub fn pin(
+    pub fn pin(&self, range: Range<u64>) -> Result<(), Error> {
+        self.pin_with(range, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`pin`](Self::pin), with progress as of [`populate_with`](Self::populate_with).
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin); [`Error::Stopped`].
+    pub fn pin_with(
         &self,
         range: Range<u64>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,

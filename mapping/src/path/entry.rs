@@ -124,7 +124,7 @@ impl Core {
         if ablation::left_out("pin") {
             return Ok(());
         }
-        let result = self.filler.pin(0..self.map.size(), &mut |_| {
+        let result = self.filler.pin_with(0..self.map.size(), &mut |_| {
             self.turn();
             if self.lease.is_held() {
                 ControlFlow::Continue(())
