@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mapping::device::admit;
 use mapping::lease::{Lease, LeaseError, Mode};
@@ -28,6 +29,9 @@ mod error;
 
 pub(crate) use self::error::PrepareError;
 
+/// How long an image that is in use is asked for, and how often.
+const SOON_FREE: Duration = Duration::from_millis(500);
+const STILL_BUSY: Duration = Duration::from_millis(10);
 /// Bytes of the file whose extents are looked at together.
 const WINDOW: u64 = 256 << 20;
 /// The size of an image is a multiple of this, so that its last block is
@@ -136,6 +140,18 @@ pub(crate) fn prepare(
     result
 }
 
+/// Takes the lease, also from whoever lets go of the image just now: a process
+/// that has ended, or a child of one that has not yet become another program.
+fn take_soon(lease: &Lease) -> Result<(), LeaseError> {
+    let until = Instant::now() + SOON_FREE;
+    loop {
+        match lease.take() {
+            Err(LeaseError::InUse) if Instant::now() < until => std::thread::sleep(STILL_BUSY),
+            result => return result,
+        }
+    }
+}
+
 /// Looks whether the image at `path`, which somebody else has, was prepared
 /// before: then it can be written in place while they have it.
 ///
@@ -194,7 +210,7 @@ impl Preparation<'_> {
     fn run(&self, size: Option<u64>, report: &mut Report<'_>) -> Result<Prepared, PrepareError> {
         let lease = Lease::new(Arc::clone(&self.image), Mode::Exclusive)
             .map_err(self.host("watch over it"))?;
-        lease.take().map_err(|error| self.in_use(error))?;
+        take_soon(&lease).map_err(|error| self.in_use(error))?;
         let size = self.set_size(size)?;
         let source = Fiemap::new(Arc::clone(&self.image));
         let before = Survey::of(&source).map_err(self.host("read its extents"))?;
