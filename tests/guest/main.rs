@@ -16,6 +16,7 @@ mod daemon;
 mod host;
 mod pattern;
 
+mod defaults;
 mod downtime;
 mod features;
 mod filesystem;

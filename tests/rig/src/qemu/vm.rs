@@ -64,6 +64,11 @@ impl Machine {
 
     /// As [`Machine::disk`], whoever serves it on that socket.
     pub fn disk_at(self, socket: &Path, id: &str, queues: u32) -> Self {
+        self.disk_with(socket, id, &format!(",num-queues={queues}"))
+    }
+
+    /// As [`Machine::disk_at`], with these properties of the device and no others.
+    pub fn disk_with(self, socket: &Path, id: &str, properties: &str) -> Self {
         self.with([
             "-chardev".to_owned(),
             format!(
@@ -73,7 +78,7 @@ impl Machine {
         ])
         .with([
             "-device".to_owned(),
-            format!("vhost-user-blk-pci,id={id},chardev=c-{id},num-queues={queues}"),
+            format!("vhost-user-blk-pci,id={id},chardev=c-{id}{properties}"),
         ])
     }
 
