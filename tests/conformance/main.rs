@@ -12,6 +12,7 @@ mod fairness;
 mod index;
 mod layout;
 mod lifecycle;
+mod limits;
 mod memory;
 mod offer;
 mod order;

@@ -1,4 +1,5 @@
-//! Guests of a QEMU that was told as little as possible, and of one that asks for as much as it can.
+//! Guests of a QEMU that was told as little as possible, and of one that asks for as much as it
+//! can.
 
 use rig::qemu::vm::Machine;
 use rig::scratch::Scratch;

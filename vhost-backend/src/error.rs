@@ -14,7 +14,7 @@ pub enum Error {
     #[error("{0}")]
     Options(&'static str),
     /// The host refuses something the server cannot work without.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {}", of_host(source))]
     Os {
         /// What was tried.
         what: &'static str,
@@ -22,7 +22,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A worker thread could not start, or its I/O could not be opened.
-    #[error("cannot start worker {worker}: {source}")]
+    #[error("cannot start worker {worker}: {}", of_host(source))]
     Worker {
         /// Which one, from 0.
         worker: usize,
@@ -30,6 +30,21 @@ pub enum Error {
         source: io::Error,
     },
 }
+
+/// What the host says, or which limit that means.
+pub(crate) fn of_host(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => OPEN_FILES.to_owned(),
+        Some(libc::ENFILE) => {
+            "the host's limit on open files is reached (sysctl fs.file-max)".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// For whoever has run into it.
+pub(crate) const OPEN_FILES: &str =
+    "the limit on open files is reached: raise it (LimitNOFILE=, ulimit -n)";
 
 impl Error {
     /// Names what was tried, for `map_err`.
@@ -107,7 +122,7 @@ pub(crate) enum Refusal {
     State(#[from] StateError),
     #[error("{0}")]
     Inflight(#[from] InflightError),
-    #[error("{0}")]
+    #[error("{}", of_host(.0))]
     Host(io::Error),
     #[error("{0}")]
     Memory(#[from] MemoryError),

@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::error::OPEN_FILES;
+
 /// Bytes of a message header: request, flags, payload size.
 const HEADER: usize = 12;
 
@@ -195,9 +197,9 @@ impl Channel {
                         return Ok(Some(Next::Garbage));
                     }
                     if received.truncated {
-                        return Err(io::Error::other(
-                            "a descriptor that it sent could not be opened: the limit on open files is reached (LimitNOFILE=, ulimit -n)",
-                        ));
+                        return Err(io::Error::other(format!(
+                            "a descriptor that it sent could not be opened: {OPEN_FILES}"
+                        )));
                     }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

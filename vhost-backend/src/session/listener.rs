@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use epoll::Events;
 
+use crate::error::of_host;
 use crate::peer::{self, Peer};
 use crate::session::poller::Poller;
 use crate::sys;
@@ -99,7 +100,7 @@ impl Doorway {
                     ) => {}
                 Err(error) => {
                     if !complained {
-                        log::error!("cannot accept a front-end: {error}");
+                        log::error!("cannot accept a front-end: {}", of_host(&error));
                     }
                     self.closed_until = Some(Instant::now() + PAUSE);
                     return;
@@ -116,7 +117,7 @@ impl Doorway {
         };
         let edges = Events::EPOLLIN | Events::EPOLLRDHUP | Events::EPOLLET;
         if let Err(error) = poller.add(&visitor.stream, self.token, edges) {
-            log::error!("cannot watch a front-end that waits: {error}");
+            log::error!("cannot watch a front-end that waits: {}", of_host(&error));
             return;
         }
         if let Some(served) = served {

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command::Mode;
 use crate::device::Device;
-use crate::error::Error;
+use crate::error::{Error, of_host};
 use crate::options::Options;
 use crate::peer;
 use crate::session::handler::Handler;
@@ -232,7 +232,7 @@ impl<D: Device> Server<D> {
         };
         match self.connect(stream, poller) {
             Ok(connected) => *session = Some(connected),
-            Err(error) => log::error!("cannot serve a front-end: {error}"),
+            Err(error) => log::error!("cannot serve a front-end: {}", of_host(&error)),
         }
         Ok(Outcome::Busy)
     }
