@@ -82,7 +82,7 @@ tested() {
 modelled() {
     local packages=() model
     for model in */tests/loom.rs; do
-        [[ -e $model ]] && packages+=(-p "${model%%/*}")
+        [[ -e $model ]] && packages+=(-p "$(sed -n '0,/^name = /s/^name = "\(.*\)"/\1/p' "${model%%/*}/Cargo.toml")")
     done
     ((${#packages[@]} > 0)) || return 0
     RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=$TARGET/loom CARGO_PROFILE_RELEASE_LTO=off \

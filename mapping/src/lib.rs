@@ -23,6 +23,8 @@ mod filler;
 #[doc(hidden)]
 pub mod fuzzing;
 mod map;
+// It is not modelled, and what it shares with its users is not the model's.
+#[cfg(not(loom))]
 pub mod path;
 mod source;
 mod sync;
@@ -38,6 +40,7 @@ pub use map::hold::Hold;
 pub use map::quiesce::{Fence, MAX_READERS};
 pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
+#[cfg(not(loom))]
 pub use path::DiskPath;
 pub use source::extent::{Extent, Kind, KindName, Reason};
 pub use source::fiemap::{Fiemap, SyncPolicy};

@@ -40,6 +40,7 @@ pub(crate) fn eventfd_take(fd: RawFd) -> bool {
 }
 
 /// Nanoseconds since the machine has started, those that it was suspended for included.
+#[cfg(not(loom))]
 pub(crate) fn boot_time_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -91,6 +91,7 @@ impl Reader {
 
     /// When this is dropped no fence passes any more that would have had to wait for it: what was looked up may be in
     /// use for ever.
+    #[cfg(not(loom))]
     pub(crate) fn abandon(&mut self) {
         self.abandoned = true;
     }
