@@ -113,7 +113,7 @@ fn load() -> Result<PathBuf, String> {
             "build",
             "--quiet",
             "-p",
-            "front-end",
+            "extentd-front-end",
             "--bin",
             "extentd-load",
         ])
