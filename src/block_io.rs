@@ -23,6 +23,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use vhost_backend::device::SECTOR;
 use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
 
 use self::approach::{Choice, choose};
@@ -167,10 +168,18 @@ impl<E: Engine> BlockIo<E> {
         if std::mem::take(&mut task.owns_blocks) {
             self.shared.release_blocks(task.chunk_start, task.chunk_end);
         }
-        if let Way::Change(_) = std::mem::replace(&mut task.way, Way::Open) {
-            self.shared.changed();
+        match task.way {
+            Way::Open => {}
+            Way::Planned => {
+                task.plan.release();
+                task.way = Way::Open;
+            }
+            Way::File => task.way = Way::Open,
+            Way::Change(_) => {
+                self.shared.changed();
+                task.way = Way::Open;
+            }
         }
-        task.plan.release();
         match task.op {
             Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
             Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
@@ -331,10 +340,14 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_limit = self.raw_limit.saturating_add(1);
             }
         }
-        if let Op::Read { .. } = self.tasks[tag as usize].op {
+        // Nothing else ends within a sector.
+        if !moved.is_multiple_of(SECTOR)
+            && let Op::Read { .. } = self.tasks[tag as usize].op
+        {
             self.pad(tag);
         }
-        if self.tasks[tag as usize].left() == 0 {
+        let task = &self.tasks[tag as usize];
+        if task.buffer.is_some() && task.left() == 0 {
             self.chunk_done(tag);
         }
         self.advance(tag);

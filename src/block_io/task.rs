@@ -146,7 +146,6 @@ impl Task {
         self.done = 0;
         self.entry.iov_len = 0;
         self.direct = false;
-        self.way = Way::Open;
         self.file_synced = false;
         self.was_raw = false;
         self.refusals = 0;
