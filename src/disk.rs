@@ -14,7 +14,7 @@ use mapping::DiskPath;
 use mapping::lease::LeaseError;
 use mapping::path::Obstacle;
 use vhost_backend::device::SECTOR;
-use vhost_backend::{Device, DiscardLimits, DiskInfo, Topology, WriteZeroesLimits};
+use vhost_backend::{Device, DiscardLimits, DiskInfo, IoChannel, Topology, WriteZeroesLimits};
 
 use crate::block_io::{BlockIo, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
@@ -406,7 +406,11 @@ impl Device for Disk {
             Some(pinner) => Some(pinner.worker()?),
             None => None,
         };
-        let channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, pins, slots)?;
+        let mut channel = BlockIo::new(engine, Arc::clone(&self.shared), raw, pins, slots)?;
+        if self.options.swap.is_some() {
+            // Not when rings start: there may be no memory by then.
+            channel.room(slots);
+        }
         self.tallies().push(channel.tally());
         Ok(channel)
     }
