@@ -168,18 +168,10 @@ impl<E: Engine> BlockIo<E> {
         if std::mem::take(&mut task.owns_blocks) {
             self.shared.release_blocks(task.chunk_start, task.chunk_end);
         }
-        match task.way {
-            Way::Open => {}
-            Way::Planned => {
-                task.plan.release();
-                task.way = Way::Open;
-            }
-            Way::File => task.way = Way::Open,
-            Way::Change(_) => {
-                self.shared.changed();
-                task.way = Way::Open;
-            }
+        if let Way::Change(_) = task.way {
+            self.shared.changed();
         }
+        task.leave_way();
         match task.op {
             Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
             Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
@@ -242,8 +234,7 @@ impl<E: Engine> BlockIo<E> {
         };
         let task = &mut self.tasks[tag as usize];
         if task.is_planned() && task.step != Step::Synced && !raw.trusts() {
-            task.plan.release();
-            task.way = Way::Open;
+            task.leave_way();
         }
         if let Way::Open = task.way {
             match choose(raw, task, &self.shared) {

@@ -149,7 +149,9 @@ impl Disk {
         let mut granule = align.offset.max(512);
         let mut tail = None;
         if !block_device && granule > 512 {
-            if image_file::takes_sectors(&image).map_err(failed)? {
+            // XFS names its own block for a file that shares blocks with
+            // another, and takes single sectors all the same.
+            if u64::from(probe_align(&image).map_err(failed)?.offset) == SECTOR {
                 granule = 512;
             } else if !image
                 .metadata()

@@ -29,7 +29,7 @@ pub use self::situation::{GuardState, SHORTEST_BREAK, Situation};
 pub use self::survey::Survey;
 pub use self::worker::{Reserved, Worker};
 
-#[cfg_attr(feature = "test-switches", doc(hidden))]
+#[doc(hidden)]
 #[cfg(feature = "test-switches")]
 pub use self::ablation::{Ablation, leave_out};
 

@@ -92,7 +92,7 @@ impl<E: Engine> BlockIo<E> {
                 unsafe { task.pieces.fill_zeros(rest) };
                 task.done = task.len;
             }
-            (Step::BufferRead | Step::BufferFill, Some(buffer))
+            (Step::BufferRead, Some(buffer))
                 if self.shared.ends_within_sector(task.entry_offset) =>
             {
                 let at = usize::try_from(task.entry_offset - task.first).unwrap_or(0);

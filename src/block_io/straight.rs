@@ -4,7 +4,7 @@
 
 use vhost_backend::{Op, Status};
 
-use super::task::{Step, Way};
+use super::task::Step;
 use super::{ALLOCATIONS, BlockIo, Next};
 use crate::engine::{Engine, Target, Work};
 use mapping::path;
@@ -115,8 +115,7 @@ impl<E: Engine> BlockIo<E> {
     /// Takes a task off its plan: it finds the way for what is left anew.
     pub(super) fn let_go(&mut self, tag: u32) {
         let task = &mut self.tasks[tag as usize];
-        task.plan.release();
-        task.way = Way::Open;
+        task.leave_way();
         task.step = Step::New;
     }
 

@@ -219,6 +219,12 @@ impl Task {
         }
     }
 
+    /// It finds a way anew: what it kept for this one is let go.
+    pub(super) fn leave_way(&mut self) {
+        self.plan.release();
+        self.way = Way::Open;
+    }
+
     /// It goes as its plan says.
     pub(super) fn is_planned(&self) -> bool {
         matches!(self.way, Way::Planned)

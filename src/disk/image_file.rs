@@ -132,20 +132,6 @@ pub(super) fn enter_soon(enter: impl Fn() -> Result<(), Obstacle>) -> Result<(),
     }
 }
 
-/// Direct I/O takes single sectors, whatever alignment the file system wishes
-/// for: XFS names its own block for a file that shares blocks with another.
-pub(super) fn takes_sectors(image: &File) -> io::Result<bool> {
-    let mut pool = Pool::new(1, 4096)?;
-    let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
-    let mut entry = pool.entry(buffer);
-    entry.iov_len = 512;
-    match pool.read_at(image.as_raw_fd(), entry, 0) {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// The same file once more, by the page cache; says so if that is not possible.
 pub(super) fn open_buffered(image: &File, path: &Path, read_only: bool) -> Option<File> {
     let name = format!("/proc/self/fd/{}", image.as_raw_fd());

@@ -38,7 +38,7 @@ pub(crate) fn gather(disk: &Disk) -> Statistics {
         uptime_ms: u64::try_from(disk.uptime().as_millis()).unwrap_or(u64::MAX),
         path: description.path,
         path_reason: description.path_reason,
-        path_entries: path.map_or(0, |path| path.situation().entries),
+        path_entries: description.path_entries,
         requests: sums.requests,
         failed_requests: disk.errors(),
         disk_operations: sums.disk_operations,

@@ -291,9 +291,9 @@ impl Queue {
         self.slots.len()
     }
 
-    /// There is a ring, or a stop to be answered.
+    /// There is a ring, or a stop or pause to be answered.
     pub(crate) fn is_served(&self) -> bool {
-        self.ring.is_some() || self.stopping.is_some()
+        self.ring.is_some() || self.stopping.is_some() || self.pausing.is_some()
     }
 
     /// The ring that requests may be fetched from.

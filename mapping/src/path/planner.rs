@@ -174,36 +174,22 @@ pub(crate) fn read(
     }
 }
 
-/// Plans how to write the bytes `range` of the image straight to the device; false if they have to go by the file.
+/// Plans how to change the bytes `range` of the image straight on the device; false if that is the file system's to do.
+/// Where nothing was written yet, a write goes by the file ([`Way::File`]), and zeros need nothing ([`Way::Zeros`]):
+/// `empty`.
 #[inline]
-pub(crate) fn write(
+pub(crate) fn change(
     range: Range<u64>,
     align: RawAlign,
     room: Room,
+    empty: Way,
     lookup: impl FnMut(u64) -> Lookup,
     plan: &mut Plan,
 ) -> bool {
     let way = |kind, disk| match kind {
         Kind::Written => Way::Disk(disk),
-        _ => Way::File,
-    };
-    fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
-}
-
-/// Plans how to make the bytes `range` of the image read as zeros and keep their blocks: pieces to be written as zeros,
-/// and others that need nothing; false if that is the file system's to do.
-#[inline]
-pub(crate) fn zeroes(
-    range: Range<u64>,
-    align: RawAlign,
-    room: Room,
-    lookup: impl FnMut(u64) -> Lookup,
-    plan: &mut Plan,
-) -> bool {
-    let way = |kind, disk| match kind {
-        Kind::Written => Way::Disk(disk),
-        Kind::Unwritten | Kind::Hole => Way::Zeros,
-        _ => Way::File,
+        Kind::Unwritten | Kind::Hole => empty,
+        Kind::Shared | Kind::Opaque(_) => Way::File,
     };
     fill(plan, &range, align.write, room, way, lookup) && all_but_file(plan)
 }

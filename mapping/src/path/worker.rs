@@ -245,33 +245,30 @@ impl Worker {
     /// Plans how to write `range` raw; whether that is possible. If not, the plan is empty.
     #[inline]
     pub fn plan_write(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
-        let reader = &mut self.reader;
-        let (align, room) = (self.path.align(), self.path.room());
-        let planned =
-            self.path.writable && planner::write(range, align, room, |at| reader.lookup(at), plan);
-        self.is_claimed_by(plan, planned)
+        self.plan_change(range, Way::File, plan)
     }
 
     /// Plans how to make `range` read as zeros without the file system; whether that is possible. If not, the plan is
     /// empty.
     #[inline]
     pub fn plan_zeroes(&mut self, range: Range<u64>, plan: &mut Plan) -> bool {
-        let reader = &mut self.reader;
-        let (align, room) = (self.path.align(), self.path.room());
-        let planned =
-            self.path.writable && planner::zeroes(range, align, room, |at| reader.lookup(at), plan);
-        self.is_claimed_by(plan, planned)
+        self.plan_change(range, Way::Zeros, plan)
     }
 
     #[inline]
-    fn is_claimed_by(&mut self, plan: &mut Plan, planned: bool) -> bool {
-        let trusted = planned && self.trusts();
-        if trusted {
+    fn plan_change(&mut self, range: Range<u64>, empty: Way, plan: &mut Plan) -> bool {
+        let reader = &mut self.reader;
+        let (align, room) = (self.path.align(), self.path.room());
+        let find = |at| reader.lookup(at);
+        let planned = self.path.writable
+            && planner::change(range, align, room, empty, find, plan)
+            && self.trusts();
+        if planned {
             plan.claim = Some(self.current.claim());
         } else {
             plan.release();
         }
-        trusted
+        planned
     }
 
     /// There is nothing to free in `range`.

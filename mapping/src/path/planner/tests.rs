@@ -16,8 +16,7 @@ fn write(
     room: Room,
     find: impl FnMut(u64) -> Lookup,
 ) -> Option<Plan> {
-    let mut plan = Plan::default();
-    super::write(range, align, room, find, &mut plan).then_some(plan)
+    changes(range, align, room, Way::File, find)
 }
 
 fn zeroes(
@@ -26,8 +25,18 @@ fn zeroes(
     room: Room,
     find: impl FnMut(u64) -> Lookup,
 ) -> Option<Plan> {
+    changes(range, align, room, Way::Zeros, find)
+}
+
+fn changes(
+    range: Range<u64>,
+    align: RawAlign,
+    room: Room,
+    empty: Way,
+    find: impl FnMut(u64) -> Lookup,
+) -> Option<Plan> {
     let mut plan = Plan::default();
-    super::zeroes(range, align, room, find, &mut plan).then_some(plan)
+    super::change(range, align, room, empty, find, &mut plan).then_some(plan)
 }
 
 const UNIT: u64 = 512;
