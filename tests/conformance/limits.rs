@@ -47,14 +47,16 @@ fn at_the_limit_on_open_files_every_line_names_it_and_the_process_serves_on() {
                 session.start_one(1 << 20, 64).map(|ring| (session, ring))
             }
         });
-        let is_told = || {
-            daemon
-                .stderr()
-                .iter()
-                .any(|line| line.contains("LimitNOFILE="))
-        };
-        while !front_end.is_finished() && !is_told() {
+        let names_it = |line: &str| line.contains("LimitNOFILE=");
+        while !front_end.is_finished() && !daemon.stderr().iter().any(|line| names_it(line)) {
             std::thread::yield_now();
+        }
+        let ended = front_end
+            .is_finished()
+            .then(|| front_end.join().unwrap().is_ok());
+        if ended == Some(false) {
+            // Its connection may end before the line is read.
+            daemon.wait_stderr(names_it).unwrap();
         }
         let said = daemon.stderr();
         // A start may still fail once the socket is there; nothing ends a process that serves.
@@ -63,7 +65,7 @@ fn at_the_limit_on_open_files_every_line_names_it_and_the_process_serves_on() {
             .any(|line| line.contains("cannot create an epoll instance"));
         let status = daemon.terminate().unwrap();
         assert!(status.success() || fails, "{most}: {status}, {said:?}");
-        served += usize::from(front_end.join().unwrap().is_ok());
+        served += usize::from(ended == Some(true));
         for line in said.iter().filter(|line| line.contains("files")) {
             named += 1;
             assert!(line.contains("LimitNOFILE="), "{most}: {line}");
