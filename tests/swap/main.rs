@@ -23,3 +23,4 @@ mod preparation;
 mod properties;
 mod read_back;
 mod refusals;
+mod room;
