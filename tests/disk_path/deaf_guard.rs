@@ -81,10 +81,18 @@ fn others_are_spared(made: Made) {
     }
 }
 
+/// How often a control is run before it counts as having seen nothing: others'
+/// files may happen to get blocks that the guest does not write any more.
+const CHANCES: usize = 3;
+
 fn others_would_be_spoilt(made: Made) {
-    if let Some(spoilt) = take_away(made, "deaf,look,clock") {
-        assert!(!spoilt.is_empty(), "nothing went wrong");
+    for _ in 0..CHANCES {
+        match take_away(made, "deaf,look,clock") {
+            Some(spoilt) if spoilt.is_empty() => {}
+            _ => return,
+        }
     }
+    panic!("nothing was spoilt in {CHANCES} runs");
 }
 
 #[test]
