@@ -38,7 +38,7 @@ use crate::engine::pin::Pins;
 use crate::engine::{self, Engine, Target, Work};
 use crate::host::allocations::InRequests;
 use crate::host::switches;
-use mapping::path::Worker;
+use mapping::path::{Permit, Worker};
 
 /// Bytes of each of a worker's aligned buffers.
 const BUFFER_BYTES: usize = 128 << 10;
@@ -346,8 +346,11 @@ impl<E: Engine> BlockIo<E> {
 }
 
 /// Whether raw I/O may be given to the kernel at the moment that it is asked.
-fn may_submit(raw: &mut Option<Worker>) -> impl FnMut() -> bool {
-    || raw.as_mut().is_none_or(Worker::may_submit)
+fn may_submit(raw: &mut Option<Worker>) -> impl FnMut() -> Option<Permit> {
+    || match raw {
+        Some(raw) => raw.may_submit(),
+        None => Some(Permit::unconditional()),
+    }
 }
 
 impl<E: Engine> IoChannel for BlockIo<E> {

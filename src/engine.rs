@@ -17,10 +17,14 @@ mod probe;
 mod ring;
 pub(crate) mod sync;
 pub(crate) mod uring;
+#[cfg(test)]
+mod withdrawn_tests;
 
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
+
+use mapping::path::Permit;
 
 use self::manner::Manner;
 pub(crate) use self::ring::Features;
@@ -185,9 +189,9 @@ pub trait Engine {
 
     /// Gives all that is queued to the kernel, with at most one system call,
     /// and lets it post what has ended. Reads and writes of the device are
-    /// given only if `may` allows it, which is asked right before; else they
+    /// given only by a permit of `may`, which is asked right before; else they
     /// end with [`WITHDRAWN`].
-    fn submit(&mut self, may: &mut impl FnMut() -> bool);
+    fn submit(&mut self, may: &mut impl FnMut() -> Option<Permit>);
 
     /// Something is queued that the kernel does not have.
     fn has_queued(&self) -> bool;
@@ -224,7 +228,7 @@ pub trait Engine {
 
     /// Submits, and sleeps until something has ended, a watched eventfd is
     /// signalled, or `timeout` has passed; may return early.
-    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool);
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>);
 }
 
 /// The engine that the host allows.
@@ -246,7 +250,7 @@ impl Engine for Any {
         }
     }
 
-    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+    fn submit(&mut self, may: &mut impl FnMut() -> Option<Permit>) {
         match self {
             Self::Uring(engine) => engine.submit(may),
             Self::Sync(engine) => engine.submit(may),
@@ -302,7 +306,7 @@ impl Engine for Any {
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
         match self {
             Self::Uring(engine) => engine.wait(timeout, may),
             Self::Sync(engine) => engine.wait(timeout, may),

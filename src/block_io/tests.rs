@@ -67,7 +67,7 @@ impl Engine for Grudging {
         unsafe { self.engine.push(token, work) };
     }
 
-    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+    fn submit(&mut self, may: &mut impl FnMut() -> Option<Permit>) {
         self.engine.submit(may);
     }
 
@@ -98,7 +98,7 @@ impl Engine for Grudging {
         self.engine.watch(index, fd);
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
         if self.interrupted.is_empty() {
             self.engine.wait(timeout, may);
         }

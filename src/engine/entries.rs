@@ -4,6 +4,7 @@
 use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{opcode, squeue};
 
+use super::ring::DEVICE;
 use super::{Slot, Target, Vector, Work};
 
 /// `MAX_RW_COUNT`, a multiple of every block.
@@ -135,7 +136,7 @@ fn single(vector: &Vector) -> Option<(*mut u8, u32)> {
 fn file(target: Target) -> Fixed {
     match target {
         Target::Image => Fixed(0),
-        Target::Device => Fixed(1),
+        Target::Device => Fixed(DEVICE),
         Target::Tail => Fixed(2),
     }
 }

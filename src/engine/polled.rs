@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use io_uring::IoUring;
@@ -56,11 +57,28 @@ impl Polled {
         &self.ring
     }
 
+    /// The ring, to be entered by permit.
+    pub(super) fn ring_mut(&mut self) -> &mut IoUring {
+        &mut self.ring
+    }
+
     /// Takes an operation, unless it should go the usual way.
     ///
     /// # Safety
     /// As for [`Engine::push`](super::Engine::push).
     pub(super) unsafe fn push(&mut self, token: u32, work: Work, buffers: &Buffers) -> bool {
+        if !self.takes(token, work) {
+            return false;
+        }
+        let entry = buffers.entry(work).user_data(u64::from(token));
+        // SAFETY: the caller's promise.
+        unsafe { ring::place(&mut self.ring, &entry) };
+        true
+    }
+
+    /// Takes note of an operation that is about to be given to the ring, unless
+    /// it should go the usual way.
+    pub(super) fn takes(&mut self, token: u32, work: Work) -> bool {
         if self.pause > 0 {
             self.pause -= 1;
             return false;
@@ -69,11 +87,13 @@ impl Polled {
             return false;
         };
         *kept = Some(work);
-        let entry = buffers.entry(work).user_data(u64::from(token));
-        // SAFETY: the caller's promise.
-        unsafe { ring::place(&mut self.ring, &entry) };
         self.running += 1;
         true
+    }
+
+    /// So many of those that were taken note of are not given to the ring.
+    pub(super) fn take_back(&mut self, count: usize) {
+        self.running -= count;
     }
 
     /// The kernel has operations of it.
@@ -98,13 +118,15 @@ impl Polled {
         !self.ring.completion().is_empty()
     }
 
-    /// Gives each result once; what the device would not be polled for is
-    /// given to `again`.
+    /// Gives each result once; what the device would not be polled for, or was
+    /// revoked, is given to `again`.
     pub(super) fn completions(
         &mut self,
+        device: Option<RawFd>,
         done: &mut impl FnMut(u32, i32),
         mut again: impl FnMut(u32, Work),
     ) {
+        let mut revoked = false;
         for entry in self.ring.completion() {
             self.running -= 1;
             self.nap = NAPS.0;
@@ -118,11 +140,18 @@ impl Polled {
                     }
                     again(token, work);
                 }
+                Some(work) if entry.result() == ring::REVOKED => {
+                    revoked = true;
+                    again(token, work);
+                }
                 _ => {
                     self.ended += 1;
                     done(token, entry.result());
                 }
             }
+        }
+        if revoked {
+            self.refused |= !ring::restore(&self.ring, device);
         }
     }
 

@@ -2,15 +2,23 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::types::{CloneBuffersFlags, SubmitArgs, Timespec};
 use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue};
 
+use mapping::path::Permit;
+
 use super::Files;
 use crate::host::logging;
 use crate::host::switches;
+
+/// The result of an operation on the device that the ring had no device for any
+/// more when the kernel came to it.
+pub(super) const REVOKED: i32 = -libc::EBADF;
+/// Which registered file is the device.
+pub(super) const DEVICE: u32 = 1;
 
 /// Threads that the kernel may use for what would wait.
 const IO_THREADS: u32 = 64;
@@ -115,39 +123,79 @@ pub(super) unsafe fn place(ring: &mut IoUring, entry: &squeue::Entry) {
 }
 
 /// How many entries can be placed before others have to be given.
-pub(super) fn room(ring: &mut IoUring) -> usize {
+fn room(ring: &mut IoUring) -> usize {
     let submission = ring.submission();
     submission.capacity() - submission.len()
 }
 
-/// Gives entries to the kernel with all that was placed before, unless `may`
-/// forbids it, which is asked last. Whether they were given.
+/// Gives reads and writes of the device to the kernel, with all that was placed
+/// before, by a permit of `may`, which is asked last. Whether they were given;
+/// those that were and must not be carried out any more end with [`REVOKED`].
 ///
 /// # Safety
 /// What the entries point to is valid until they have ended.
 pub(super) unsafe fn enter_if(
     ring: &mut IoUring,
+    device: Option<RawFd>,
     entries: &[squeue::Entry],
-    may: &mut impl FnMut() -> bool,
+    may: &mut impl FnMut() -> Option<Permit>,
 ) -> bool {
+    while room(ring) < entries.len() {
+        enter(ring, 0, None);
+    }
     let mut submission = ring.submission();
     // SAFETY: the caller's promise.
     let placed = unsafe { submission.push_multiple(entries) }.is_ok();
-    let queued = u32::try_from(submission.len()).unwrap_or(u32::MAX);
-    if !placed || !may() {
+    let queued = submission.len();
+    let Some(permit) = may().filter(|_| placed) else {
         // Without this the kernel would be shown them.
         std::mem::forget(submission);
         return false;
-    }
-    drop(submission);
-    let flags = EnterFlags::GETEVENTS.bits();
-    // SAFETY: no argument struct is passed, so none is read.
-    let result = unsafe {
-        ring.submitter()
-            .enter::<libc::sigset_t>(queued, 0, flags, None)
     };
-    check(result);
+    drop(submission);
+    let flags = EnterFlags::GETEVENTS.bits() as usize;
+    let descriptor = ring.as_raw_fd().cast_unsigned() as usize;
+    let mut first = Some(permit);
+    // SAFETY: no argument struct is passed, so none is read; the entries are
+    // valid by the caller's promise.
+    let result = unsafe {
+        Permit::submit(
+            || first.take().or_else(&mut *may),
+            libc::SYS_io_uring_enter,
+            [descriptor, queued, 0, flags, 0, 0],
+        )
+    };
+    match result {
+        Some(result) => check(result),
+        None => revoke(ring, device),
+    }
     true
+}
+
+/// What the kernel has been shown cannot be taken back: it is given, and finds
+/// no device.
+#[cold]
+fn revoke(ring: &mut IoUring, device: Option<RawFd>) {
+    let submitter = ring.submitter();
+    if let Err(error) = submitter.register_files_update(DEVICE, &[-1]) {
+        // Nothing has to be allocated for this.
+        log::error!("the device cannot be taken from a ring: {error}");
+        logging::finish();
+        std::process::abort();
+    }
+    enter(ring, 0, None);
+    restore(ring, device);
+}
+
+/// Lets a ring have the device again; whether it has.
+pub(super) fn restore(ring: &IoUring, device: Option<RawFd>) -> bool {
+    let Some(device) = device else {
+        return false;
+    };
+    let restored = ring.submitter().register_files_update(DEVICE, &[device]);
+    restored
+        .inspect_err(|error| log::warn!("a ring has no device for now: {error}"))
+        .is_ok()
 }
 
 /// Submits, lets the kernel post completions, and waits for `want`.

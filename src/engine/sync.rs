@@ -6,7 +6,9 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use super::{Engine, Files, Slot, WITHDRAWN, Work};
+use mapping::path::Permit;
+
+use super::{Engine, Files, Slot, Target, WITHDRAWN, Work};
 use crate::host::sys;
 
 /// Operations wait in order and are done one after the other.
@@ -40,6 +42,39 @@ pub(super) unsafe fn result_of(files: &Files, work: Work) -> i32 {
     match unsafe { perform(files, work) } {
         Ok(moved) => moved,
         Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+    }
+}
+
+/// Reads or writes the device by a permit of `may`; bytes moved, or a negative
+/// errno.
+///
+/// # Safety
+/// As for [`result_of`].
+pub(super) unsafe fn permitted(
+    files: &Files,
+    work: Work,
+    may: &mut impl FnMut() -> Option<Permit>,
+) -> i32 {
+    let (number, vector, stable) = match work {
+        Work::Read(_, vector) => (libc::SYS_preadv2, vector, false),
+        Work::Write { vector, stable, .. } => (libc::SYS_pwritev2, vector, stable),
+        Work::Sync(_) | Work::Allocate { .. } => return -libc::EINVAL,
+    };
+    let flags = if stable { libc::RWF_DSYNC } else { 0 };
+    let args = [
+        files.descriptor(Target::Device).cast_unsigned() as usize,
+        vector.iov.expose_provenance(),
+        vector.count as usize,
+        // One register holds it all where addresses have 64 bits.
+        usize::try_from(vector.offset).unwrap_or(usize::MAX),
+        0,
+        flags.cast_unsigned() as usize,
+    ];
+    // SAFETY: the caller keeps the promise.
+    match unsafe { Permit::submit(may, number, args) } {
+        None => WITHDRAWN,
+        Some(Ok(moved)) => i32::try_from(moved).unwrap_or(i32::MAX),
+        Some(Err(error)) => -error.raw_os_error().unwrap_or(libc::EIO),
     }
 }
 
@@ -89,15 +124,17 @@ impl Engine for Sync {
         self.queued.push((token, work));
     }
 
-    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+    fn submit(&mut self, may: &mut impl FnMut() -> Option<Permit>) {
         for index in 0..self.queued.len() {
             let (token, work) = self.queued[index];
-            let result = if work.is_raw() && !may() {
-                WITHDRAWN
-            } else {
-                // SAFETY: whoever pushed it keeps the vector valid until its
-                // result was given, which is after this call.
-                unsafe { result_of(&self.files, work) }
+            // SAFETY: whoever pushed it keeps the vector valid until its
+            // result was given, which is after this call.
+            let result = unsafe {
+                if work.is_raw() {
+                    permitted(&self.files, work, may)
+                } else {
+                    result_of(&self.files, work)
+                }
             };
             self.ended.push((token, result));
         }
@@ -131,7 +168,7 @@ impl Engine for Sync {
         self.watched[index] = fd.unwrap_or(-1);
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
         self.submit(may);
         if !self.ended.is_empty() {
             return;

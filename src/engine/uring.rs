@@ -3,11 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
 use io_uring::types::CloneBuffersFlags;
 use io_uring::{IoUring, opcode, squeue};
+use mapping::path::Permit;
 
 use super::entries::Buffers;
 use super::manner::Manner;
@@ -146,55 +148,77 @@ impl Uring {
     /// Gives what is staged, if `may` allows it; whether the ring was entered.
     /// What is carried out here takes its own time, so each of those is asked
     /// for.
-    fn give_staged(&mut self, may: &mut impl FnMut() -> bool) -> bool {
+    fn give_staged(&mut self, may: &mut impl FnMut() -> Option<Permit>) -> bool {
         if self.staged.is_empty() {
             return false;
         }
-        let one_by_one = self.files.device_manner == Manner::Inline;
-        if !one_by_one && self.polled.is_none() {
+        if self.files.device_manner != Manner::Inline {
             return self.enter_staged(may);
         }
-        let mut allowed = may();
-        for index in 0..self.staged.len() {
-            let (token, work) = self.staged[index];
-            if one_by_one && index > 0 {
-                allowed = may();
-            }
-            if allowed {
-                // SAFETY: whoever pushed it keeps the vector valid until its
-                // result was given, which is after this call.
-                unsafe { self.give(token, work) };
-            } else {
-                self.ended.push((token, WITHDRAWN));
-            }
+        for (token, work) in self.staged.drain(..) {
+            // SAFETY: whoever pushed it keeps the vector valid until its
+            // result was given, which is after this call.
+            let result = unsafe { sync::permitted(&self.files, work, may) };
+            self.ended.push((token, result));
         }
-        self.staged.clear();
         false
     }
 
-    /// Gives what is staged to the ring, and asks `may` when nothing is left
+    /// Gives what is staged to the rings, and asks `may` when nothing is left
     /// to be done but the call: a process may be stopped anywhere for long,
     /// and what it has been allowed before is not asked for again.
-    fn enter_staged(&mut self, may: &mut impl FnMut() -> bool) -> bool {
+    fn enter_staged(&mut self, may: &mut impl FnMut() -> Option<Permit>) -> bool {
+        let mut polled = 0;
+        if let Some(ring) = &mut self.polled {
+            for index in 0..self.staged.len() {
+                let (token, work) = self.staged[index];
+                if self.files.manner(&work) == Manner::Polled && ring.takes(token, work) {
+                    self.staged.swap(index, polled);
+                    polled += 1;
+                }
+            }
+        }
+        let count = self.staged.len();
+        if polled > 0 && !self.enter_part(0..polled, true, may) {
+            self.polled
+                .iter_mut()
+                .for_each(|ring| ring.take_back(polled));
+        }
+        let mut entered = false;
+        if polled < count {
+            entered = self.enter_part(polled..count, false, may);
+            if entered {
+                self.running += count - polled;
+            }
+        }
+        self.staged.clear();
+        entered
+    }
+
+    /// Gives a part of what is staged to one of the rings.
+    fn enter_part(
+        &mut self,
+        part: Range<usize>,
+        polled: bool,
+        may: &mut impl FnMut() -> Option<Permit>,
+    ) -> bool {
+        let part = &self.staged[part];
+        let ring = match self.polled.as_mut().filter(|_| polled) {
+            Some(polled) => polled.ring_mut(),
+            None => &mut self.ring,
+        };
         self.entries.clear();
-        for &(token, work) in &self.staged {
+        for &(token, work) in part {
             let entry = self.buffers.entry(work).user_data(u64::from(token));
             self.entries.push(entry);
         }
-        let count = self.entries.len();
-        while ring::room(&mut self.ring) < count {
-            self.enter(0, None);
-        }
         // SAFETY: whoever pushed them keeps their vectors valid until their
         // results were given, which is after this call.
-        let entered = unsafe { ring::enter_if(&mut self.ring, &self.entries, may) };
-        if entered {
-            self.running += count;
-        } else {
-            let withdrawn = self.staged.iter().map(|&(token, _)| (token, WITHDRAWN));
+        let entered = unsafe { ring::enter_if(ring, self.files.device, &self.entries, may) };
+        if !entered {
+            let withdrawn = part.iter().map(|&(token, _)| (token, WITHDRAWN));
             self.ended.extend(withdrawn);
         }
-        self.staged.clear();
         entered
     }
 
@@ -216,7 +240,7 @@ impl Engine for Uring {
         }
     }
 
-    fn submit(&mut self, may: &mut impl FnMut() -> bool) {
+    fn submit(&mut self, may: &mut impl FnMut() -> Option<Permit>) {
         let entered = self.give_staged(may);
         if self.running > 0 && !entered {
             self.enter(0, None);
@@ -238,11 +262,18 @@ impl Engine for Uring {
             done(token, result);
         }
         self.look_at_polled(&mut done);
+        let mut revoked = 0;
         for entry in self.ring.completion() {
             match u32::try_from(entry.user_data()) {
                 Ok(token) => {
                     self.running -= 1;
-                    done(token, entry.result());
+                    match entry.result() {
+                        ring::REVOKED => {
+                            self.ended.push((token, WITHDRAWN));
+                            revoked += 1;
+                        }
+                        result => done(token, result),
+                    }
                 }
                 // A poll, which the kernel may have ended.
                 Err(_) if io_uring::cqueue::more(entry.flags()) => {}
@@ -254,6 +285,15 @@ impl Engine for Uring {
                     }
                 }
             }
+        }
+        if revoked > 0 && !ring::restore(&self.ring, self.files.device) {
+            // They would come back for ever: they go by the file.
+            self.ended
+                .iter_mut()
+                .for_each(|(_, result)| *result = -libc::EAGAIN);
+        }
+        for (token, result) in self.ended.drain(..) {
+            done(token, result);
         }
     }
 
@@ -317,7 +357,7 @@ impl Engine for Uring {
         self.unwatched |= fd.is_some();
     }
 
-    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> bool) {
+    fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
         if std::mem::take(&mut self.unwatched) {
             self.poll_watched();
         }
@@ -356,7 +396,8 @@ impl Uring {
         if !polled.has_ended() {
             polled.look();
         }
-        polled.completions(done, |token, work| self.staged.push((token, work)));
+        let again = |token, work| self.staged.push((token, work));
+        polled.completions(self.files.device, done, again);
         self.polled = Some(polled);
     }
 

@@ -86,7 +86,7 @@ fn a_group_with_one_mebibyte_to_spare_serves_while_the_kernel_takes_what_it_can(
         let events = &locked.events;
         assert!(events.lines().any(|one| one == line), "{events}");
     }
-    // In the same room: what it takes without the lock, next to nothing, would be too little to end.
+    // In the same room: without the lock it takes next to nothing, which is too little to end with.
     let unlocked = served_in_a_narrow_group(&mut vm, &image, "lock", Some(locked.limit));
     println!(
         "without the lock {} major faults, and {}",

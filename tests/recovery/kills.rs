@@ -11,6 +11,7 @@ use rig::file_systems::{EXT4, Made, Mounted, XFS};
 use rig::files::read_direct;
 use rig::image::Image;
 use rig::lanes::Lanes;
+use rig::operator;
 use rig::place::{Place, guest};
 use rig::random::Random;
 
@@ -62,9 +63,16 @@ fn live(
     lanes.reap();
 }
 
-/// Kills so often; with `hand_over`, each process gets the record of what the
-/// one before had in flight.
-fn matrix(place: &Place, image: &Image, like: Like, kills: usize, hand_over: bool) -> Outcome {
+/// Kills so often, and ends with requests that go one `way`; with `hand_over`,
+/// each process gets the record of what the one before had in flight.
+fn matrix(
+    place: &Place,
+    image: &Image,
+    like: Like,
+    kills: usize,
+    hand_over: bool,
+    way: Option<&str>,
+) -> Outcome {
     let mut lanes = Lanes::new(guest(), &image.values, kills as u64);
     let mut random = Random(0x1234_5678_9abc_def1);
     let mut inflight = None;
@@ -82,6 +90,10 @@ fn matrix(place: &Place, image: &Image, like: Like, kills: usize, hand_over: boo
     let mut session = place.connect(like, feature::ALL).unwrap();
     session.inflight = inflight;
     lanes.start(&mut session).unwrap();
+    if let Some(way) = way {
+        // What follows is seen to go that way.
+        operator::wait_path(&place.control, way);
+    }
     lanes.run_until(Instant::now() + Duration::from_micros(LIFE as u64));
     let lost = lanes.settle(&mut session);
     let on_disk = place.disk()["operations"]["disk_operations"].as_u64();
@@ -104,7 +116,7 @@ fn everything_ends_once(made: Made, io_path: &str, like: Like) {
     };
     let image = Image::scattered(&host);
     let place = Place::new(&rig::extentd!(), &image.path, &["--io-path", io_path]);
-    let outcome = matrix(&place, &image, like, kills(), true);
+    let outcome = matrix(&place, &image, like, kills(), true, Some(io_path));
     eprintln!("{} kills, {like:?}, by {io_path}: {outcome:?}", kills());
     assert_eq!(
         (outcome.lost, outcome.repeated, &outcome.wrong[..]),
@@ -121,7 +133,7 @@ fn something_is_lost(like: Like) {
     };
     let image = Image::scattered(&host);
     let place = Place::new(&rig::extentd!(), &image.path, &[]);
-    let outcome = matrix(&place, &image, like, kills(), false);
+    let outcome = matrix(&place, &image, like, kills(), false, None);
     eprintln!("without the record, {like:?}: {outcome:?}");
     assert!(outcome.lost + outcome.repeated + outcome.wrong.len() > 0);
 }

@@ -1,8 +1,10 @@
 //! Reads and writes that a thread waits for: all that those need who have no ring of their own.
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, DerefMut, Range};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::permit::Permit;
 use super::planner::{Plan, Way};
 use super::worker::{Reserved, Worker};
 
@@ -75,7 +78,11 @@ impl Worker {
             for piece in plan.pieces() {
                 let (part, rest) = left.split_at_mut(bytes(piece.end - piece.start));
                 match piece.way {
-                    Way::Disk(disk) => self.device().read_exact_at(part, disk)?,
+                    Way::Disk(disk) => {
+                        if !self.read_disk(part, disk)? {
+                            self.file().read_exact_at(part, piece.start)?;
+                        }
+                    }
                     Way::File => self.file().read_exact_at(part, piece.start)?,
                     Way::Zeros => part.fill(0),
                 }
@@ -99,23 +106,108 @@ impl Worker {
 
     fn write_pieces(&mut self, data: &[u8], range: Range<u64>) -> io::Result<()> {
         let (mut plan, mut left) = (Plan::default(), data);
-        let mut at = range.start;
+        let (mut at, mut by_file) = (range.start, false);
         while at < range.end {
             self.turn();
-            if !self.plan_write(at..range.end, &mut plan) {
+            if by_file || !self.plan_write(at..range.end, &mut plan) {
+                // What it has claimed must not be waited for.
+                plan.release();
                 let rest = at..range.end;
                 let relocates = self.may_relocate(rest.clone());
                 return self.change(rest, relocates, |file| file.write_all_at(left, at));
             }
             for piece in plan.pieces() {
                 let (part, rest) = left.split_at(bytes(piece.end - piece.start));
-                if let Way::Disk(disk) = piece.way {
-                    self.device().write_all_at(part, disk)?;
+                if let Way::Disk(disk) = piece.way
+                    && !self.write_disk(part, disk)?
+                {
+                    by_file = true;
+                    break;
                 }
                 (left, at) = (rest, piece.end);
             }
         }
         Ok(())
+    }
+
+    /// Reads from the device; whether that may be done and could be begun at once. If not, `part` holds anything.
+    fn read_disk(&mut self, part: &mut [u8], disk: u64) -> io::Result<bool> {
+        let (mut left, mut at) = (part, disk);
+        while !left.is_empty() {
+            // SAFETY: the call has ended when it returns, and writes to `left` only.
+            let moved = unsafe {
+                self.transfer(
+                    libc::SYS_preadv2,
+                    left.as_mut_ptr().expose_provenance(),
+                    left.len(),
+                    at,
+                )
+            }?;
+            let Some(moved) = moved else {
+                return Ok(false);
+            };
+            (left, at) = (&mut left[moved..], at + moved as u64);
+        }
+        Ok(true)
+    }
+
+    /// Writes to the device; whether that may be done and could be begun at once. If not, any of it was written.
+    fn write_disk(&mut self, part: &[u8], disk: u64) -> io::Result<bool> {
+        let (mut left, mut at) = (part, disk);
+        while !left.is_empty() {
+            // SAFETY: the call has ended when it returns, and reads `left` only.
+            let moved = unsafe {
+                self.transfer(
+                    libc::SYS_pwritev2,
+                    left.as_ptr().expose_provenance(),
+                    left.len(),
+                    at,
+                )
+            }?;
+            let Some(moved) = moved else {
+                return Ok(false);
+            };
+            (left, at) = (&left[moved..], at + moved as u64);
+        }
+        Ok(true)
+    }
+
+    /// One transfer of the device; how many bytes, or `None` if it may not be done, or not without waiting for the
+    /// device to take it, which may last longer than a lease.
+    ///
+    /// # Safety
+    /// `len` bytes of memory at `address` are valid for the call.
+    unsafe fn transfer(
+        &mut self,
+        number: libc::c_long,
+        address: usize,
+        len: usize,
+        disk: u64,
+    ) -> io::Result<Option<usize>> {
+        let entry = libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(address),
+            iov_len: len,
+        };
+        let device = self.device().as_raw_fd().cast_unsigned() as usize;
+        let vector = (&raw const entry).expose_provenance();
+        for flags in [libc::RWF_NOWAIT, 0] {
+            let flags = flags.cast_unsigned() as usize;
+            let args = [device, vector, 1, bytes(disk), 0, flags];
+            // SAFETY: the vector is a local, the memory the caller's.
+            match unsafe { Permit::submit(|| self.may_submit(), number, args) } {
+                None => return Ok(None),
+                Some(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(Ok(moved)) => return Ok(Some(moved)),
+                Some(Err(error)) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(None),
+                    Some(libc::EINTR) => return Ok(Some(0)),
+                    // The device's driver does everything at once.
+                    Some(libc::EOPNOTSUPP) if flags != 0 => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(None)
     }
 
     /// Gives the whole blocks in `range` of the file back to the file system; they read as zeros then. A range within

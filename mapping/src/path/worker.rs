@@ -7,6 +7,7 @@
 //! when nothing planned before that moment is in flight. There are two
 //! generations: an older one that drains, and the current one.
 
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use super::ablation;
 use super::claim::{Claim, Generation};
 use super::core::Core;
+use super::permit::Permit;
 use super::planner::{self, Piece, Plan, Way};
 use crate::flush::SyncReach;
 use crate::sys;
@@ -60,9 +62,10 @@ struct Without {
 ///    [`plan_zeroes`](Self::plan_zeroes). What is to be changed and has no plan goes by the file: it is
 ///    [reserved](Self::reserve) first, and if blocks may be given away or moved by it
 ///    ([`may_relocate`](Self::may_relocate)) the fence of its hold [has to pass](Self::has_passed) before it is begun.
-/// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, with `RWF_NOWAIT` so that the
-///    kernel keeps none of it for later. If the answer is no, it is planned anew. The *file* is
-///    registered in the ring as well as the device: after a kill the lease lasts until the ring has ended.
+/// 3. [`may_submit`](Self::may_submit) right before raw I/O is given to the kernel, by the system call that the
+///    [`Permit`] makes, with `RWF_NOWAIT` so that the kernel keeps none of it for later. If the answer is no, it is
+///    planned anew. The *file* is registered in the ring as well as the device: after a kill the lease lasts until the
+///    ring has ended.
 /// 4. When a request has ended, its plan is [released](Plan::release) or dropped, and its hold is dropped.
 /// 5. [`idle`](Self::idle) before the thread sleeps.
 ///
@@ -93,8 +96,8 @@ pub struct Worker {
 impl Worker {
     /// # Errors
     /// Too many workers, or no descriptor.
-    pub(super) fn new(path: Arc<Core>) -> std::io::Result<Worker> {
-        let mut reader = path.map().reader().map_err(std::io::Error::other)?;
+    pub(super) fn new(path: Arc<Core>) -> io::Result<Worker> {
+        let mut reader = path.map().reader().map_err(io::Error::other)?;
         let since = reader.mark();
         reader.offline();
         Ok(Worker {
@@ -192,10 +195,15 @@ impl Worker {
         self.trusts_at(self.now)
     }
 
-    /// Raw I/O may be given to the kernel at this very moment.
+    /// Raw I/O may be given to the kernel at this very moment, by the system call that the permit makes.
     #[inline]
-    pub fn may_submit(&mut self) -> bool {
-        self.without.clock || self.trusts_at(sys::boot_time_ns())
+    pub fn may_submit(&mut self) -> Option<Permit> {
+        if self.without.clock {
+            return Some(Permit::unconditional());
+        }
+        // Before the clock is read: what interrupts in between is noticed.
+        let permit = Permit::begin();
+        self.trusts_at(sys::boot_time_ns()).then_some(permit)
     }
 
     /// Whether the buffers of requests from now on are memory, which they count as from the start, and not a file of
