@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use mapping::path::{Buffer, DiskPath, Obstacle, Options, Plan, Swap, Worker};
+use mapping::path::{Buffer, DiskPath, Obstacle, Options, Piece, Plan, Swap, Way, Worker};
 use rig::file_systems::{EXT4, Mounted, XFS};
 use rig::files::pattern;
 
@@ -100,6 +100,45 @@ fn a_worker_that_goes_before_its_io_leaves_the_lease_to_the_kernel() {
     drop(file);
     while !is_free(&fs) {
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_the_device_does_not_take_at_once_goes_by_the_file() {
+    for made in [EXT4, XFS] {
+        let Some(fs) = Mounted::new(made) else {
+            continue;
+        };
+        let path = DiskPath::open(&open(&fs), &Options::default()).unwrap();
+        path.want();
+        path.try_now().unwrap();
+        let mut worker = path.worker().unwrap();
+        let plan = planned(&mut worker);
+        let [
+            Piece {
+                way: Way::Disk(disk),
+                ..
+            },
+        ] = plan.pieces()
+        else {
+            panic!("{plan:?}");
+        };
+        let disk = *disk;
+        drop(plan);
+        // Pages of the device's own cache are in the way of what must not wait.
+        let device = File::open(fs.device()).unwrap();
+        let mut block = Buffer::new(4096);
+        device.read_exact_at(&mut block, disk).unwrap();
+        block.copy_from_slice(&pattern(2, 0, 4096));
+        worker.write_at(&block, 0).unwrap();
+        block.fill(0);
+        worker.read_at(&mut block, 0).unwrap();
+        assert_eq!(block[..], pattern(2, 0, 4096));
+        path.sync().unwrap();
+        let file = File::open(fs.path("image")).unwrap();
+        let mut seen = vec![0; 4096];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, pattern(2, 0, 4096));
     }
 }
 
