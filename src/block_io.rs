@@ -279,7 +279,7 @@ impl<E: Engine> BlockIo<E> {
                     return self.refused(tag);
                 }
                 // Not begun: the same again.
-                libc::EINTR | libc::EAGAIN => return self.advance(tag),
+                libc::EINTR | libc::EAGAIN | libc::ECANCELED => return self.advance(tag),
                 libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV if self.unsupported(tag) => {
                     return self.advance(tag);
                 }

@@ -221,7 +221,13 @@ impl Shared {
     pub(crate) fn report(&self, op: Op, errno: i32) {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
-            let error = std::io::Error::from_raw_os_error(errno);
+            let error = match errno {
+                libc::EFBIG => {
+                    "the limit on the length of files is reached: raise it (LimitFSIZE=, ulimit -f)"
+                        .to_owned()
+                }
+                _ => std::io::Error::from_raw_os_error(errno).to_string(),
+            };
             log::error!("{op:?} failed: {error} ({count} failed requests so far)");
         }
     }

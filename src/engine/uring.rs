@@ -48,7 +48,14 @@ pub struct Uring {
     /// For files that are polled.
     polled: Option<Polled>,
     features: Features,
+    /// So many operations are carried out here, as the kernel had no thread for
+    /// one that would have waited.
+    threadless: u32,
+    told_threadless: bool,
 }
+
+/// Operations until the kernel is asked again whether it has a thread.
+const THREADLESS: u32 = 64;
 
 /// An eventfd, and the poll in the ring that watches it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -102,6 +109,8 @@ impl Uring {
             },
             polled,
             features,
+            threadless: 0,
+            told_threadless: false,
         })
     }
 
@@ -138,10 +147,12 @@ impl Uring {
             (Manner::Polled, Some(polled)) => {
                 // SAFETY: the caller's promise.
                 if !unsafe { polled.push(token, work, &self.buffers) } {
-                    self.queue(token, work);
+                    // SAFETY: likewise.
+                    unsafe { self.queue(token, work) };
                 }
             }
-            _ => self.queue(token, work),
+            // SAFETY: the caller's promise.
+            _ => unsafe { self.queue(token, work) },
         }
     }
 
@@ -223,7 +234,17 @@ impl Uring {
     }
 
     /// Gives an operation to the ring whose ends the kernel tells.
-    fn queue(&mut self, token: u32, work: Work) {
+    ///
+    /// # Safety
+    /// As for [`Engine::push`].
+    unsafe fn queue(&mut self, token: u32, work: Work) {
+        if self.threadless > 0 && !work.is_raw() {
+            self.threadless -= 1;
+            // SAFETY: the caller's promise.
+            let result = unsafe { sync::result_of(&self.files, work) };
+            self.ended.push((token, result));
+            return;
+        }
         let entry = self.buffers.entry(work).user_data(u64::from(token));
         self.place(&entry);
         self.running += 1;
@@ -262,7 +283,7 @@ impl Engine for Uring {
             done(token, result);
         }
         self.look_at_polled(&mut done);
-        let mut revoked = 0;
+        let (mut revoked, mut canceled) = (0, false);
         for entry in self.ring.completion() {
             match u32::try_from(entry.user_data()) {
                 Ok(token) => {
@@ -272,7 +293,10 @@ impl Engine for Uring {
                             self.ended.push((token, WITHDRAWN));
                             revoked += 1;
                         }
-                        result => done(token, result),
+                        result => {
+                            canceled |= result == -libc::ECANCELED;
+                            done(token, result);
+                        }
                     }
                 }
                 // A poll, which the kernel may have ended.
@@ -285,6 +309,14 @@ impl Engine for Uring {
                     }
                 }
             }
+        }
+        if canceled {
+            if !std::mem::replace(&mut self.told_threadless, true) {
+                log::warn!(
+                    "the kernel has no thread for requests that wait: raise the limit on tasks (TasksMax=, pids.max, ulimit -u); workers wait themselves"
+                );
+            }
+            self.threadless = THREADLESS;
         }
         if revoked > 0 && !ring::restore(&self.ring, self.files.device) {
             // They would come back for ever: they go by the file.

@@ -165,6 +165,19 @@ impl Queue {
         }
     }
 
+    /// Writes what is there, where no thread does.
+    pub(crate) fn write_rest(&self, mut to: impl Write) {
+        let mut state = self.lock();
+        while state.count > 0 {
+            let written = write_line(&mut to, &state.lines[state.first]);
+            state.first = (state.first + 1) % LINES;
+            state.count -= 1;
+            if written.is_err() {
+                return;
+            }
+        }
+    }
+
     fn tell_dropped(&self, to: &mut impl Write) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         let mut line = Line::EMPTY;

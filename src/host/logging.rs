@@ -148,8 +148,10 @@ pub fn tell(line: &str) {
 
 /// Waits for the last lines, but not for ever.
 pub fn finish() {
-    if start().is_ok() {
-        QUEUE.drain(LAST_WORDS);
+    match start() {
+        Ok(()) => QUEUE.drain(LAST_WORDS),
+        // Nobody else can write them.
+        Err(_) => QUEUE.write_rest(Stderr),
     }
 }
 

@@ -33,10 +33,12 @@ pub enum SocketError {
     /// The host refuses.
     #[error(
         "{option} {path}: cannot listen: {source}: {remedy}",
-        remedy = if source.kind() == io::ErrorKind::InvalidInput {
-            "a socket's path has less than 108 bytes: give a shorter one"
-        } else {
-            "check that its directory exists and can be written"
+        remedy = match source.raw_os_error() {
+            Some(libc::EMFILE) => "raise the limit on open files (LimitNOFILE=, ulimit -n)",
+            _ if source.kind() == io::ErrorKind::InvalidInput => {
+                "a socket's path has less than 108 bytes: give a shorter one"
+            }
+            _ => "check that its directory exists and can be written",
         }
     )]
     Bind {

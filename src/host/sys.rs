@@ -302,6 +302,18 @@ fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
     Ok(set)
 }
 
+/// A signal does nothing from now on, in any thread.
+///
+/// # Errors
+/// There is no such signal.
+pub(crate) fn ignore_signal(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: no handler is installed.
+    if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Blocks `signals` in this thread and the threads it will start.
 ///
 /// # Errors

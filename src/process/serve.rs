@@ -53,7 +53,9 @@ pub enum ServeError {
     #[error("{0}")]
     Swap(#[from] SwapError),
     /// The host refuses a thread or a descriptor.
-    #[error("cannot {what}: {source}: check the limits on threads and open files")]
+    #[error(
+        "cannot {what}: {source}: check the limits on tasks (TasksMax=, pids.max, ulimit -u) and open files (LimitNOFILE=, ulimit -n)"
+    )]
     Host {
         /// What was tried.
         what: &'static str,

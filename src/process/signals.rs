@@ -1,6 +1,7 @@
 //! What signals ask for: SIGTERM and SIGINT stop in good order, and at once if
 //! asked again; SIGUSR2 hands over to a new binary; SIGHUP looks at the
-//! image's size.
+//! image's size. Others that would end the process by default are told and do
+//! nothing, but for those that debuggers and crashes need.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,6 +23,19 @@ pub(crate) enum Wish {
     Reread,
 }
 
+/// Timers, terminals and limits of other programs' kind: a stray one must not
+/// end a disk.
+const STRAY: [libc::c_int; 8] = [
+    libc::SIGUSR1,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGXCPU,
+];
+
 type Act = Box<dyn Fn(Wish) + Send + Sync>;
 
 /// The signals are blocked in this thread and in all it starts, and a thread
@@ -38,8 +52,10 @@ impl Signals {
     /// # Errors
     /// What signalfd(2) or the start of a thread says.
     pub(crate) fn watch() -> io::Result<Self> {
-        let signals = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
-        let mut source = sys::signal_descriptor(&signals)?;
+        // A write beyond the limit fails with EFBIG, and is told as that.
+        sys::ignore_signal(libc::SIGXFSZ)?;
+        let asked = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
+        let mut source = sys::signal_descriptor(&[&asked[..], &STRAY].concat())?;
         let act = Arc::new(OnceLock::<Act>::new());
         let shared = Arc::clone(&act);
         thread::Builder::new()
@@ -63,6 +79,10 @@ fn follow(source: &mut File, act: &OnceLock<Act>) {
     let mut stopping = false;
     loop {
         let (name, wish) = next(source);
+        let Some(wish) = wish else {
+            log::warn!("{name}: nothing is done");
+            continue;
+        };
         match (act.get(), wish) {
             (None, Wish::Stop) => leave(0),
             (Some(_), Wish::Stop) if stopping => {
@@ -95,18 +115,24 @@ impl Wish {
     }
 }
 
-/// Waits for a signal; its name, and what it asks for.
-fn next(source: &mut File) -> (&'static str, Wish) {
+/// Waits for a signal; its name, and what it asks for, if that is anything.
+fn next(source: &mut File) -> (&'static str, Option<Wish>) {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
     if let Err(error) = source.read_exact(&mut info) {
         // Without signals nobody could stop the process in good order.
         log::error!("signals cannot be read ({error}): stopping");
-        return ("no signals", Wish::Stop);
+        return ("no signals", Some(Wish::Stop));
     }
     match i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) {
-        libc::SIGUSR2 => ("SIGUSR2", Wish::Handover),
-        libc::SIGHUP => ("SIGHUP", Wish::Reread),
-        libc::SIGINT => ("SIGINT", Wish::Stop),
-        _ => ("SIGTERM", Wish::Stop),
+        libc::SIGUSR2 => ("SIGUSR2", Some(Wish::Handover)),
+        libc::SIGHUP => ("SIGHUP", Some(Wish::Reread)),
+        libc::SIGINT => ("SIGINT", Some(Wish::Stop)),
+        libc::SIGTERM => ("SIGTERM", Some(Wish::Stop)),
+        libc::SIGXCPU => (
+            "SIGXCPU, the limit on CPU time is near (LimitCPU=, ulimit -t)",
+            None,
+        ),
+        libc::SIGUSR1 => ("SIGUSR1", None),
+        _ => ("a stray signal", None),
     }
 }

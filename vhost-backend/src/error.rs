@@ -22,7 +22,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A worker thread could not start, or its I/O could not be opened.
-    #[error("cannot start worker {worker}: {}", of_host(source))]
+    #[error("cannot start worker {worker}: {}", of_thread(source))]
     Worker {
         /// Which one, from 0.
         worker: usize,
@@ -39,6 +39,16 @@ pub(crate) fn of_host(error: &io::Error) -> String {
             "the host's limit on open files is reached (sysctl fs.file-max)".to_owned()
         }
         _ => error.to_string(),
+    }
+}
+
+/// The same of the start of a thread, which fails so at one limit only.
+fn of_thread(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "the limit on tasks is reached: raise it (TasksMax=, pids.max, ulimit -u)".to_owned()
+        }
+        _ => of_host(error),
     }
 }
 
