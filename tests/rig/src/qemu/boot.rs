@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use crate::program::run;
 
@@ -18,9 +19,17 @@ pub struct BootFiles {
 }
 
 /// Compiles the program that runs inside guests into the folder `built`; where it is, or why not.
+/// Once for all machines of a process, whose tests ask for it at the same time: two linkers with
+/// one output make each other crash.
 pub fn verifier(built: &Path) -> Result<PathBuf, String> {
+    static COMPILED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    COMPILED.get_or_init(|| compile(built)).clone()
+}
+
+fn compile(built: &Path) -> Result<PathBuf, String> {
     let source = Path::new(ROOT).join("tests/guest/verifier.rs");
-    let verifier = built.join("verifier");
+    let name = format!("verifier-{}", std::process::id());
+    let (verifier, new) = (built.join("verifier"), built.join(name));
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let flags = [
         "--edition=2024",
@@ -32,9 +41,10 @@ pub fn verifier(built: &Path) -> Result<PathBuf, String> {
     ];
     run(Command::new(rustc)
         .args(flags)
-        .arg(&verifier)
+        .arg(&new)
         .arg(source)
         .current_dir(built))?;
+    std::fs::rename(new, &verifier).map_err(|error| error.to_string())?;
     Ok(verifier)
 }
 
