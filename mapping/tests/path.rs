@@ -23,6 +23,15 @@ fn open(fs: &Mounted) -> Arc<File> {
     Arc::new(how.open(fs.path("image")).unwrap())
 }
 
+/// The disk path of a file, in use, and a worker of it.
+fn in_use(file: &Arc<File>) -> (DiskPath, Worker) {
+    let path = DiskPath::open(file, &Options::default()).unwrap();
+    path.want();
+    path.try_now().unwrap();
+    let worker = path.worker().unwrap();
+    (path, worker)
+}
+
 /// Whether somebody else who does not wait may have the file.
 fn is_free(fs: &Mounted) -> bool {
     let mut how = OpenOptions::new();
@@ -49,10 +58,7 @@ fn the_path_is_not_left_before_what_was_planned_has_ended() {
         let Some(fs) = Mounted::new(made) else {
             continue;
         };
-        let path = DiskPath::open(&open(&fs), &Options::default()).unwrap();
-        path.want();
-        path.try_now().unwrap();
-        let mut worker = path.worker().unwrap();
+        let (path, mut worker) = in_use(&open(&fs));
         let mut plan = planned(&mut worker);
         assert!(plan.pieces().len() == 1 && worker.may_submit().is_some());
         std::thread::scope(|scope| {
@@ -84,10 +90,7 @@ fn a_worker_that_goes_before_its_io_leaves_the_lease_to_the_kernel() {
         return;
     };
     let file = open(&fs);
-    let path = DiskPath::open(&file, &Options::default()).unwrap();
-    path.want();
-    path.try_now().unwrap();
-    let mut worker = path.worker().unwrap();
+    let (path, mut worker) = in_use(&file);
     let plan = planned(&mut worker);
     drop(worker);
     path.unwant();
@@ -109,10 +112,7 @@ fn what_the_device_does_not_take_at_once_goes_by_the_file() {
         let Some(fs) = Mounted::new(made) else {
             continue;
         };
-        let path = DiskPath::open(&open(&fs), &Options::default()).unwrap();
-        path.want();
-        path.try_now().unwrap();
-        let mut worker = path.worker().unwrap();
+        let (path, mut worker) = in_use(&open(&fs));
         let plan = planned(&mut worker);
         let [
             Piece {

@@ -136,7 +136,6 @@ fn room(ring: &mut IoUring) -> usize {
 /// What the entries point to is valid until they have ended.
 pub(super) unsafe fn enter_if(
     ring: &mut IoUring,
-    device: Option<RawFd>,
     entries: &[squeue::Entry],
     may: &mut impl FnMut() -> Option<Permit>,
 ) -> bool {
@@ -167,15 +166,15 @@ pub(super) unsafe fn enter_if(
     };
     match result {
         Some(result) => check(result),
-        None => revoke(ring, device),
+        None => revoke(ring),
     }
     true
 }
 
 /// What the kernel has been shown cannot be taken back: it is given, and finds
-/// no device.
+/// no device, as nothing does until whoever is told calls [`restore`].
 #[cold]
-fn revoke(ring: &mut IoUring, device: Option<RawFd>) {
+fn revoke(ring: &mut IoUring) {
     let submitter = ring.submitter();
     if let Err(error) = submitter.register_files_update(DEVICE, &[-1]) {
         // Nothing has to be allocated for this.
@@ -184,7 +183,6 @@ fn revoke(ring: &mut IoUring, device: Option<RawFd>) {
         std::process::abort();
     }
     enter(ring, 0, None);
-    restore(ring, device);
 }
 
 /// Lets a ring have the device again; whether it has.

@@ -225,7 +225,7 @@ impl Uring {
         }
         // SAFETY: whoever pushed them keeps their vectors valid until their
         // results were given, which is after this call.
-        let entered = unsafe { ring::enter_if(ring, self.files.device, &self.entries, may) };
+        let entered = unsafe { ring::enter_if(ring, &self.entries, may) };
         if !entered {
             let withdrawn = part.iter().map(|&(token, _)| (token, WITHDRAWN));
             self.ended.extend(withdrawn);
@@ -283,7 +283,7 @@ impl Engine for Uring {
             done(token, result);
         }
         self.look_at_polled(&mut done);
-        let (mut revoked, mut canceled) = (0, false);
+        let (mut revoked, mut canceled) = (false, false);
         for entry in self.ring.completion() {
             match u32::try_from(entry.user_data()) {
                 Ok(token) => {
@@ -291,7 +291,7 @@ impl Engine for Uring {
                     match entry.result() {
                         ring::REVOKED => {
                             self.ended.push((token, WITHDRAWN));
-                            revoked += 1;
+                            revoked = true;
                         }
                         result => {
                             canceled |= result == -libc::ECANCELED;
@@ -318,7 +318,7 @@ impl Engine for Uring {
             }
             self.threadless = THREADLESS;
         }
-        if revoked > 0 && !ring::restore(&self.ring, self.files.device) {
+        if revoked && !ring::restore(&self.ring, self.files.device) {
             // They would come back for ever: they go by the file.
             self.ended
                 .iter_mut()

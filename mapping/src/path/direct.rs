@@ -132,42 +132,37 @@ impl Worker {
 
     /// Reads from the device; whether that may be done and could be begun at once. If not, `part` holds anything.
     fn read_disk(&mut self, part: &mut [u8], disk: u64) -> io::Result<bool> {
-        let (mut left, mut at) = (part, disk);
-        while !left.is_empty() {
-            // SAFETY: the call has ended when it returns, and writes to `left` only.
-            let moved = unsafe {
-                self.transfer(
-                    libc::SYS_preadv2,
-                    left.as_mut_ptr().expose_provenance(),
-                    left.len(),
-                    at,
-                )
-            }?;
-            let Some(moved) = moved else {
-                return Ok(false);
-            };
-            (left, at) = (&mut left[moved..], at + moved as u64);
-        }
-        Ok(true)
+        let address = part.as_mut_ptr().expose_provenance();
+        // SAFETY: the calls have ended when this returns, and write to `part` only.
+        unsafe { self.transfer_all(libc::SYS_preadv2, address, part.len(), disk) }
     }
 
     /// Writes to the device; whether that may be done and could be begun at once. If not, any of it was written.
     fn write_disk(&mut self, part: &[u8], disk: u64) -> io::Result<bool> {
-        let (mut left, mut at) = (part, disk);
-        while !left.is_empty() {
-            // SAFETY: the call has ended when it returns, and reads `left` only.
-            let moved = unsafe {
-                self.transfer(
-                    libc::SYS_pwritev2,
-                    left.as_ptr().expose_provenance(),
-                    left.len(),
-                    at,
-                )
-            }?;
-            let Some(moved) = moved else {
-                return Ok(false);
-            };
-            (left, at) = (&left[moved..], at + moved as u64);
+        let address = part.as_ptr().expose_provenance();
+        // SAFETY: the calls have ended when this returns, and read `part` only.
+        unsafe { self.transfer_all(libc::SYS_pwritev2, address, part.len(), disk) }
+    }
+
+    /// Transfers until all is done; whether it is.
+    ///
+    /// # Safety
+    /// As for [`transfer`](Self::transfer).
+    unsafe fn transfer_all(
+        &mut self,
+        number: libc::c_long,
+        address: usize,
+        len: usize,
+        disk: u64,
+    ) -> io::Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let (address, left, at) = (address + done, len - done, disk + done as u64);
+            // SAFETY: a part of the caller's memory.
+            match unsafe { self.transfer(number, address, left, at) }? {
+                Some(moved) => done += moved,
+                None => return Ok(false),
+            }
         }
         Ok(true)
     }
