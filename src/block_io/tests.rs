@@ -39,6 +39,7 @@ impl Grudging {
             iov,
             count: 1,
             offset: vector.offset,
+            bytes: entry.iov_len as u64,
         }
     }
 }

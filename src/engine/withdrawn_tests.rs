@@ -54,6 +54,7 @@ fn write(engine: &mut impl Engine, value: u8, may: &mut impl FnMut() -> Option<P
             iov: &raw const entry,
             count: 1,
             offset: 0,
+            bytes: LEN as u64,
         },
         stable: false,
     };
