@@ -129,6 +129,7 @@ fn files(file: &File) -> Files {
         device: None,
         device_manner: Manner::Queued,
         tail: None,
+        keeper: None,
     }
 }
 

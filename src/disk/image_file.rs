@@ -3,19 +3,20 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
+use super::holders::Identity;
 use crate::engine::bounce::Pool;
 use crate::host::sys::{self, DirectAlign};
 use mapping::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
-/// How long a device or an image may stay in use: the kernel ends the io_uring
+/// How long an image may stay in use: the kernel ends the io_uring
 /// of a process some time after the process.
 const SOON_FREE: Duration = Duration::from_secs(2);
 
@@ -25,7 +26,7 @@ pub(super) fn source(path: &Path, handed: Option<&OwnedFd>) -> PathBuf {
         return path.to_owned();
     };
     let source = PathBuf::from(format!("/proc/self/fd/{}", handed.as_raw_fd()));
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let identity = |path: &Path| fs::metadata(path).map(|meta| Identity::from(&meta));
     let same = matches!((identity(&source), identity(path)), (Ok(one), Ok(other)) if one == other);
     if !same {
         log::warn!(
@@ -37,11 +38,9 @@ pub(super) fn source(path: &Path, handed: Option<&OwnedFd>) -> PathBuf {
 }
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
-/// killed has one until its last raw I/O has ended. A device that somebody has
-/// for himself is given a little time, as it may be a previous process.
+/// killed has one until its last raw I/O has ended.
 pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
     let mut told = false;
-    let start = Instant::now();
     loop {
         let opened = OpenOptions::new()
             .read(true)
@@ -57,11 +56,6 @@ pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<
                 if !std::mem::replace(&mut told, true) {
                     log::info!("waiting for another process's I/O on {}", path.display());
                 }
-                std::thread::sleep(STILL_BUSY);
-            }
-            Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < SOON_FREE =>
-            {
                 std::thread::sleep(STILL_BUSY);
             }
             Err(error) => return Err(error),

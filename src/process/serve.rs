@@ -175,10 +175,8 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
         Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
     };
     match endpoint {
-        Endpoint::Listener(listener) => {
-            Handover::prepare(listener, number, disk.image(), &config.image)
-                .map_err(|error| format!("it could not be prepared for: {error}"))
-        }
+        Endpoint::Listener(listener) => Handover::prepare(listener, number, disk.image())
+            .map_err(|error| format!("it could not be prepared for: {error}")),
         Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
     }
 }

@@ -7,7 +7,7 @@ use rig::attached::{Attached, DATA, assert_ok, serve};
 use rig::scratch::folder;
 use rig::small_image::{IMAGE, content};
 
-use crate::lo::Loop;
+use rig::devices::Loop;
 
 /// Writes single sectors, many at a time in the same blocks.
 fn check(image: &Path, arguments: &[&str], shown: u32) {
@@ -61,13 +61,13 @@ fn a_device_is_served_by_one_process_after_the_other() {
         return;
     };
     for _ in 0..10 {
-        let daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
-        let mut front = Attached::new(&lo.socket(), Like::Qemu, Wanted::default());
+        let daemon = serve(&rig::extentd!(), &lo.file("socket"), lo.path(), &[]);
+        let mut front = Attached::new(&lo.file("socket"), Like::Qemu, Wanted::default());
         front.write(0, &[1; 4096]);
         drop(front);
         assert!(daemon.terminate().unwrap().success());
     }
-    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
+    let _daemon = serve(&rig::extentd!(), &lo.file("socket"), lo.path(), &[]);
     let files = folder("durability");
     let second = std::process::Command::new(rig::extentd!())
         .arg("--socket-path")
