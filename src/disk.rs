@@ -118,6 +118,9 @@ impl Disk {
             return Err(DiskError::ReadOnlyDevice(path.to_owned()));
         }
         image_file::warn_of_format(&image, path);
+        if !block_device && !options.read_only {
+            image_file::warn_of_limit(&image, path).map_err(failed)?;
+        }
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)

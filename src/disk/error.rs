@@ -98,6 +98,9 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::EPERM) => {
             ": it may be immutable or append-only (lsattr, chattr -i -a): change that, or give --read-only"
         }
+        Some(libc::EFBIG) => {
+            ": it is longer than this file system or the limit on the length of files allows (LimitFSIZE=, ulimit -f)"
+        }
         Some(libc::EBUSY) => {
             ": it is mounted, and this kernel lets nobody else write it meanwhile: release it, or give --read-only"
         }

@@ -11,6 +11,7 @@ use mapping::lease::LeaseError;
 
 use super::holders::Identity;
 use crate::engine::bounce::Pool;
+use crate::host::limits;
 use crate::host::sys::{self, DirectAlign};
 use mapping::path::Obstacle;
 
@@ -101,6 +102,21 @@ pub(super) fn warn_of_format(image: &File, path: &Path) {
         "{} looks like a {format} file, and is served as a raw disk: if that is not meant, {remedy}",
         path.display()
     );
+}
+
+/// Says so if the process may not write all of an image.
+///
+/// # Errors
+/// What fstat(2) says.
+pub(super) fn warn_of_limit(image: &File, path: &Path) -> io::Result<()> {
+    let length = image.metadata()?.len();
+    if let Some(limit) = limits::file_length().filter(|limit| *limit < length) {
+        log::warn!(
+            "{} is {length} bytes long, and the limit on the length of files is {limit}: writes beyond fail; raise it (LimitFSIZE=, ulimit -f)",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The first bytes of an image, up to 4096, aligned for direct I/O.
