@@ -232,7 +232,7 @@ fn claimed_early(lo: &Loop, variables: &[(&str, &str)]) -> Option<u64> {
         std::thread::sleep(Duration::from_millis(2));
     };
     let written = sectors_written(lo.path()) - before;
-    println!("claimed {:?} after the kill", start.elapsed());
+    eprintln!("claimed {:?} after the kill", start.elapsed());
     drop(mine);
     slow.limit(0);
     daemon.wait().unwrap();
