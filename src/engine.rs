@@ -54,6 +54,8 @@ pub(crate) struct Files {
     pub device_manner: Manner,
     /// The image once more, if its end needs the page cache.
     pub tail: Option<RawFd>,
+    /// What keeps others away for as long as it is open, beside the image.
+    pub keeper: Option<RawFd>,
 }
 
 /// The result of an operation on the device that was not given to the kernel,

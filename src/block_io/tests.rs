@@ -130,6 +130,7 @@ fn files(file: &File) -> Files {
         device: None,
         device_manner: Manner::Queued,
         tail: None,
+        keeper: None,
     }
 }
 

@@ -38,6 +38,7 @@ fn files(device: &File, device_manner: Manner) -> Files {
         device: Some(device.as_raw_fd()),
         device_manner,
         tail: None,
+        keeper: None,
     }
 }
 
