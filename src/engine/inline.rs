@@ -63,7 +63,7 @@ impl Inline {
         may: &mut impl FnMut() -> Option<Permit>,
         ended: &mut Vec<(u32, i32)>,
     ) {
-        let small = !self.small.is_empty() && !(self.was_small && !self.large.is_empty());
+        let small = !self.small.is_empty() && (!self.was_small || self.large.is_empty());
         self.was_small = small;
         let (line, most) = if small {
             (&mut self.small, AT_A_TIME)
@@ -111,6 +111,7 @@ mod tests {
             device: None,
             device_manner: Manner::Queued,
             tail: None,
+            keeper: None,
         };
         let mut room = vec![0; 1 << 20];
         let entries: Vec<_> = lengths
