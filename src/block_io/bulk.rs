@@ -15,6 +15,8 @@ const NOT_LARGE: u64 = 32 << 10;
 pub(super) const SMALL: u64 = 16 << 10;
 /// The smallest window, and what a time is measured for, in bytes.
 const UNIT: u64 = 128 << 10;
+/// The longest operation beside small requests.
+const PIECE: u64 = 64 << 10;
 /// The largest window.
 const LARGEST: u64 = 64 << 20;
 /// Large operations that end without a small request meanwhile, until there is
@@ -58,6 +60,12 @@ impl Bulk {
             until_alone: 0,
             alone: false,
         }
+    }
+
+    /// Bytes of the longest operation to be begun now: a kernel that is copying
+    /// or compressing gives up the CPU, or the disk, only between two.
+    pub(super) fn longest(&self) -> u64 {
+        if self.quiet >= QUIET { u64::MAX } else { PIECE }
     }
 
     /// An operation of so many bytes is to begin: whether it may. It waits for

@@ -16,7 +16,7 @@ use crate::engine::pin::Pinner;
 use crate::options::config::{DiskOptions, IoPath};
 
 /// The most that a worker reads or writes itself without looking up.
-const INLINE_BYTES: u64 = 64 << 10;
+const INLINE_BYTES: u64 = 128 << 10;
 
 /// The way past the file system, and how its device is best used.
 #[derive(Debug)]

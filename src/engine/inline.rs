@@ -147,7 +147,10 @@ mod tests {
     #[test]
     fn small_ones_go_first_and_large_ones_in_small_helpings() {
         const LARGE: u64 = 128 << 10;
-        assert_eq!(turns(&[LARGE, LARGE, 4096, 512]), [vec![2, 3, 0], vec![1]]);
+        assert_eq!(
+            turns(&[LARGE, LARGE, 4096, 512]),
+            [vec![2, 3], vec![0], vec![1]]
+        );
         // Several that are not so large share a turn.
         assert_eq!(turns(&[32 << 10; 3]), [vec![0, 1], vec![2]]);
     }
