@@ -38,7 +38,12 @@ pub enum ServeError {
     Server(#[from] vhost_backend::Error),
     /// `--metrics-listen`.
     #[error(
-        "--metrics-listen {address}: cannot listen: {source}: give a free address of this host"
+        "--metrics-listen {address}: cannot listen: {source}: {}",
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            "ports below 1024 take CAP_NET_BIND_SERVICE: give a higher one"
+        } else {
+            "give a free address of this host"
+        }
     )]
     Metrics {
         /// As given.
