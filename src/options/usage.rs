@@ -136,7 +136,7 @@ mod tests {
             ),
             (
                 &[b"--serial", b"\xfe\x1b"],
-                "invalid value '\u{fffd}\u{fffd}' for '--serial <S>': only printable ASCII \
+                "invalid value '\u{fffd}' for '--serial <S>': only printable ASCII \
                  characters can be shown to the guest",
             ),
             (

@@ -13,7 +13,7 @@ use front_end::{Connection, Like, Session, Wanted, limit};
 use crate::disk::{Attached, DATA, Disk, IMAGE, assert_ok, binary, content, scratch, serve};
 
 /// Runs the process to its end.
-fn run(arguments: &[&str]) -> Output {
+pub fn run(arguments: &[&str]) -> Output {
     // If it starts where it should not, the test must not hang.
     Command::new("timeout")
         .arg("20")
