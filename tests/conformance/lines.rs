@@ -7,11 +7,12 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use front_end::{Like, Wanted};
+use front_end::{Like, Wanted, limit};
 
 use crate::command_line::run;
-use crate::disk::{Attached, Disk, IMAGE, content, scratch, serve};
+use crate::disk::{Attached, Disk, IMAGE, binary, content, scratch, serve};
 
 /// A start that fails says this.
 fn assert_refused(arguments: &[&str], said: &str) {
@@ -217,4 +218,42 @@ fn names_of_any_bytes_are_served_told_and_handed_over() {
         assert_eq!(front.read(5, 512), content(5 * 512, 512));
         assert_eq!(info(), image.to_string_lossy());
     }
+}
+
+#[test]
+fn in_a_root_folder_without_proc_and_dev_an_image_is_served() {
+    let root = scratch();
+    let place = |path: &str| root.path().join(path.trim_start_matches('/'));
+    let copy = |from: &str, to: &str| {
+        fs::create_dir_all(place(to).parent().unwrap()).unwrap();
+        fs::copy(from, place(to)).unwrap();
+    };
+    let binary = binary();
+    let libraries = Command::new("ldd").arg(&binary).output().unwrap().stdout;
+    let libraries = String::from_utf8(libraries).unwrap();
+    for library in libraries
+        .split_whitespace()
+        .filter(|it| it.starts_with('/'))
+    {
+        copy(library, library);
+    }
+    copy(binary.to_str().unwrap(), "/extentd");
+    fs::write(place("image"), content(0, IMAGE)).unwrap();
+    let mut child = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "chroot"])
+        .arg(root.path())
+        .args(["/extentd", "--socket-path", "/s", "--blk-file", "/image"])
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    while UnixStream::connect(place("s")).is_err() {
+        assert!(start.elapsed() < limit(), "it does not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut front = Attached::new(&place("s"), Like::Qemu, Wanted::default());
+    assert_eq!(front.read(5, 512), content(5 * 512, 512));
+    drop(front);
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
 }
