@@ -89,13 +89,19 @@ fn with_negative_values(command: Command) -> Command {
 /// What clap says, without the paragraphs that repeat the usage.
 fn in_one_line(error: &Error) -> String {
     let text = error.render().to_string();
-    let end = ["\n\nUsage:", "\n\nFor more information"]
-        .iter()
-        .filter_map(|mark| text.rfind(mark))
-        .min()
-        .unwrap_or(text.len());
-    let said = text.get(..end).unwrap_or(&text);
-    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let before = |text: &str, mark: &str| match text.rsplit_once(mark) {
+        Some((said, _)) => said.to_owned(),
+        None => text.to_owned(),
+    };
+    let mut said = before(&text, "\n\nFor more information");
+    // Of a wrong value the usage is not repeated, but the value is.
+    if !matches!(
+        error.kind(),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue
+    ) {
+        said = before(&said, "\n\nUsage:");
+    }
+    let said = said.strip_prefix("error: ").unwrap_or(&said);
     let said = said.replace("\n\n  tip: ", ": ");
     let mut line = said.split_whitespace().collect::<Vec<_>>().join(" ");
     // Of a value that is repeated; terminals might obey it.

@@ -119,6 +119,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         log::info!("taken over after {pause} ms");
     }
     notify(NotifyState::Ready);
+    logging::wait_no_more();
     let result = server.run(endpoint);
     if let (Ok(()), Ok(successor)) = (&result, &*successor)
         && let begun @ 1.. = begun.load(Ordering::Acquire)
