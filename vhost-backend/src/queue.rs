@@ -5,6 +5,7 @@ pub(crate) mod chain;
 pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
+pub(crate) mod interrupts;
 pub(crate) mod request;
 pub(crate) mod ring;
 pub(crate) mod tags;
@@ -17,6 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::chain::{Scratch, Walked};
 use self::disk::Disk;
 use self::epochs::{Epochs, Held};
+use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
 use self::tags::{Owner, Tags};
@@ -24,6 +26,9 @@ use crate::command::{Answer, RingAddresses, RingSetup};
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
+
+/// So many answers are shown before the turn is over.
+const SHOWN: u16 = 4;
 
 /// What the queues of a worker share.
 pub(crate) struct Common<D: Device> {
@@ -93,8 +98,7 @@ pub(crate) struct Queue {
     enabled: bool,
     /// Nobody kicks: the ring has to be looked at now and then (VU-12).
     polled: bool,
-    call: Option<EventFd>,
-    err: Option<EventFd>,
+    interrupts: Interrupts,
     stopping: Option<SyncSender<Answer>>,
     /// Fetches nothing, and says so once nothing is in flight.
     pausing: Option<SyncSender<Answer>>,
@@ -116,8 +120,7 @@ impl Queue {
             used_log: None,
             enabled: false,
             polled: false,
-            call: None,
-            err: None,
+            interrupts: Interrupts::default(),
             stopping: None,
             pausing: None,
             complained: false,
@@ -162,7 +165,7 @@ impl Queue {
         self.polled = setup.kick.is_none();
         self.complained = false;
         if resumed {
-            self.interrupt();
+            self.interrupts.interrupt();
         }
         true
     }
@@ -273,12 +276,12 @@ impl Queue {
     /// What was answered before may have been told to the last one only, which
     /// nobody listens to any more; one interrupt too many does no harm.
     pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
-        self.call = fd;
-        self.interrupt();
+        self.interrupts.set_call(fd);
+        self.interrupts.interrupt();
     }
 
     pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
-        self.err = fd;
+        self.interrupts.set_err(fd);
     }
 
     /// Requests that were fetched, here or by a predecessor, and not answered.
@@ -342,10 +345,7 @@ impl Queue {
                         "queue {}: the driver's index is out of bounds; the queue stops",
                         self.number
                     );
-                    if let Some(err) = &self.err {
-                        // As for interrupts.
-                        let _ = err.write(1);
-                    }
+                    self.interrupts.report_broken();
                     return count;
                 }
             }
@@ -471,21 +471,28 @@ impl Queue {
         if let Some(ring) = &mut self.ring {
             let data = if status == Status::Ok { slot.writes } else { 0 };
             ring.answer(head, data.saturating_add(1));
+            if ring.hidden() >= SHOWN {
+                ring.show();
+            }
         }
     }
 
     /// Shows the driver what was answered since, with one interrupt at most.
     pub(crate) fn publish(&mut self) {
-        if self.ring.as_mut().is_some_and(Ring::publish) {
-            self.interrupt();
+        let Some(ring) = &mut self.ring else { return };
+        ring.show();
+        if ring.wants_interrupt() {
+            self.interrupts.interrupt();
         }
     }
 
-    fn interrupt(&self) {
-        if let Some(call) = &self.call {
-            // Fails only if an interrupt is pending, or for a descriptor that
-            // cannot interrupt: nothing could be done about that.
-            let _ = call.write(1);
+    /// As [`publish`](Self::publish) amid work: an interrupt may be put off
+    /// until it is due, or `publish` is called.
+    pub(crate) fn show(&mut self, clock: &mut TurnClock) {
+        let Some(ring) = &mut self.ring else { return };
+        ring.show();
+        if ring.untold() > 0 && self.interrupts.are_due(clock) && ring.wants_interrupt() {
+            self.interrupts.interrupt_amid(clock);
         }
     }
 }
