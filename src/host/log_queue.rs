@@ -4,7 +4,8 @@
 //! No thread that serves, guards or answers may wait for a full pipe, a full
 //! disk or a stopped terminal, nor for another thread that logs: a line for
 //! which there is no room, or whose turn does not come at once, is dropped and
-//! counted. Before anything is served, a line waits a little for its turn. Putting a line in allocates nothing.
+//! counted. Before anything is served, a line waits a little for its turn.
+//! Putting a line in allocates nothing.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
