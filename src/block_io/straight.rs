@@ -58,6 +58,10 @@ impl<E: Engine> BlockIo<E> {
                 }
             }
         };
+        if !self.bulk.may_begin(vector.bytes) {
+            return Next::Stall;
+        }
+        task.flight = self.bulk.begin(vector.bytes);
         match target {
             Target::Device => {
                 task.step = Step::Raw;

@@ -50,11 +50,6 @@ pub enum DiskError {
         "--blk-file {0}: the device is read-only: give --read-only, or make it writable (blockdev --setrw)"
     )]
     ReadOnlyDevice(PathBuf),
-    /// Somebody else owns the block device.
-    #[error(
-        "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
-    )]
-    Busy(PathBuf),
     /// Not a file that holds a disk.
     #[error("--blk-file {0}: neither a regular file nor a block device: give the path of one")]
     NotAnImage(PathBuf),
@@ -122,6 +117,12 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::EROFS) => ": give --read-only",
         Some(libc::EPERM) => {
             ": it may be immutable or append-only (lsattr, chattr -i -a): change that, or give --read-only"
+        }
+        Some(libc::EFBIG) => {
+            ": it is longer than this file system or the limit on the length of files allows (LimitFSIZE=, ulimit -f)"
+        }
+        Some(libc::EBUSY) => {
+            ": it is mounted, and this kernel lets nobody else write it meanwhile: release it, or give --read-only"
         }
         Some(libc::ELOOP) => ": its symbolic links lead round in a circle",
         Some(libc::EMFILE | libc::ENFILE) => {

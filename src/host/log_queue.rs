@@ -186,7 +186,7 @@ impl Queue {
         }
     }
 
-    /// Writes what is there, where no thread does.
+    /// Writes what is there, where no thread does, until that fails.
     pub(crate) fn write_rest(&self, mut to: impl Write) {
         let mut state = self.lock();
         while state.count > 0 {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{Level, Log, Metadata, Record};
 
@@ -102,6 +102,26 @@ impl Write for Stderr {
     }
 }
 
+/// The same for a while: what it takes no more of in time fails.
+struct StderrUntil(Instant);
+
+impl Write for StderrUntil {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = rustix::stdio::stderr();
+        let left = self.0.saturating_duration_since(Instant::now());
+        let left = left.try_into().ok();
+        // A pipe that can be written to has room for a line.
+        match rustix::event::poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], left.as_ref())? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(rustix::io::write(stderr, bytes)?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
 /// it. Lines wait until `start` is called.
 pub fn init() {
@@ -158,7 +178,7 @@ pub fn finish() {
     match start() {
         Ok(()) => QUEUE.drain(LAST_WORDS),
         // Nobody else can write them.
-        Err(_) => QUEUE.write_rest(Stderr),
+        Err(_) => QUEUE.write_rest(StderrUntil(Instant::now() + LAST_WORDS)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! each descriptor head, and answers them in whatever order they end.
 
 pub(crate) mod chain;
+mod common;
 pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
@@ -15,13 +16,13 @@ use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use self::chain::{Scratch, Walked};
-use self::disk::Disk;
+use self::chain::Walked;
+pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
 use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
-use self::tags::{Owner, Tags};
+use self::tags::Owner;
 use crate::command::{Answer, RingAddresses, RingSetup};
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
@@ -29,46 +30,6 @@ use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
 /// So many answers are shown before the turn is over.
 const SHOWN: u16 = 4;
-
-/// What the queues of a worker share.
-pub(crate) struct Common<D: Device> {
-    /// Before the memory, so that it is dropped before anything is unmapped.
-    pub channel: D::Channel,
-    pub epochs: Epochs,
-    pub scratch: Scratch,
-    pub disk: Disk<D>,
-    /// Names of requests in flight.
-    pub tags: Tags,
-    /// Knows what requests write, while that is logged.
-    pub dirty: Option<Tracker>,
-}
-
-impl<D: Device> Common<D> {
-    /// Lets these queues answer what has ended; returns how many requests.
-    pub(crate) fn reap(&mut self, queues: &mut [Queue]) -> usize {
-        let Self {
-            channel,
-            epochs,
-            tags,
-            dirty,
-            ..
-        } = self;
-        let mut ended = 0;
-        channel.reap(&mut |completion| {
-            ended += 1;
-            let owner = tags.give_back(completion.tag.0);
-            let queue = owner.and_then(|owner| queues.get_mut(usize::from(owner.queue)));
-            match owner.zip(queue) {
-                Some((owner, queue)) => queue.complete(owner.head, completion, epochs, dirty),
-                None => log::error!(
-                    "a request was reported that does not exist: {:?}",
-                    completion.tag
-                ),
-            }
-        });
-        ended
-    }
-}
 
 /// A request in flight.
 #[derive(Debug)]

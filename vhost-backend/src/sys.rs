@@ -201,6 +201,21 @@ pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
 }
 
+/// There is a limit on the memory of this process (`RLIMIT_DATA`, `RLIMIT_AS`).
+pub(crate) fn memory_is_limited() -> bool {
+    [libc::RLIMIT_DATA, libc::RLIMIT_AS]
+        .into_iter()
+        .any(|kind| {
+            let mut limit = libc::rlimit {
+                rlim_cur: libc::RLIM_INFINITY,
+                rlim_max: libc::RLIM_INFINITY,
+            };
+            // SAFETY: getrlimit fills the struct it is given, or leaves it alone.
+            unsafe { libc::getrlimit(kind, &raw mut limit) };
+            limit.rlim_cur != libc::RLIM_INFINITY
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

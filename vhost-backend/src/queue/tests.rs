@@ -4,6 +4,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::Op;
