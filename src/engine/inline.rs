@@ -111,6 +111,7 @@ mod tests {
             device: None,
             device_manner: Manner::Queued,
             tail: None,
+            keeper: None,
         };
         let mut room = vec![0; 1 << 20];
         let entries: Vec<_> = lengths
