@@ -238,13 +238,16 @@ impl Shared {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             let error = match errno {
+                libc::ENOSPC | libc::EDQUOT => {
+                    "the image's file system is full: make room, and it works again".to_owned()
+                }
                 libc::EFBIG => {
                     "the limit on the length of files is reached: raise it (LimitFSIZE=, ulimit -f)"
                         .to_owned()
                 }
                 _ => std::io::Error::from_raw_os_error(errno).to_string(),
             };
-            log::error!("{op:?} failed: {error} ({count} failed requests so far)");
+            log::error!("{op} failed: {error} ({count} failed requests so far)");
         }
     }
 }

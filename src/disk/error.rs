@@ -51,7 +51,7 @@ pub enum DiskError {
     )]
     ReadOnlyDevice(PathBuf),
     /// Not a file that holds a disk.
-    #[error("--blk-file {0}: neither a regular file nor a block device")]
+    #[error("--blk-file {0}: neither a regular file nor a block device: give the path of one")]
     NotAnImage(PathBuf),
     /// Not even one block long.
     #[error(
@@ -61,6 +61,14 @@ pub enum DiskError {
     /// The new size makes no sense.
     #[error("resize: {0} bytes is not a positive multiple of {1}: round it")]
     BadSize(u64, u32),
+    /// The file system does not do it.
+    #[error("resize: {path}: {source}{}", resize_remedy(source))]
+    Resize {
+        /// The image.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
+    },
     /// Block devices have the size that they have.
     #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
     DeviceSize(PathBuf, u64),
@@ -85,10 +93,22 @@ pub enum DiskError {
     NoSwapPath(String),
 }
 
+/// What to do about an image that keeps its size.
+fn resize_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EFBIG | libc::EINVAL | libc::EOVERFLOW) => {
+            ": more than its file system or a limit (LimitFSIZE=, ulimit -f) lets a file have: give a smaller size"
+        }
+        Some(libc::ENOSPC | libc::EDQUOT) => ": make room on its file system first",
+        Some(libc::EPERM) => ": it may be append-only or sealed (lsattr)",
+        _ => "",
+    }
+}
+
 /// What to do about an image that cannot be opened.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => {
+        Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG) => {
             ": check the name; truncate -s 10G IMAGE makes a new one"
         }
         Some(libc::EACCES) => {

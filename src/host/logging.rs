@@ -126,6 +126,7 @@ impl Write for StderrUntil {
 /// it. Lines wait until `start` is called.
 pub fn init() {
     log::set_max_level(FILTER.filter());
+    QUEUE.be_patient(true);
     let set = if switches::left_out("log") {
         log::set_logger(&Direct)
     } else {
@@ -159,6 +160,12 @@ pub(crate) fn start() -> io::Result<()> {
         })
         .inspect_err(|_| WRITTEN.store(false, Ordering::Release))?;
     Ok(())
+}
+
+/// From now on no thread waits for another one that logs. To be called before
+/// anybody is served.
+pub(crate) fn wait_no_more() {
+    QUEUE.be_patient(false);
 }
 
 /// A line that is shown whole, whatever `RUST_LOG` says.

@@ -40,7 +40,12 @@ pub enum ServeError {
     Server(#[from] vhost_backend::Error),
     /// `--metrics-listen`.
     #[error(
-        "--metrics-listen {address}: cannot listen: {source}: give a free address of this host"
+        "--metrics-listen {address}: cannot listen: {source}: {}",
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            "ports below 1024 take CAP_NET_BIND_SERVICE: give a higher one"
+        } else {
+            "give a free address of this host"
+        }
     )]
     Metrics {
         /// As given.
@@ -117,6 +122,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         log::info!("taken over after {pause} ms");
     }
     notify(NotifyState::Ready);
+    logging::wait_no_more();
     allocations::started();
     let result = server.run(endpoint);
     if let (Ok(()), Ok(successor)) = (&result, &*successor)
