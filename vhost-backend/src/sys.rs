@@ -195,12 +195,12 @@ pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
 /// newer; no harm before). Threads that it makes, those of the kernel too, have
 /// the usual ones.
 pub(crate) fn ask_for_short_slices() -> io::Result<()> {
-    const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     // SAFETY: all zeros is a valid value of plain numbers.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
-    // SAFETY: the struct is writable for the call, which fills at most SIZE
+    let size = u32::try_from(size_of_val(&attributes)).unwrap_or(0);
+    // SAFETY: the struct is writable for the call, which fills at most `size`
     // bytes; 0 is the calling thread.
-    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
     if got != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -208,7 +208,7 @@ pub(crate) fn ask_for_short_slices() -> io::Result<()> {
         // Whoever gave it another policy knows better.
         return Ok(());
     }
-    attributes.size = SIZE;
+    attributes.size = size;
     attributes.sched_flags = RESET_ON_FORK;
     attributes.sched_runtime = SLICE_NS;
     // SAFETY: the struct is readable for the call, and says how large it is.
