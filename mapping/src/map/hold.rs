@@ -1,13 +1,14 @@
 //! Taking ranges of the map away while they change.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use crate::error::Error;
+use crate::map::filling::is_being_filled;
 use crate::map::load::Style;
 use crate::map::quiesce::Fence;
-use crate::map::shared::{Released, Shared, Writer};
+use crate::map::shared::{Shared, Writer};
 use crate::map::slab::SlabBox;
+use crate::map::table::SPOILT;
 use crate::source::extent::carve;
 use crate::sync::{Arc, Ordering};
 
@@ -15,7 +16,8 @@ use crate::sync::{Arc, Ordering};
 ///
 /// After the release, lookups there go on finding [`Reason::Changing`](crate::Reason::Changing) until the
 /// filler has read the window again, which it does when somebody asks and no hold has ended there for
-/// [`Config::quiet`](crate::Config::quiet): a thousand first writes in a row cost one read.
+/// [`Config::quiet`](crate::Config::quiet). A window that is *being filled*, in which holes and unwritten extents
+/// were held several times in a row, is not kept at all until that has ended: a thousand first writes cost one read.
 #[must_use = "dropping a hold releases its range"]
 pub struct Hold {
     shared: Arc<Shared>,
@@ -96,7 +98,7 @@ impl Drop for Hold {
         let mut writer = self.shared.lock();
         writer.holds.remove(&self.range.start);
         self.shared.spoil_loads(&mut writer, &self.range);
-        self.shared.note_release(&mut writer, &self.range);
+        self.shared.note_release(&writer, &self.range);
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -114,7 +116,7 @@ impl Shared {
     }
 
     /// Makes lookups in `range` find nothing to act on: windows wholly inside are unloaded, of others just
-    /// the range is carved out.
+    /// the range is carved out, unless they are being filled.
     fn take_away(&self, writer: &mut Writer, range: &Range<u64>) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         let table = self.table(writer);
@@ -123,17 +125,19 @@ impl Shared {
             let whole = inside == (0..table.window_end(window));
             let mut carved = std::mem::take(&mut writer.carved);
             let loaded = self.with_slab(table, window, |slab| {
-                if !whole {
+                let stamp = self.spoils(table, window, slab, &inside);
+                let keeps = !whole && !is_being_filled(table.state(window));
+                if keeps {
                     carve(slab.entries(), inside, &mut carved);
                 }
-                slab.flags().load(Ordering::Relaxed)
+                (keeps, slab.flags().load(Ordering::Relaxed), stamp)
             });
-            if let Some(flags) = loaded {
+            if let Some((keeps, flags, stamp)) = loaded {
                 // Short of memory, the whole window goes: that is always safe.
-                let new = if whole {
-                    None
+                let new = if keeps {
+                    SlabBox::new(&carved, flags, stamp)
                 } else {
-                    SlabBox::new(&carved, flags)
+                    None
                 };
                 self.replace(writer, window, new);
             }
@@ -161,26 +165,15 @@ impl Shared {
         }
     }
 
-    /// Remembers for the windows at both ends (those between are not loaded) when the hold ended.
-    fn note_release(&self, writer: &mut Writer, range: &Range<u64>) {
-        let now = Instant::now();
-        let quiet = self.config.quiet;
-        if writer.released.len() >= 4096 {
-            writer
-                .released
-                .retain(|_, released| now.duration_since(released.last) < quiet);
-        }
+    /// Remembers for the windows at both ends (those between are not loaded) that a hold has ended.
+    fn note_release(&self, writer: &Writer, range: &Range<u64>) {
+        let table = self.table(writer);
         let windows = self.windows_over(writer, range);
         for window in [windows.start, windows.end.saturating_sub(1)] {
-            if windows.contains(&window) {
-                writer
-                    .released
-                    .entry(window)
-                    .or_insert(Released {
-                        first: now,
-                        last: now,
-                    })
-                    .last = now;
+            if windows.contains(&window)
+                && table.state(window).load(Ordering::Relaxed) & SPOILT == 0
+            {
+                table.state(window).fetch_or(SPOILT, Ordering::Relaxed);
             }
         }
     }

@@ -1,0 +1,176 @@
+//! Windows that are being filled, and when a window that somebody wants is worth loading.
+//!
+//! A first write changes the extents that were loaded. Where one comes after the other, what was loaded is spoilt as
+//! soon as it is there, and each time costs a call of FIEMAP, which waits for the file system's locks, and copying the
+//! window. So the third first write in a row takes the whole window away, and it stays away as long as they go on: all
+//! goes by the file there, which is always right. The filler looks at it now and then, ever more rarely, and only at a
+//! bit: whether a hold has ended there since its last look. If none has, the window is loaded when somebody wants it
+//! after that.
+//!
+//! Nothing here decides whether an extent is believed, only when extents are asked for and thrown away. Whoever is
+//! wrong here is slow.
+
+use std::time::Duration;
+
+use crate::map::shared::Shared;
+use crate::map::slab::SlabRef;
+use crate::map::table::{CALM, LEVEL, LEVEL_SHIFT, PINNED, SPOILT, Table, WANTED};
+use crate::sync::{AtomicU8, Ordering};
+
+use std::ops::Range;
+
+/// The level at which a window is being filled: so many first writes came in a row.
+const FILLING: u8 = 3;
+/// The highest level.
+const MOST: u8 = LEVEL >> LEVEL_SHIFT;
+/// Milliseconds of a step of [`Shared::stamp`].
+const STEP: u128 = 16;
+/// First writes so many waits apart are not in a row.
+const APART: u32 = 16;
+/// A window that is changed all the time is read again anyway after so many times [`Config::quiet`].
+///
+/// [`Config::quiet`]: crate::Config::quiet
+const ANYWAY: u32 = 16;
+/// The same for one that is being filled: that may have ended, and what is written by the file now have been there
+/// before.
+const ANYWAY_FILLING: u32 = 256;
+
+/// Whether a wished window is worth loading at this moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    Now,
+    /// As `Now`, although it is being filled: to see whether it still is.
+    Try,
+    Later(Duration),
+    /// Not worth it: loaded already, or loading is disabled, or the window is not in the file any more, or nobody may
+    /// want it any more. Whoever does says so again.
+    Never,
+}
+
+/// What the filler knows of a wish that it has put off before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PutOff {
+    /// For how long.
+    pub(crate) time: Duration,
+    /// It may load a window that is being filled.
+    pub(crate) may_try: bool,
+}
+
+fn level(state: &AtomicU8) -> u8 {
+    (state.load(Ordering::Relaxed) & LEVEL) >> LEVEL_SHIFT
+}
+
+/// To be called under the writers' lock.
+fn set_level(state: &AtomicU8, level: u8) {
+    state.fetch_and(!LEVEL, Ordering::Relaxed);
+    state.fetch_or(level.min(MOST) << LEVEL_SHIFT, Ordering::Relaxed);
+}
+
+/// Whether the window of this state is not to be loaded for long. One that is pinned always is.
+pub(crate) fn is_being_filled(state: &AtomicU8) -> bool {
+    level(state) >= FILLING && state.load(Ordering::Relaxed) & PINNED == 0
+}
+
+impl Shared {
+    /// The time in a slab's head: steps of 16 ms, which come round every 17 minutes.
+    pub(crate) fn stamp(&self) -> u16 {
+        let steps = self.began.elapsed().as_millis() / STEP;
+        u16::try_from(steps & u128::from(u16::MAX)).unwrap_or(0)
+    }
+
+    /// How long a window of this level is left alone.
+    fn wait(&self, level: u8) -> Duration {
+        self.config.quiet * (1 << level)
+    }
+
+    /// A hold takes `inside` out of a loaded window. If something is going to be written there for the first time,
+    /// that counts. Returns the stamp of what is left of it. To be called under the writers' lock.
+    pub(crate) fn spoils(
+        &self,
+        table: &Table,
+        window: usize,
+        slab: SlabRef<'_>,
+        inside: &Range<u32>,
+    ) -> u16 {
+        let state = table.state(window);
+        if state.load(Ordering::Relaxed) & PINNED != 0 || !slab.has_room(inside) {
+            return slab.stamp();
+        }
+        let now = self.stamp();
+        let since = u32::from(now.wrapping_sub(slab.stamp()));
+        let apart = (self.wait(level(state)) * APART).as_millis() / STEP;
+        let new = if !slab.has_data() {
+            // There is nothing that it would be kept for.
+            FILLING.max(level(state) + 1)
+        } else if u128::from(since) > apart {
+            1
+        } else {
+            level(state) + 1
+        };
+        set_level(state, new);
+        now
+    }
+
+    /// Whether a window that was wished for should be loaded now. What was put off is asked for again.
+    pub(crate) fn ready(&self, window: usize, before: Option<PutOff>) -> Ready {
+        let writer = self.lock();
+        let table = self.table(&writer);
+        if !writer.enabled || window >= table.len() {
+            return Ready::Never;
+        }
+        let changing = self.with_slab(table, window, |slab| slab.changing());
+        if changing == Some(false) {
+            return Ready::Never;
+        }
+        let quiet = self.config.quiet;
+        let base = table.base(window);
+        let whole = base..base + u64::from(table.window_end(window));
+        let held = writer.held(&whole);
+        let covers = |held: &Range<u64>| held.start <= whole.start && held.end >= whole.end;
+        if changing.is_none() && held.as_ref().is_some_and(covers) {
+            return Ready::Later(quiet);
+        }
+        let state = table.state(window);
+        let spoilt = state.fetch_and(!SPOILT, Ordering::Relaxed) & SPOILT != 0 || held.is_some();
+        if !is_being_filled(state) {
+            let long = before.is_some_and(|before| before.time >= quiet * ANYWAY);
+            return if changing.is_none() || !spoilt || long {
+                Ready::Now
+            } else {
+                Ready::Later(quiet)
+            };
+        }
+        let level = level(state);
+        let was_calm = state.load(Ordering::Relaxed) & CALM != 0;
+        match before {
+            _ if spoilt => {
+                state.fetch_and(!CALM, Ordering::Relaxed);
+                set_level(state, level.saturating_add(1));
+                match before {
+                    Some(before) if before.may_try && before.time >= quiet * ANYWAY_FILLING => {
+                        Ready::Try
+                    }
+                    _ => Ready::Later(self.wait(level.saturating_add(1).min(MOST))),
+                }
+            }
+            None if was_calm => Ready::Later(quiet),
+            None => Ready::Later(self.wait(level)),
+            Some(_) if was_calm => Ready::Now,
+            // Those who wanted it may have been the first writes themselves.
+            Some(_) => {
+                state.fetch_or(CALM, Ordering::Relaxed);
+                set_level(state, FILLING.max(level - 1));
+                Ready::Never
+            }
+        }
+    }
+
+    /// A wish has been dealt with: the next miss may make another.
+    pub(crate) fn answered(&self, window: usize) {
+        let writer = self.lock();
+        let table = self.table(&writer);
+        if window < table.len() {
+            table.state(window).fetch_and(!WANTED, Ordering::AcqRel);
+        }
+    }
+}
