@@ -2,22 +2,21 @@
 //!
 //! A first write changes the extents that were loaded. Where one comes after the other, what was loaded is spoilt as
 //! soon as it is there, and each time costs a call of FIEMAP, which waits for the file system's locks, and copying the
-//! window. So the third first write in a row takes the whole window away, and it stays away as long as they go on: all
-//! goes by the file there, which is always right. The filler looks at it now and then, ever more rarely, and only at a
+//! window. So the third first write in a row takes the whole window away, unless what it has of data was used a lot in
+//! between, and it stays away as long as they go on: all goes by the file there, which is always right. The filler looks at it now and then, ever more rarely, and only at a
 //! bit: whether a hold has ended there since its last look. If none has, the window is loaded when somebody wants it
 //! after that.
 //!
 //! Nothing here decides whether an extent is believed, only when extents are asked for and thrown away. Whoever is
 //! wrong here is slow.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::map::shared::Shared;
-use crate::map::slab::SlabRef;
+use crate::map::slab::{SlabRef, USED};
 use crate::map::table::{CALM, LEVEL, LEVEL_SHIFT, PINNED, SPOILT, Table, WANTED};
 use crate::sync::{AtomicU8, Ordering};
-
-use std::ops::Range;
 
 /// The level at which a window is being filled: so many first writes came in a row.
 const FILLING: u8 = 3;
@@ -45,6 +44,12 @@ pub(crate) enum Ready {
     /// Not worth it: loaded already, or loading is disabled, or the window is not in the file any more, or nobody may
     /// want it any more. Whoever does says so again.
     Never,
+}
+
+/// What a hold has done to a loaded window.
+pub(crate) struct Spoilt {
+    /// The flags and the stamp of what is left of it; without them all of it goes.
+    pub(crate) keep: Option<(u8, u16)>,
 }
 
 /// What the filler knows of a wish that it has put off before.
@@ -83,32 +88,38 @@ impl Shared {
         self.config.quiet * (1 << level)
     }
 
-    /// A hold takes `inside` out of a loaded window. If something is going to be written there for the first time,
-    /// that counts. Returns the stamp of what is left of it. To be called under the writers' lock.
+    /// What a hold of `inside` does to a loaded window of which it is a part. To be called under the writers' lock.
     pub(crate) fn spoils(
         &self,
         table: &Table,
         window: usize,
         slab: SlabRef<'_>,
         inside: &Range<u32>,
-    ) -> u16 {
+    ) -> Spoilt {
         let state = table.state(window);
+        let (flags, stamp) = (slab.flags().load(Ordering::Relaxed), slab.stamp());
         if state.load(Ordering::Relaxed) & PINNED != 0 || !slab.has_room(inside) {
-            return slab.stamp();
+            return Spoilt {
+                keep: Some((flags, stamp)),
+            };
         }
         let now = self.stamp();
-        let since = u32::from(now.wrapping_sub(slab.stamp()));
-        let apart = (self.wait(level(state)) * APART).as_millis() / STEP;
-        let new = if !slab.has_data() {
+        let since = u128::from(now.wrapping_sub(stamp)) * STEP;
+        let new = if flags & USED == USED {
+            // It is worth the trouble.
+            level(state).saturating_sub(1).min(FILLING - 1)
+        } else if !slab.has_data() {
             // There is nothing that it would be kept for.
             FILLING.max(level(state) + 1)
-        } else if u128::from(since) > apart {
+        } else if since > (self.wait(level(state)) * APART).as_millis() {
             1
         } else {
             level(state) + 1
         };
         set_level(state, new);
-        now
+        Spoilt {
+            keep: (new < FILLING).then_some((flags & !USED, now)),
+        }
     }
 
     /// Whether a window that was wished for should be loaded now. What was put off is asked for again.

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use crate::error::Error;
-use crate::map::filling::is_being_filled;
 use crate::map::load::Style;
 use crate::map::quiesce::Fence;
 use crate::map::shared::{Shared, Writer};
@@ -125,20 +124,16 @@ impl Shared {
             let whole = inside == (0..table.window_end(window));
             let mut carved = std::mem::take(&mut writer.carved);
             let loaded = self.with_slab(table, window, |slab| {
-                let stamp = self.spoils(table, window, slab, &inside);
-                let keeps = !whole && !is_being_filled(table.state(window));
-                if keeps {
+                let keep = self.spoils(table, window, slab, &inside).keep;
+                let keep = keep.filter(|_| !whole);
+                if keep.is_some() {
                     carve(slab.entries(), inside, &mut carved);
                 }
-                (keeps, slab.flags().load(Ordering::Relaxed), stamp)
+                keep
             });
-            if let Some((keeps, flags, stamp)) = loaded {
+            if let Some(keep) = loaded {
                 // Short of memory, the whole window goes: that is always safe.
-                let new = if keeps {
-                    SlabBox::new(&carved, flags, stamp)
-                } else {
-                    None
-                };
+                let new = keep.and_then(|(flags, stamp)| SlabBox::new(&carved, flags, stamp));
                 self.replace(writer, window, new);
             }
             writer.carved = carved;

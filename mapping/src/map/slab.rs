@@ -12,12 +12,16 @@ use crate::sync::{AtomicU8, Ordering};
 pub(crate) const REFERENCED: u8 = 1;
 /// Populating ahead reached up to here: ask for more once somebody arrives.
 pub(crate) const AHEAD: u8 = 2;
+/// How often data of the window were found since a first write last came: counted in the upper bits, up to this.
+pub(crate) const USED: u8 = 0xf0;
+/// One use.
+pub(crate) const USE: u8 = 0x10;
 
 /// The head of a slab; its entries follow it.
 #[repr(C)]
 pub(crate) struct Slab {
     count: u32,
-    /// [`REFERENCED`] and [`AHEAD`].
+    /// [`REFERENCED`], [`AHEAD`] and [`USED`].
     pub(crate) flags: AtomicU8,
     /// Some entry is [`Reason::Changing`].
     pub(crate) changing: bool,
