@@ -136,7 +136,7 @@ impl Shared {
         let quiet = self.config.quiet;
         let base = table.base(window);
         let whole = base..base + u64::from(table.window_end(window));
-        let held = writer.held(&whole);
+        let held = writer.holds.first_over(&whole);
         let covers = |held: &Range<u64>| held.start <= whole.start && held.end >= whole.end;
         if changing.is_none() && held.as_ref().is_some_and(covers) {
             return Ready::Later(quiet);

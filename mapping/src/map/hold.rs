@@ -32,14 +32,62 @@ impl std::fmt::Debug for Hold {
     }
 }
 
+/// Ranges held at a time before memory is asked for: what some queues can have in flight.
+const ROOM: usize = 1024;
+
+/// Held ranges, in order, never overlapping. There are as many as there are changes in flight, so that moving those
+/// behind is cheap, and room for them is there from the start: a request asks for no memory.
+pub(crate) struct Holds(Vec<Range<u64>>);
+
+impl Holds {
+    pub(crate) fn new() -> Holds {
+        Holds(Vec::with_capacity(ROOM))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first that ends behind `offset`.
+    fn behind(&self, offset: u64) -> usize {
+        self.0.partition_point(|held| held.end <= offset)
+    }
+
+    /// Adds a range that overlaps none.
+    fn add(&mut self, range: Range<u64>) {
+        let at = self.behind(range.start);
+        self.0.insert(at, range);
+    }
+
+    fn remove(&mut self, range: &Range<u64>) {
+        let at = self.behind(range.start);
+        if self.0.get(at) == Some(range) {
+            self.0.remove(at);
+        }
+    }
+
+    /// Those that overlap `range`.
+    pub(crate) fn over(&self, range: &Range<u64>) -> impl Iterator<Item = &Range<u64>> {
+        let end = range.end;
+        self.0[self.behind(range.start)..]
+            .iter()
+            .take_while(move |held| held.start < end)
+    }
+
+    /// The first of them.
+    pub(crate) fn first_over(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        self.over(range).next().cloned()
+    }
+}
+
 impl Hold {
     pub(crate) fn new(shared: &Arc<Shared>, range: Range<u64>) -> Result<Hold, Error> {
         let mut writer = shared.lock();
         let range = shared.widen(&writer, &range)?;
-        if let Some(other) = writer.held(&range) {
+        if let Some(other) = writer.holds.first_over(&range) {
             return Err(Error::Overlap(other));
         }
-        writer.holds.insert(range.start, range.end);
+        writer.holds.add(range.clone());
         shared.take_away(&mut writer, &range);
         let target = shared.seal(&mut writer);
         drop(writer);
@@ -74,13 +122,15 @@ impl Hold {
         let asked = shared.widen(&writer, &range)?;
         let whole = self.range.start.min(asked.start)..self.range.end.max(asked.end);
         for part in [whole.start..self.range.start, self.range.end..whole.end] {
-            if let Some(other) = (!part.is_empty()).then(|| writer.held(&part)).flatten() {
+            if let Some(other) = (!part.is_empty())
+                .then(|| writer.holds.first_over(&part))
+                .flatten() {
                 return Err(Error::Overlap(other));
             }
         }
         if whole != self.range {
-            writer.holds.remove(&self.range.start);
-            writer.holds.insert(whole.start, whole.end);
+            writer.holds.remove(&self.range);
+            writer.holds.add(whole.clone());
             shared.take_away(&mut writer, &whole);
             self.target = shared.seal(&mut writer).max(self.target);
             self.range = whole;
@@ -95,7 +145,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut writer = self.shared.lock();
-        writer.holds.remove(&self.range.start);
+        writer.holds.remove(&self.range);
         self.shared.spoil_loads(&mut writer, &self.range);
         self.shared.note_release(&writer, &self.range);
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);

@@ -193,12 +193,7 @@ impl Shared {
         let table = self.table(writer);
         let base = table.base(window);
         let whole = base..base + u64::from(table.window_end(window));
-        let held = writer
-            .holds
-            .range(..whole.end)
-            .rev()
-            .map(|(&start, &end)| start..end);
-        let held = held.take_while(|range| range.end > whole.start);
+        let held = writer.holds.over(&whole).cloned();
         let stale = writer
             .loads
             .iter()

@@ -4,12 +4,13 @@
 //! lock for microseconds; extents are never read from the file system under it.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Instant;
 
 use crate::error::Error;
 use crate::map::config::Config;
+use crate::map::hold::Holds;
 use crate::map::quiesce::Quiesce;
 use crate::map::slab::{SlabBox, SlabRef};
 use crate::map::table::{PINNED, Table, WANTED, part_of, windows_of};
@@ -49,8 +50,7 @@ pub(crate) struct Writer {
     pub(crate) enabled: bool,
     pub(crate) loads: Vec<Load>,
     pub(crate) next_load: u64,
-    /// Held ranges, start to end; never overlapping.
-    pub(crate) holds: BTreeMap<u64, u64>,
+    pub(crate) holds: Holds,
     /// Windows the clock's hand goes over; those no longer loaded leave when the hand meets them.
     pub(crate) clock: Vec<usize>,
     pub(crate) hand: usize,
@@ -99,7 +99,7 @@ impl Shared {
                 enabled: false,
                 loads: Vec::new(),
                 next_load: 0,
-                holds: BTreeMap::new(),
+                holds: Holds::new(),
                 clock: Vec::new(),
                 hand: 0,
                 evictable: 0,
@@ -282,12 +282,6 @@ impl Writer {
         } else {
             &mut self.evictable
         }) -= bytes;
-    }
-
-    /// A held range that overlaps `range`.
-    pub(crate) fn held(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let (&start, &end) = self.holds.range(..range.end).next_back()?;
-        (end > range.start).then_some(start..end)
     }
 
     pub(crate) fn retired(&self) -> usize {
