@@ -143,7 +143,8 @@ fn first_writes_cost_hardly_any_fiemap() {
         let each = ratio(ioctls, WARM_UP + requests);
         eprintln!("{:?}: {each:.4} ioctls per first write", plan.pattern);
         assert!(ioctls > 0, "nothing was counted");
-        // Measured: RANDOM and SEQUENTIAL.
+        // Measured: 0.005 and 0.007; 0.04 for random ones if windows that are
+        // being filled are loaded as others are.
         assert!(each < 0.02, "{:?}: {each} ioctls a request", plan.pattern);
     }
 }
