@@ -30,7 +30,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How often replaced windows are looked at that wait for readers.
 const RECLAIM: Duration = Duration::from_millis(50);
 /// Loading windows that are being filled, to see whether they still are, may take one part in so many of the time.
-const TRYING: u32 = 64;
+const TRYING: u32 = 16;
 /// How long dropping the filler waits for a thread that may be stuck in the file system.
 const PATIENCE: Duration = Duration::from_secs(1);
 

@@ -122,7 +122,7 @@ impl Scene {
 }
 
 #[test]
-fn the_first_two_first_writes_leave_the_rest_of_a_window() {
+fn a_few_first_writes_leave_the_rest_of_a_window() {
     let mut scene = Scene::new(Duration::from_millis(200));
     scene.load(0);
     for block in [3, 5] {
@@ -139,7 +139,7 @@ fn the_first_two_first_writes_leave_the_rest_of_a_window() {
 
 #[test]
 fn first_writes_in_a_row_cost_one_reading_when_they_are_over() {
-    let quiet = Duration::from_millis(20);
+    let quiet = Duration::from_millis(100);
     let mut scene = Scene::new(quiet);
     scene.load(0);
     let mut last = Instant::now();
@@ -147,7 +147,7 @@ fn first_writes_in_a_row_cost_one_reading_when_they_are_over() {
     for block in (1..15).chain((1..15).cycle()) {
         scene.write(block);
         let now = Instant::now();
-        if now.duration_since(last) > quiet / 2 || now.duration_since(start) > quiet * 40 {
+        if now.duration_since(last) > quiet / 2 || now.duration_since(start) > quiet * 2 {
             // Something else has had the CPU, or it was long enough.
             break;
         }

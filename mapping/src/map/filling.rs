@@ -2,10 +2,10 @@
 //!
 //! A first write changes the extents that were loaded. Where one comes after the other, what was loaded is spoilt as
 //! soon as it is there, and each time costs a call of FIEMAP, which waits for the file system's locks, and copying the
-//! window. So the third first write in a row takes the whole window away, unless what it has of data was used a lot in
-//! between, and it stays away as long as they go on: all goes by the file there, which is always right. The filler looks at it now and then, ever more rarely, and only at a
-//! bit: whether a hold has ended there since its last look. If none has, the window is loaded when somebody wants it
-//! after that.
+//! window. So the fourth first write in a row takes the whole window away (in a row: what the window has of data was
+//! hardly used in between), and it stays away as long as they go on: all goes by the file there, which is always right.
+//! The filler looks at it now and then, and only at a bit: whether a hold has ended there since its last look. If none
+//! has, the window is loaded when somebody wants it after that. If one has each time, it is loaded anyway, ever more rarely: those writes may not be first ones any more.
 //!
 //! Nothing here decides whether an extent is believed, only when extents are asked for and thrown away. Whoever is
 //! wrong here is slow.
@@ -14,12 +14,13 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::map::shared::Shared;
-use crate::map::slab::{SlabRef, USED};
+use crate::map::slab::{SPARED, SlabRef, USED};
 use crate::map::table::{CALM, LEVEL, LEVEL_SHIFT, PINNED, SPOILT, Table, WANTED};
 use crate::sync::{AtomicU8, Ordering};
 
-/// The level at which a window is being filled: so many first writes came in a row.
-const FILLING: u8 = 3;
+/// The level at which a window is being filled: so many first writes came in a row. It rises each time that the window
+/// was loaded and is still being filled.
+const FILLING: u8 = 4;
 /// The highest level.
 const MOST: u8 = LEVEL >> LEVEL_SHIFT;
 /// Milliseconds of a step of [`Shared::stamp`].
@@ -30,9 +31,9 @@ const APART: u32 = 16;
 ///
 /// [`Config::quiet`]: crate::Config::quiet
 const ANYWAY: u32 = 16;
-/// The same for one that is being filled: that may have ended, and what is written by the file now have been there
-/// before.
-const ANYWAY_FILLING: u32 = 256;
+/// One that is being filled is after so many waits of its level: that may have ended, and what is written by the file
+/// now have been there before.
+const ANYWAY_FILLING: u32 = 2;
 
 /// Whether a wished window is worth loading at this moment.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,9 +84,12 @@ impl Shared {
         u16::try_from(steps & u128::from(u16::MAX)).unwrap_or(0)
     }
 
-    /// How long a window of this level is left alone.
+    /// How long a window of this level is left alone: of 10 ms become 1.28 s.
     fn wait(&self, level: u8) -> Duration {
-        self.config.quiet * (1 << level)
+        match level.checked_sub(FILLING) {
+            Some(above) => self.config.quiet * (2 << (2 * above)),
+            None => self.config.quiet,
+        }
     }
 
     /// What a hold of `inside` does to a loaded window of which it is a part. To be called under the writers' lock.
@@ -105,20 +109,24 @@ impl Shared {
         }
         let now = self.stamp();
         let since = u128::from(now.wrapping_sub(stamp)) * STEP;
-        let new = if flags & USED == USED {
+        let level = level(state);
+        let (new, spared) = if flags & USED == USED {
             // It is worth the trouble.
-            level(state).saturating_sub(1).min(FILLING - 1)
+            (0, false)
         } else if !slab.has_data() {
             // There is nothing that it would be kept for.
-            FILLING.max(level(state) + 1)
-        } else if since > (self.wait(level(state)) * APART).as_millis() {
-            1
+            (FILLING.max(level + 1), false)
+        } else if since > (self.wait(level) * APART).as_millis() {
+            (1, false)
+        } else if level >= FILLING && flags & SPARED == 0 {
+            (level, true)
         } else {
-            level(state) + 1
+            (level + 1, false)
         };
         set_level(state, new);
+        let flags = flags & !(USED | SPARED) | if spared { SPARED } else { 0 };
         Spoilt {
-            keep: (new < FILLING).then_some((flags & !USED, now)),
+            keep: (new < FILLING || spared).then_some((flags, now)),
         }
     }
 
@@ -156,12 +164,12 @@ impl Shared {
         match before {
             _ if spoilt => {
                 state.fetch_and(!CALM, Ordering::Relaxed);
-                set_level(state, level.saturating_add(1));
+                let wait = self.wait(level);
                 match before {
-                    Some(before) if before.may_try && before.time >= quiet * ANYWAY_FILLING => {
+                    Some(before) if before.may_try && before.time >= wait * ANYWAY_FILLING => {
                         Ready::Try
                     }
-                    _ => Ready::Later(self.wait(level.saturating_add(1).min(MOST))),
+                    _ => Ready::Later(wait),
                 }
             }
             None if was_calm => Ready::Later(quiet),

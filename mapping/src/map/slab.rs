@@ -12,8 +12,10 @@ use crate::sync::{AtomicU8, Ordering};
 pub(crate) const REFERENCED: u8 = 1;
 /// Populating ahead reached up to here: ask for more once somebody arrives.
 pub(crate) const AHEAD: u8 = 2;
-/// How often data of the window were found since a first write last came: counted in the upper bits, up to this.
-pub(crate) const USED: u8 = 0xf0;
+/// A first write has come that would have taken all of the window away, were it not the first since it was loaded.
+pub(crate) const SPARED: u8 = 4;
+/// How often data of the window were found since a first write last came: counted in these bits, up to three times.
+pub(crate) const USED: u8 = 0x30;
 /// One use.
 pub(crate) const USE: u8 = 0x10;
 
@@ -21,7 +23,7 @@ pub(crate) const USE: u8 = 0x10;
 #[repr(C)]
 pub(crate) struct Slab {
     count: u32,
-    /// [`REFERENCED`], [`AHEAD`] and [`USED`].
+    /// [`REFERENCED`], [`AHEAD`], [`SPARED`] and [`USED`].
     pub(crate) flags: AtomicU8,
     /// Some entry is [`Reason::Changing`].
     pub(crate) changing: bool,
