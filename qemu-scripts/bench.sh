@@ -12,6 +12,8 @@ ALL_CASES=(
     "randread-32|4k random read, depth 32|randread|4096|32|1|--pattern randread"
     "randread-128|4k random read, depth 128|randread|4096|128|1|--pattern randread"
     "randwrite-32|4k random write, depth 32|randwrite|4096|32|1|--pattern randwrite"
+    "randwrite-16|4k random write, depth 16|randwrite|4096|16|1|--pattern randwrite"
+    "write-128k-8|128k write, depth 8|write|131072|8|1|--pattern write"
     "read-128k-16|128k read, depth 16|read|131072|16|1|--pattern read"
     "queues-4x32|4k random read, 4 x 32|randread|4096|32|4|--pattern randread --threads 1"
     "churn-read|churn, 4k read, depth 1||4096|1|2|--pattern churn --threads 1"
@@ -30,7 +32,11 @@ usage() {
   --ram loop|zram|no  the RAM disk: a loop device over a file in memory, zram, or none (loop)
   --fs LIST           file systems to make on the RAM disk (ext4,xfs)
   --dir DIR           also measure on this folder's file system; may be given again
-  --image-size SIZE   of the image, which is written in full first (512M)
+  --image-size SIZE   of the image (512M)
+  --image KIND        written: in full, before all that is measured; sparse, allocated: a new one for each
+                      measurement, in which nothing is written yet, without or with blocks. For first
+                      writes: it should be larger than what is written in the time (written)
+  --sleep             the client sleeps until it is interrupted, as guests do, and does not poll
   --extentd NAME=ARGS a variant of extentd; may be given again. If ARGS begin with /, the first is its
                       binary (extentd=)
   --pieces WHERE      where churn has its pieces, apart or among (see extentd-load --help; apart)
@@ -40,7 +46,7 @@ usage() {
 The RAM disk needs root. Environment: EXTENTD=PATH uses that binary instead of building one."
 }
 
-cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart
+cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart kind=written polls=on
 client_cpu=0 backend_cpu=1 with_qsd=1 with_fio=1 out=${CARGO_TARGET_DIR:-$ROOT/target}/bench
 dirs=() variants=()
 while (($# > 0)); do
@@ -52,7 +58,8 @@ while (($# > 0)); do
     --short) cases=randread-32,churn-read filesystems=ext4 seconds=2 ;;
     --no-qsd) with_qsd=0 ;;
     --no-fio) with_fio=0 ;;
-    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image-size | --extentd | --pieces | --client-cpu | --backend-cpu | --out)
+    --sleep) polls=off ;;
+    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image | --image-size | --extentd | --pieces | --client-cpu | --backend-cpu | --out)
         (($# > 1)) || die "$1 needs a value (see --help)"
         case $1 in
         --cases) cases=$2 ;;
@@ -62,6 +69,7 @@ while (($# > 0)); do
         --ram) ram=$2 ;;
         --fs) filesystems=$2 ;;
         --dir) dirs+=("$2") ;;
+        --image) kind=$2 ;;
         --image-size) image_size=$2 ;;
         --extentd) variants+=("$2") ;;
         --pieces) pieces=$2 ;;
@@ -81,6 +89,7 @@ for variant in "${variants[@]}"; do
 done
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
 [[ $ram =~ ^(loop|zram|no)$ ]] || die "--ram '$ram': give loop, zram or no"
+[[ $kind =~ ^(written|sparse|allocated)$ ]] || die "--image '$kind': give written, sparse or allocated"
 [[ $ram == no || $(id -u) == 0 ]] || die "the RAM disk needs root: run this as root, or give --ram no and --dir DIR"
 [[ $ram != no || ${#dirs[@]} -gt 0 ]] || die "--ram no leaves nothing to measure on: give --dir DIR"
 ((client_cpu != backend_cpu)) || die "--client-cpu and --backend-cpu must differ: they would measure each other"
@@ -187,9 +196,24 @@ enter_ram() {
     mounts+=("$work/mnt")
 }
 
-# Writes the image $1 in full, with what does not compress, so that all its extents are there.
+# Makes the image $1. One that is written is filled with what does not compress, so that all its extents are there.
 make_image() {
     images+=("$1")
+    case $kind in
+    sparse) truncate -s "$image_bytes" "$1" ;;
+    allocated) fallocate -l "$image_bytes" "$1" ;;
+    *) write_image "$1" ;;
+    esac
+}
+# A new image for the next measurement, once the file system is done with the one before.
+renew_image() {
+    [[ $kind != written ]] || return 0
+    rm -f "$1"
+    sync -f "$(dirname "$1")"
+    sleep 0.3
+    make_image "$1"
+}
+write_image() {
     dd if=/dev/urandom of="$1" bs=1M count="$image_bytes" iflag=fullblock,count_bytes oflag=direct conv=fsync status=none
 }
 
@@ -209,7 +233,7 @@ load() {
     [[ $options != *churn* ]] || churn=(--pieces "$pieces")
     # shellcheck disable=SC2086
     "$tools/extentd-load" --socket-path "$socket" $options "${churn[@]}" --size "$bytes" --depth "$depth" --queues "$queues" \
-        --seconds "$seconds" --warm-up "$warm_up" --cpu "$client_cpu" --cpu-of "$pid" --json >"$work/report" &
+        --seconds "$seconds" --warm-up "$warm_up" --poll "$polls" --cpu "$client_cpu" --cpu-of "$pid" --json >"$work/report" &
     client=$!
     pids+=("$client")
     if [[ -e $work/control ]]; then
@@ -284,10 +308,11 @@ measure_place() {
         IFS='|' read -r name shown rw bytes depth queues options <<<"$entry"
         for ((round = 1; round <= rounds; round++)); do
             for variant in "${variants[@]}"; do
+                renew_image "$image"
                 measure_extentd "$variant"
             done
-            ((!with_qsd)) || measure_qsd
-            ((!with_fio)) || measure_fio
+            ((!with_qsd)) || { renew_image "$image" && measure_qsd; }
+            ((!with_fio)) || { renew_image "$image" && measure_fio; }
         done
     done
 }

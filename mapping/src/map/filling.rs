@@ -72,9 +72,14 @@ fn set_level(state: &AtomicU8, level: u8) {
     state.fetch_or(level.min(MOST) << LEVEL_SHIFT, Ordering::Relaxed);
 }
 
-/// Whether the window of this state is not to be loaded for long. One that is pinned always is.
-pub(crate) fn is_being_filled(state: &AtomicU8) -> bool {
+/// One that is pinned never is.
+fn is_being_filled(state: &AtomicU8) -> bool {
     level(state) >= FILLING && state.load(Ordering::Relaxed) & PINNED == 0
+}
+
+/// The window is being filled, and was not seen quiet since.
+pub(crate) fn is_left_alone(state: &AtomicU8) -> bool {
+    is_being_filled(state) && state.load(Ordering::Relaxed) & CALM == 0
 }
 
 impl Shared {

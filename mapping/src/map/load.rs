@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use crate::error::Error;
-use crate::map::filling::is_being_filled;
+use crate::map::filling::is_left_alone;
 use crate::map::shared::{Load, Shared, Writer};
 use crate::map::slab::{AHEAD, REFERENCED, SlabBox, bytes_for};
 use crate::map::table::{CALM, IN_CLOCK, PINNED, SPOILT};
@@ -24,8 +24,8 @@ pub(crate) enum Style {
 }
 
 impl Shared {
-    /// Takes the first run of windows to be loaded off `windows`, at most `most` of them. Ahead of streams those that
-    /// are being filled are left out.
+    /// Takes the first run of windows to be loaded off `windows`, at most `most` of them. Ahead of streams those are
+    /// left out that are being filled and were not seen quiet.
     pub(crate) fn next_missing(
         &self,
         windows: &mut Range<usize>,
@@ -38,7 +38,7 @@ impl Shared {
         let lacks = |&window: &usize| {
             self.with_slab(table, window, |slab| slab.changing())
                 .unwrap_or_else(|| {
-                    style != Style::Ahead || !is_being_filled(table.state(window))
+                    style != Style::Ahead || !is_left_alone(table.state(window))
                 })
         };
         let start = windows.clone().find(lacks);
