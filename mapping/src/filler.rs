@@ -273,10 +273,10 @@ impl<S: ExtentSource> Worker<S> {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             return;
         };
-        let result =
-            self.map
-                .shared
-                .load_windows(&*self.source, *first..*last + 1, Style::Wanted);
+        let result = self
+            .map
+            .shared
+            .load_windows(&*self.source, *first..*last + 1, Style::Wanted);
         match result {
             Err(error @ (Error::Unsettled(_) | Error::Source(_))) => {
                 log::debug!("windows {first} to {last} of the map: {error}");
@@ -304,7 +304,11 @@ impl<S: ExtentSource> Worker<S> {
         let Some(mut windows) = self.ahead.pop_front() else {
             return;
         };
-        if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK, Style::Ahead) {
+        if let Some(run) = self
+            .map
+            .shared
+            .next_missing(&mut windows, CHUNK, Style::Ahead)
+        {
             let went_well = self
                 .map
                 .shared
@@ -321,7 +325,11 @@ impl<S: ExtentSource> Worker<S> {
         let Some(mut windows) = lock(&self.control.advice).jobs.pop_front() else {
             return;
         };
-        if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK, Style::Advised) {
+        if let Some(run) = self
+            .map
+            .shared
+            .next_missing(&mut windows, CHUNK, Style::Advised)
+        {
             let went_well = self
                 .map
                 .shared

@@ -135,7 +135,10 @@ impl Map {
             let writer = self.shared.lock();
             self.shared.windows_over(&writer, &range)
         };
-        while let Some(missing) = self.shared.next_missing(&mut windows, usize::MAX, Style::Wanted) {
+        while let Some(missing) = self
+            .shared
+            .next_missing(&mut windows, usize::MAX, Style::Wanted)
+        {
             self.shared.load_windows(source, missing, Style::Wanted)?;
         }
         Ok(())

@@ -124,7 +124,8 @@ impl Hold {
         for part in [whole.start..self.range.start, self.range.end..whole.end] {
             if let Some(other) = (!part.is_empty())
                 .then(|| writer.holds.first_over(&part))
-                .flatten() {
+                .flatten()
+            {
                 return Err(Error::Overlap(other));
             }
         }

@@ -37,9 +37,7 @@ impl Shared {
         windows.end = windows.end.min(table.len());
         let lacks = |&window: &usize| {
             self.with_slab(table, window, |slab| slab.changing())
-                .unwrap_or_else(|| {
-                    style != Style::Ahead || !is_left_alone(table.state(window))
-                })
+                .unwrap_or_else(|| style != Style::Ahead || !is_left_alone(table.state(window)))
         };
         let start = windows.clone().find(lacks);
         let Some(start) = start else {
