@@ -36,9 +36,9 @@ usage() {
   --image KIND        written: in full, before all that is measured; sparse, allocated: a new one for each
                       measurement, in which nothing is written yet, without or with blocks. For first
                       writes: it should be larger than what is written in the time (written)
-  --sleep             the client sleeps until it is interrupted, as guests do, and does not poll
   --extentd NAME=ARGS a variant of extentd; may be given again. If ARGS begin with /, the first is its
                       binary (extentd=)
+  --client HOW        sleep until an interrupt as a guest's driver does, or spin (sleep)
   --pieces WHERE      where churn has its pieces, apart or among (see extentd-load --help; apart)
   --no-qsd, --no-fio  leave qemu-storage-daemon or the direct I/O out
   --client-cpu N, --backend-cpu N  where each of them runs (0 and 1)
@@ -46,7 +46,7 @@ usage() {
 The RAM disk needs root. Environment: EXTENTD=PATH uses that binary instead of building one."
 }
 
-cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart kind=written polls=on
+cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart client=sleep kind=written
 client_cpu=0 backend_cpu=1 with_qsd=1 with_fio=1 out=${CARGO_TARGET_DIR:-$ROOT/target}/bench
 dirs=() variants=()
 while (($# > 0)); do
@@ -58,8 +58,7 @@ while (($# > 0)); do
     --short) cases=randread-32,churn-read filesystems=ext4 seconds=2 ;;
     --no-qsd) with_qsd=0 ;;
     --no-fio) with_fio=0 ;;
-    --sleep) polls=off ;;
-    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image | --image-size | --extentd | --pieces | --client-cpu | --backend-cpu | --out)
+    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image | --image-size | --extentd | --client | --pieces | --client-cpu | --backend-cpu | --out)
         (($# > 1)) || die "$1 needs a value (see --help)"
         case $1 in
         --cases) cases=$2 ;;
@@ -72,6 +71,7 @@ while (($# > 0)); do
         --image) kind=$2 ;;
         --image-size) image_size=$2 ;;
         --extentd) variants+=("$2") ;;
+        --client) client=$2 ;;
         --pieces) pieces=$2 ;;
         --client-cpu) client_cpu=$2 ;;
         --backend-cpu) backend_cpu=$2 ;;
@@ -88,6 +88,7 @@ for variant in "${variants[@]}"; do
     [[ $variant == ?*=* ]] || die "--extentd '$variant': give NAME=ARGS"
 done
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
+[[ $client =~ ^(sleep|spin)$ ]] || die "--client '$client': give sleep or spin"
 [[ $ram =~ ^(loop|zram|no)$ ]] || die "--ram '$ram': give loop, zram or no"
 [[ $kind =~ ^(written|sparse|allocated)$ ]] || die "--image '$kind': give written, sparse or allocated"
 [[ $ram == no || $(id -u) == 0 ]] || die "the RAM disk needs root: run this as root, or give --ram no and --dir DIR"
@@ -235,14 +236,15 @@ record() {
 
 # Loads the back-end of process $1, whose name is $2, as the case's variables say.
 load() {
-    local pid=$1 name=$2 client
-    local churn=()
-    [[ $options != *churn* ]] || churn=(--pieces "$pieces")
+    local pid=$1 name=$2 generator
+    local further=()
+    [[ $options != *churn* ]] || further+=(--pieces "$pieces")
+    [[ $client == spin ]] || further+=(--sleep)
     # shellcheck disable=SC2086
-    "$tools/extentd-load" --socket-path "$socket" $options "${churn[@]}" --size "$bytes" --depth "$depth" --queues "$queues" \
-        --seconds "$seconds" --warm-up "$warm_up" --poll "$polls" --cpu "$client_cpu" --cpu-of "$pid" --json >"$work/report" &
-    client=$!
-    pids+=("$client")
+    "$tools/extentd-load" --socket-path "$socket" $options "${further[@]}" --size "$bytes" --depth "$depth" --queues "$queues" \
+        --seconds "$seconds" --warm-up "$warm_up" --cpu "$client_cpu" --cpu-of "$pid" --json >"$work/report" &
+    generator=$!
+    pids+=("$generator")
     if [[ -e $work/control ]]; then
         # In the midst of the warm-up, when a lease has long been taken.
         sleep "$(awk -v w="$warm_up" 'BEGIN { print w / 2 }')"
@@ -251,7 +253,7 @@ load() {
             say "  NOTE: $name is not on the disk path: $(sed -n 's/^ *path reason *//p' "$work/info")"
         fi
     fi
-    wait "$client" || die "the load on $name failed"
+    wait "$generator" || die "the load on $name failed"
     record "$place" "$shown" "$name" "$(figure iops "$work/report")" "$(figure cpu_seconds_per_million "$work/report")" \
         "$(figure p50_us "$work/report")" "$(figure p99_us "$work/report")" "$(figure p999_us "$work/report")"
     [[ $options != *churn* ]] || say "      with $(figure pieces_per_second "$work/report") MiB/s discarded and refilled"
@@ -340,7 +342,7 @@ for dir in "${dirs[@]}"; do
     leave_place
 done
 
-note="$rounds interleaved rounds of $seconds s on Linux $(uname -r), $(nproc) CPUs; medians, and ratios of medians to qemu-storage-daemon's $(qemu-storage-daemon --version | sed -n '1s/.*version \([^ ]*\).*/\1/p'). Client on CPU $client_cpu, back-end on CPU $backend_cpu; CPU seconds are the back-end's."
+note="$rounds interleaved rounds of $seconds s on Linux $(uname -r), $(nproc) CPUs; medians, and ratios of medians to qemu-storage-daemon's $(qemu-storage-daemon --version | sed -n '1s/.*version \([^ ]*\).*/\1/p'). The client ${client}s on CPU $client_cpu, the back-end is on CPU $backend_cpu; CPU seconds are the back-end's."
 "$tools/extentd-bench-report" "$out/results.tsv" --markdown "$out/results.md" --svg "$out/results.svg" --note "$note"
 cat "$out/results.md"
 say "results: $out/results.md, $out/results.svg, $out/results.tsv"

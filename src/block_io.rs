@@ -9,6 +9,7 @@
 
 mod approach;
 mod bounced;
+mod bulk;
 mod pieces;
 mod shared;
 mod stats;
@@ -27,6 +28,7 @@ use vhost_backend::device::SECTOR;
 use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
 
 use self::approach::{Choice, choose};
+use self::bulk::Bulk;
 use self::shared::BUFFERS;
 pub(crate) use self::shared::Shared;
 use self::stats::Counts;
@@ -73,6 +75,8 @@ pub struct BlockIo<E> {
     /// One buffer that is only ever read.
     zeros: Pool,
     allocations: usize,
+    /// Large operations, which leave room for small ones.
+    bulk: Bulk,
     /// Raw operations that have not ended.
     raw_flying: usize,
     /// How many of them the device is known to take: its queue was full.
@@ -130,6 +134,7 @@ impl<E: Engine> BlockIo<E> {
             pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
             zeros: Pool::new(1, BUFFER_BYTES)?,
             allocations: 0,
+            bulk: Bulk::new(),
             raw_flying: 0,
             raw_limit: usize::MAX,
             waiting_helps: true,
@@ -268,6 +273,9 @@ impl<E: Engine> BlockIo<E> {
         if let Step::Allocate(_) = task.step {
             self.allocations -= 1;
         }
+        if let Some(flight) = task.flight.take() {
+            self.bulk.end(flight, result >= 0, self.shared.take_small());
+        }
         if result < 0 {
             match -result {
                 _ if is_raw && result == engine::WITHDRAWN => return self.withdrawn(tag),
@@ -373,7 +381,11 @@ impl<E: Engine> IoChannel for BlockIo<E> {
     fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         let _counted = InRequests::begin();
         switches::count_request();
-        self.tasks[tag.0 as usize].begin(op, data, &self.shared);
+        let task = &mut self.tasks[tag.0 as usize];
+        task.begin(op, data, &self.shared);
+        if task.len <= bulk::SMALL && matches!(op, Op::Read { .. } | Op::Write { .. }) {
+            self.shared.note_small();
+        }
         self.advance(tag.0);
     }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -26,7 +26,9 @@ pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
 
 mod description;
+mod device_claim;
 mod error;
+mod holders;
 mod image_file;
 mod image_lock;
 mod resize;
@@ -35,6 +37,7 @@ mod ways;
 pub(crate) use self::error::DiskError;
 pub(crate) use self::image_file::open_file;
 use self::image_file::probe_align;
+use self::image_lock::ImageLock;
 use self::ways::{RawWay, no_disk_path_beside_tail, pinner, raw_way};
 
 /// Longest DISCARD or WRITE_ZEROES segment: 1 GiB.
@@ -65,6 +68,8 @@ pub struct Disk {
     shared: Arc<Shared>,
     /// The way past the file system, or why there is none.
     raw: Result<RawWay, String>,
+    /// `None` if nobody is to be kept away.
+    lock: Option<ImageLock>,
     pinner: Option<Arc<Pinner>>,
     tallies: Mutex<Vec<Arc<Tally>>>,
     opened: Instant,
@@ -100,28 +105,22 @@ impl Disk {
         if !block_device && !meta.file_type().is_file() {
             return Err(DiskError::NotAnImage(path.to_owned()));
         }
-        let exclusive = if block_device && options.lock {
-            libc::O_EXCL
-        } else {
-            0
+        let (image, mut direct) = match open_file(source, options.read_only, libc::O_DIRECT) {
+            Ok(image) => (image, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (
+                open_file(source, options.read_only, 0).map_err(failed)?,
+                false,
+            ),
+            Err(error) => return Err(failed(error)),
         };
-        let (image, mut direct) =
-            match open_file(source, options.read_only, exclusive | libc::O_DIRECT) {
-                Ok(image) => (image, true),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (
-                    open_file(source, options.read_only, exclusive).map_err(failed)?,
-                    false,
-                ),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    return Err(DiskError::Busy(path.to_owned()));
-                }
-                Err(error) => return Err(failed(error)),
-            };
         drop(handed);
         if block_device && !options.read_only && sys::is_read_only(&image).map_err(failed)? {
             return Err(DiskError::ReadOnlyDevice(path.to_owned()));
         }
         image_file::warn_of_format(&image, path);
+        if !block_device && !options.read_only {
+            image_file::warn_of_limit(&image, path).map_err(failed)?;
+        }
         let (medium, physical, unit) = if block_device {
             let (logical, physical) = sys::device_blocks(&image).map_err(failed)?;
             (logical, physical, physical)
@@ -163,6 +162,11 @@ impl Disk {
                 granule = if tail.is_some() { 512 } else { granule };
             }
         }
+        let lock = options
+            .lock
+            .then(|| ImageLock::new(&image, path, block_device, options.read_only))
+            .transpose()
+            .map_err(failed)?;
         let image = Arc::new(image);
         let grain = u64::from(unit.max(4096));
         let raw = match &tail {
@@ -205,6 +209,7 @@ impl Disk {
             tail,
             image,
             raw,
+            lock,
             pinner: pinner(options),
             tallies: Mutex::default(),
             opened: Instant::now(),
@@ -311,17 +316,12 @@ impl Disk {
     /// # Errors
     /// It cannot be tried.
     pub(crate) fn is_exclusive(&self) -> io::Result<bool> {
-        if !self.options.lock {
+        if !self.lock.as_ref().is_some_and(ImageLock::has_claim) {
             return Ok(false);
         }
-        let name = format!("/proc/self/fd/{}", self.image.as_raw_fd());
-        let tried = File::options()
-            .read(true)
-            .custom_flags(libc::O_EXCL | libc::O_NONBLOCK)
-            .open(name);
-        match tried {
+        match device_claim::open_exclusively(&self.image) {
             Ok(_) => Ok(false),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
             Err(error) => Err(error),
         }
     }
@@ -383,6 +383,7 @@ impl Device for Disk {
                 .ok()
                 .map(|way| way.path.device().file().as_raw_fd()),
             tail: self.tail.as_ref().map(AsRawFd::as_raw_fd),
+            keeper: self.lock.as_ref().and_then(ImageLock::keeper),
             image_manner: self.manner,
             device_manner: self.raw.as_ref().map_or(Manner::Queued, |way| way.manner),
         };
@@ -418,19 +419,8 @@ impl Device for Disk {
     }
 
     fn rings_started(&self) -> io::Result<()> {
-        if self.options.lock && !self.block_device {
-            image_lock::take(&self.image, self.options.read_only).map_err(|error| {
-                match error.kind() {
-                    io::ErrorKind::WouldBlock => io::Error::new(
-                        error.kind(),
-                        format!(
-                            "{} is in use by another process: stop that one, or give --lock off",
-                            self.path.display()
-                        ),
-                    ),
-                    _ => error,
-                }
-            })?;
+        if let Some(lock) = &self.lock {
+            lock.take(&self.image, &self.path)?;
         }
         self.fill_sector()?;
         if let Ok(path) = self.disk_path() {
@@ -445,8 +435,8 @@ impl Device for Disk {
         {
             path.unwant();
         }
-        if self.options.lock && !self.block_device {
-            image_lock::give_back(&self.image, self.options.read_only);
+        if let Some(lock) = &self.lock {
+            lock.give_back(&self.image);
         }
     }
 }

@@ -9,6 +9,7 @@
 
 pub(crate) mod bounce;
 mod entries;
+mod inline;
 pub(crate) mod limits;
 pub(crate) mod manner;
 pub(crate) mod pin;
@@ -53,6 +54,8 @@ pub(crate) struct Files {
     pub device_manner: Manner,
     /// The image once more, if its end needs the page cache.
     pub tail: Option<RawFd>,
+    /// What keeps others away for as long as it is open, beside the image.
+    pub keeper: Option<RawFd>,
 }
 
 /// The result of an operation on the device that was not given to the kernel,
@@ -101,6 +104,8 @@ pub struct Vector {
     pub count: u32,
     /// Byte offset in the target.
     pub offset: u64,
+    /// Bytes of all entries together.
+    pub bytes: u64,
 }
 
 /// One operation.
@@ -131,6 +136,14 @@ pub enum Work {
 }
 
 impl Work {
+    /// Bytes that it reads or writes.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Read(_, vector) | Self::Write { vector, .. } => vector.bytes,
+            Self::Sync(_) | Self::Allocate { .. } => 0,
+        }
+    }
+
     /// It reads or writes the device under the image's file system.
     fn is_raw(&self) -> bool {
         matches!(

@@ -4,21 +4,21 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use extentd::host::allocations::Counting;
 use extentd::host::logging;
 use extentd::options::args::Args;
+use extentd::options::usage;
 use extentd::process::serve;
 use listenfd::ListenFd;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// As clap does for single options.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = match usage::parse() {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
     if args.print_capabilities {
         return print_capabilities();
     }
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     logging::end_on_panic();
     let config = match args.into_config(&activated()) {
         Ok(config) => config,
-        Err(error) => return fail(&error, ExitCode::from(USAGE)),
+        Err(error) => return fail(&error, ExitCode::from(usage::WRONG)),
     };
     match serve::run(&config) {
         Ok(()) => {

@@ -6,3 +6,4 @@ pub mod args;
 pub mod byte_range;
 pub mod config;
 pub mod size;
+pub mod usage;

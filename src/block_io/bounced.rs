@@ -69,6 +69,7 @@ impl<E: Engine> BlockIo<E> {
             iov: &raw const task.entry,
             count: 1,
             offset: task.entry_offset,
+            bytes: task.entry.iov_len as u64,
         };
         Next::Work(match task.step {
             Step::BufferWrite => Work::Write {

@@ -65,7 +65,8 @@ impl Pieces {
     /// more than `limit` bytes.
     pub(super) fn upto(&mut self, offset: u64, limit: u64) -> Vector {
         self.mend();
-        let mut left = usize::try_from(limit).unwrap_or(usize::MAX);
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut left = most;
         let mut count = 0;
         let rest = self.list.get_mut(self.first..).unwrap_or_default();
         for (index, piece) in rest.iter_mut().take(VECTOR_ENTRIES).enumerate() {
@@ -79,7 +80,7 @@ impl Pieces {
             }
             left -= piece.iov_len;
         }
-        self.vector(count, offset)
+        self.vector(count, offset, most - left)
     }
 
     /// As [`upto`](Self::upto), in pieces that the device
@@ -110,11 +111,12 @@ impl Pieces {
         self.upto(offset, taken.max(least) as u64)
     }
 
-    fn vector(&self, count: u32, offset: u64) -> Vector {
+    fn vector(&self, count: u32, offset: u64, bytes: usize) -> Vector {
         Vector {
             iov: self.rest().as_ptr(),
             count,
             offset,
+            bytes: bytes as u64,
         }
     }
 
@@ -172,7 +174,8 @@ impl Pieces {
     ) -> Vector {
         let most = limits.segments.saturating_mul(PAGE) as u64;
         let most = bytes.min(limits.bytes).min(most);
-        let mut left = usize::try_from(most).unwrap_or(usize::MAX);
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let mut left = most;
         self.list.clear();
         while left > 0 && self.list.len() < ZEROS {
             let mut entry = zeros;
@@ -181,6 +184,7 @@ impl Pieces {
             self.list.push(entry);
         }
         self.first = 0;
-        self.vector(u32::try_from(self.list.len()).unwrap_or(1), offset)
+        let entries = u32::try_from(self.list.len()).unwrap_or(1);
+        self.vector(entries, offset, most - left)
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     buffered_tail: bool,
     lost_writes: AtomicBool,
     errors: AtomicU64,
+    /// Some worker was given a small request.
+    small: AtomicBool,
     /// Counts changes by the file that may have changed the file system's
     /// records: they are durable only by a sync of the file.
     changes: AtomicU64,
@@ -57,6 +59,7 @@ impl Shared {
             buffered_tail: false,
             lost_writes: AtomicBool::new(false),
             errors: AtomicU64::new(0),
+            small: AtomicBool::new(false),
             // Whoever had the image before may not have synced it.
             changes: AtomicU64::new(1),
             synced: AtomicU64::new(0),
@@ -96,6 +99,19 @@ impl Shared {
     pub(super) fn last(&self, end: u64, align: u64) -> u64 {
         let capacity = self.capacity.load(Ordering::SeqCst);
         end.next_multiple_of(align).min(capacity).max(end)
+    }
+
+    /// A worker was given a small request. Costs a load where another came
+    /// not long before.
+    pub(super) fn note_small(&self) {
+        if !self.small.load(Ordering::Relaxed) {
+            self.small.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether one came since this was last asked.
+    pub(super) fn take_small(&self) -> bool {
+        self.small.load(Ordering::Relaxed) && self.small.swap(false, Ordering::Relaxed)
     }
 
     /// The image has so many bytes. If that is within a sector, the rest of it
@@ -222,13 +238,16 @@ impl Shared {
         let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             let error = match errno {
+                libc::ENOSPC | libc::EDQUOT => {
+                    "the image's file system is full: make room, and it works again".to_owned()
+                }
                 libc::EFBIG => {
                     "the limit on the length of files is reached: raise it (LimitFSIZE=, ulimit -f)"
                         .to_owned()
                 }
                 _ => std::io::Error::from_raw_os_error(errno).to_string(),
             };
-            log::error!("{op:?} failed: {error} ({count} failed requests so far)");
+            log::error!("{op} failed: {error} ({count} failed requests so far)");
         }
     }
 }

@@ -34,7 +34,7 @@ impl<E: Engine> BlockIo<E> {
                     self.let_go(tag);
                     return self.next(tag);
                 }
-                break (Target::Image, task.pieces.upto(at, u64::MAX));
+                break (Target::Image, task.pieces.upto(at, self.bulk.longest()));
             };
             match piece.way {
                 path::Way::Zeros => {
@@ -50,14 +50,20 @@ impl<E: Engine> BlockIo<E> {
                         return Next::Stall;
                     }
                     let disk = disk + (at - piece.start);
-                    let vector = task.pieces.raw_vector(disk, piece.end - at, self.limits);
+                    let most = (piece.end - at).min(self.bulk.longest());
+                    let vector = task.pieces.raw_vector(disk, most, self.limits);
                     break (Target::Device, vector);
                 }
                 path::Way::File => {
-                    break (Target::Image, task.pieces.upto(at, piece.end - at));
+                    let most = (piece.end - at).min(self.bulk.longest());
+                    break (Target::Image, task.pieces.upto(at, most));
                 }
             }
         };
+        if !self.bulk.may_begin(vector.bytes) {
+            return Next::Stall;
+        }
+        task.flight = self.bulk.begin(vector.bytes);
         match target {
             Target::Device => {
                 task.step = Step::Raw;

@@ -3,6 +3,7 @@
 use mapping::{Fence, Hold};
 use vhost_backend::Op;
 
+use super::bulk::Flight;
 use super::pieces::Pieces;
 use super::shared::Shared;
 use crate::engine::Target;
@@ -98,6 +99,8 @@ pub(super) struct Task {
     pub file_synced: bool,
     /// Some of it was written to the device.
     pub was_raw: bool,
+    /// Its operation in the kernel is a large one.
+    pub flight: Option<Flight>,
     /// How often the device did not take it at once.
     pub refusals: u8,
     /// The device does not take it: the file will.
@@ -131,6 +134,7 @@ impl Default for Task {
             plan: Plan::default(),
             file_synced: false,
             was_raw: false,
+            flight: None,
             refusals: 0,
             by_file: false,
         }

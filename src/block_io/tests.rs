@@ -39,6 +39,7 @@ impl Grudging {
             iov,
             count: 1,
             offset: vector.offset,
+            bytes: entry.iov_len as u64,
         }
     }
 }
@@ -129,6 +130,7 @@ fn files(file: &File) -> Files {
         device: None,
         device_manner: Manner::Queued,
         tail: None,
+        keeper: None,
     }
 }
 

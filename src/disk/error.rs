@@ -50,13 +50,8 @@ pub enum DiskError {
         "--blk-file {0}: the device is read-only: give --read-only, or make it writable (blockdev --setrw)"
     )]
     ReadOnlyDevice(PathBuf),
-    /// Somebody else owns the block device.
-    #[error(
-        "--blk-file {0}: the device is in use (mounted, or part of another disk): release it first, or give --lock off"
-    )]
-    Busy(PathBuf),
     /// Not a file that holds a disk.
-    #[error("--blk-file {0}: neither a regular file nor a block device")]
+    #[error("--blk-file {0}: neither a regular file nor a block device: give the path of one")]
     NotAnImage(PathBuf),
     /// Not even one block long.
     #[error(
@@ -66,6 +61,14 @@ pub enum DiskError {
     /// The new size makes no sense.
     #[error("resize: {0} bytes is not a positive multiple of {1}: round it")]
     BadSize(u64, u32),
+    /// The file system does not do it.
+    #[error("resize: {path}: {source}{}", resize_remedy(source))]
+    Resize {
+        /// The image.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
+    },
     /// Block devices have the size that they have.
     #[error("resize: {0} is a block device of {1} bytes: change the device itself first")]
     DeviceSize(PathBuf, u64),
@@ -90,10 +93,22 @@ pub enum DiskError {
     NoSwapPath(String),
 }
 
+/// What to do about an image that keeps its size.
+fn resize_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EFBIG | libc::EINVAL | libc::EOVERFLOW) => {
+            ": more than its file system or a limit (LimitFSIZE=, ulimit -f) lets a file have: give a smaller size"
+        }
+        Some(libc::ENOSPC | libc::EDQUOT) => ": make room on its file system first",
+        Some(libc::EPERM) => ": it may be append-only or sealed (lsattr)",
+        _ => "",
+    }
+}
+
 /// What to do about an image that cannot be opened.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => {
+        Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG) => {
             ": check the name; truncate -s 10G IMAGE makes a new one"
         }
         Some(libc::EACCES) => {
@@ -102,6 +117,12 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::EROFS) => ": give --read-only",
         Some(libc::EPERM) => {
             ": it may be immutable or append-only (lsattr, chattr -i -a): change that, or give --read-only"
+        }
+        Some(libc::EFBIG) => {
+            ": it is longer than this file system or the limit on the length of files allows (LimitFSIZE=, ulimit -f)"
+        }
+        Some(libc::EBUSY) => {
+            ": it is mounted, and this kernel lets nobody else write it meanwhile: release it, or give --read-only"
         }
         Some(libc::ELOOP) => ": its symbolic links lead round in a circle",
         Some(libc::EMFILE | libc::ENFILE) => {

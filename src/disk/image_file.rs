@@ -3,19 +3,21 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mapping::lease::LeaseError;
 
+use super::holders::Identity;
 use crate::engine::bounce::Pool;
+use crate::host::limits;
 use crate::host::sys::{self, DirectAlign};
 use mapping::path::Obstacle;
 
 /// How often an image is asked for that a previous process has not let go of.
 const STILL_BUSY: Duration = Duration::from_millis(50);
-/// How long a device or an image may stay in use: the kernel ends the io_uring
+/// How long an image may stay in use: the kernel ends the io_uring
 /// of a process some time after the process.
 const SOON_FREE: Duration = Duration::from_secs(2);
 
@@ -25,7 +27,7 @@ pub(super) fn source(path: &Path, handed: Option<&OwnedFd>) -> PathBuf {
         return path.to_owned();
     };
     let source = PathBuf::from(format!("/proc/self/fd/{}", handed.as_raw_fd()));
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+    let identity = |path: &Path| fs::metadata(path).map(|meta| Identity::from(&meta));
     let same = matches!((identity(&source), identity(path)), (Ok(one), Ok(other)) if one == other);
     if !same {
         log::warn!(
@@ -37,11 +39,9 @@ pub(super) fn source(path: &Path, handed: Option<&OwnedFd>) -> PathBuf {
 }
 
 /// Opens the image, once nobody has a lease on it: a previous process that was
-/// killed has one until its last raw I/O has ended. A device that somebody has
-/// for himself is given a little time, as it may be a previous process.
+/// killed has one until its last raw I/O has ended.
 pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<File> {
     let mut told = false;
-    let start = Instant::now();
     loop {
         let opened = OpenOptions::new()
             .read(true)
@@ -57,11 +57,6 @@ pub(crate) fn open_file(path: &Path, read_only: bool, flags: i32) -> io::Result<
                 if !std::mem::replace(&mut told, true) {
                     log::info!("waiting for another process's I/O on {}", path.display());
                 }
-                std::thread::sleep(STILL_BUSY);
-            }
-            Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < SOON_FREE =>
-            {
                 std::thread::sleep(STILL_BUSY);
             }
             Err(error) => return Err(error),
@@ -107,6 +102,21 @@ pub(super) fn warn_of_format(image: &File, path: &Path) {
         "{} looks like a {format} file, and is served as a raw disk: if that is not meant, {remedy}",
         path.display()
     );
+}
+
+/// Says so if the process may not write all of an image.
+///
+/// # Errors
+/// What fstat(2) says.
+pub(super) fn warn_of_limit(image: &File, path: &Path) -> io::Result<()> {
+    let length = image.metadata()?.len();
+    if let Some(limit) = limits::file_length().filter(|limit| *limit < length) {
+        log::warn!(
+            "{} is {length} bytes long, and the limit on the length of files is {limit}: writes beyond fail; raise it (LimitFSIZE=, ulimit -f)",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The first bytes of an image, up to 4096, aligned for direct I/O.

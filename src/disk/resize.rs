@@ -76,7 +76,7 @@ impl Disk {
     /// # Errors
     /// The size is no multiple of the block, or the host refuses it.
     pub(crate) fn resize(&self, bytes: u64) -> Result<(), DiskError> {
-        let failed = |source| DiskError::Open {
+        let failed = |source| DiskError::Resize {
             path: self.path.clone(),
             source,
         };
@@ -101,6 +101,9 @@ impl Disk {
         let before = self.capacity_bytes();
         let length = self.image_bytes().map_err(failed)?;
         self.change_length(bytes.min(length), bytes, || {
+            if i64::try_from(bytes).is_err() {
+                return Err(io::Error::from_raw_os_error(libc::EFBIG));
+            }
             self.image.set_len(bytes)?;
             self.cut_again(bytes)
         })

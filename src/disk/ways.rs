@@ -15,6 +15,9 @@ use crate::engine::manner::Manner;
 use crate::engine::pin::Pinner;
 use crate::options::config::{DiskOptions, IoPath};
 
+/// The most that a worker reads or writes itself without looking up.
+const INLINE_BYTES: u64 = 128 << 10;
+
 /// The way past the file system, and how its device is best used.
 #[derive(Debug)]
 pub(super) struct RawWay {
@@ -28,7 +31,10 @@ impl RawWay {
         let device = BackingDevice::find(image).map_err(Obstacle::from)?;
         let manner = Manner::of(device.file(), device.logical_block(), options.may_poll)
             .map_err(Obstacle::from)??;
-        let limits = Limits::of(device.file()).map_err(Obstacle::from)?;
+        let mut limits = Limits::of(device.file()).map_err(Obstacle::from)?;
+        if manner == Manner::Inline {
+            limits = limits.at_most(INLINE_BYTES);
+        }
         let as_asked = Options::default()
             .read_only(options.read_only)
             .grain(grain)

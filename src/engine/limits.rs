@@ -25,6 +25,14 @@ impl Limits {
         segments: usize::MAX,
     };
 
+    /// No operation is longer than `bytes` either.
+    pub(crate) fn at_most(self, bytes: u64) -> Limits {
+        Limits {
+            bytes: self.bytes.min(bytes),
+            ..self
+        }
+    }
+
     /// Of an open block device; small ones where it does not tell.
     ///
     /// # Errors

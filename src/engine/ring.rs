@@ -41,8 +41,8 @@ pub(crate) struct Features {
 
 /// A ring for at most `depth` operations at a time. The files are registered
 /// before its first operation: a ring's own end waits for all its requests
-/// before it lets go of registered files, so a lease on the image outlives
-/// every raw write, whatever ends the process.
+/// before it lets go of registered files, so a lease on the image, or a claim
+/// of a device, outlives every write, whatever ends the process.
 ///
 /// # Errors
 /// The kernel lacks or forbids io_uring, or polled rings.
@@ -52,13 +52,10 @@ pub(super) fn set_up(files: &Files, depth: usize, polled: bool) -> io::Result<(I
     let entries = entries.min(32768);
     let (ring, task_work) = build(entries, polled)?;
     let submitter = ring.submitter();
-    let image = if switches::unregistered() {
-        -1
-    } else {
-        files.image
-    };
-    let others = [files.device, files.tail].map(|file| file.unwrap_or(-1));
-    submitter.register_files(&[image, others[0], others[1]])?;
+    let image = Some(files.image).filter(|_| !switches::unregistered());
+    let keeper = files.keeper.filter(|_| !switches::left_out("keeper"));
+    let files = [image, files.device, files.tail, keeper];
+    submitter.register_files(&files.map(|file| file.unwrap_or(-1)))?;
     // Allocating writes wait for locks of the file system in threads of the
     // kernel; a sync must not wait behind all of them.
     let bounded_threads = submitter

@@ -12,6 +12,7 @@ use io_uring::{IoUring, opcode, squeue};
 use mapping::path::Permit;
 
 use super::entries::Buffers;
+use super::inline::Inline;
 use super::manner::Manner;
 use super::polled::Polled;
 use super::ring::{self, Features};
@@ -35,7 +36,9 @@ pub struct Uring {
     staged: Vec<(u32, Work)>,
     /// The same as the ring takes them.
     entries: Vec<squeue::Entry>,
-    /// Operations that were carried out at once, or not at all.
+    /// What this thread carries out itself.
+    inline: Inline,
+    /// Operations that were carried out here, or not at all.
     ended: Vec<(u32, i32)>,
     /// Operations that the kernel has and has not ended.
     running: usize,
@@ -93,6 +96,7 @@ impl Uring {
             files,
             staged: Vec::with_capacity(depth),
             entries: Vec::with_capacity(depth),
+            inline: Inline::new(depth),
             ended: Vec::with_capacity(depth),
             running: 0,
             watched: Vec::new(),
@@ -133,17 +137,15 @@ impl Uring {
         ring::enter(&mut self.ring, want, timeout);
     }
 
-    /// Carries an operation out, or puts it in the ring that suits it.
+    /// Puts an operation where it suits: in a ring, or among those that are
+    /// carried out here.
     ///
     /// # Safety
     /// As for [`Engine::push`].
     unsafe fn give(&mut self, token: u32, work: Work) {
         match (self.files.manner(&work), &mut self.polled) {
-            (Manner::Inline, _) => {
-                // SAFETY: the caller's promise.
-                let result = unsafe { sync::result_of(&self.files, work) };
-                self.ended.push((token, result));
-            }
+            // SAFETY: the caller's promise.
+            (Manner::Inline, _) => unsafe { self.inline.push(token, work) },
             (Manner::Polled, Some(polled)) => {
                 // SAFETY: the caller's promise.
                 if !unsafe { polled.push(token, work, &self.buffers) } {
@@ -156,23 +158,11 @@ impl Uring {
         }
     }
 
-    /// Gives what is staged, if `may` allows it; whether the ring was entered.
-    /// What is carried out here takes its own time, so each of those is asked
-    /// for.
+    /// Gives what is staged, if `may` allows it, and carries out some of what
+    /// is to be done here; whether the ring was entered.
     fn give_staged(&mut self, may: &mut impl FnMut() -> Option<Permit>) -> bool {
-        if self.staged.is_empty() {
-            return false;
-        }
-        if self.files.device_manner != Manner::Inline {
-            return self.enter_staged(may);
-        }
-        for (token, work) in self.staged.drain(..) {
-            // SAFETY: whoever pushed it keeps the vector valid until its
-            // result was given, which is after this call.
-            let result = unsafe { sync::permitted(&self.files, work, may) };
-            self.ended.push((token, result));
-        }
-        false
+        self.inline.run(&self.files, may, &mut self.ended);
+        !self.staged.is_empty() && self.enter_staged(may)
     }
 
     /// Gives what is staged to the rings, and asks `may` when nothing is left
@@ -253,7 +243,7 @@ impl Uring {
 
 impl Engine for Uring {
     unsafe fn push(&mut self, token: u32, work: Work) {
-        if work.is_raw() {
+        if work.is_raw() && self.files.device_manner != Manner::Inline {
             self.staged.push((token, work));
         } else {
             // SAFETY: the caller keeps the promise of `push`.
@@ -272,7 +262,7 @@ impl Engine for Uring {
     }
 
     fn has_queued(&self) -> bool {
-        !self.staged.is_empty()
+        !self.staged.is_empty() || !self.inline.is_empty()
     }
 
     fn completions(&mut self, mut done: impl FnMut(u32, i32)) {
@@ -330,7 +320,7 @@ impl Engine for Uring {
     }
 
     fn has_ended(&mut self) -> bool {
-        if !self.ended.is_empty() || !self.ring.completion().is_empty() {
+        if !self.ended.is_empty() || !self.inline.is_empty() || !self.ring.completion().is_empty() {
             return true;
         }
         if let Some(polled) = &mut self.polled {
@@ -396,7 +386,7 @@ impl Engine for Uring {
         self.give_staged(may);
         let nap = self.polled.as_mut().and_then(Polled::nap);
         let timeout = [timeout, nap].into_iter().flatten().min();
-        if self.ended.is_empty() {
+        if self.ended.is_empty() && self.inline.is_empty() {
             self.enter(1, timeout);
         } else {
             self.enter(0, None);

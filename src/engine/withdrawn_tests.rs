@@ -38,6 +38,7 @@ fn files(device: &File, device_manner: Manner) -> Files {
         device: Some(device.as_raw_fd()),
         device_manner,
         tail: None,
+        keeper: None,
     }
 }
 
@@ -54,6 +55,7 @@ fn write(engine: &mut impl Engine, value: u8, may: &mut impl FnMut() -> Option<P
             iov: &raw const entry,
             count: 1,
             offset: 0,
+            bytes: LEN as u64,
         },
         stable: false,
     };

@@ -1,10 +1,12 @@
 //! Counts what the threads that serve requests allocate: in the steady state,
-//! nothing.
+//! nothing. Says so where there is no memory.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::limits;
 
 /// What the calling thread is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,58 @@ impl Drop for InRequests {
     }
 }
 
+/// The process has everything that a start takes.
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on it does not end the process by itself that there is no memory:
+/// whoever asks for some may do without.
+pub(crate) fn started() {
+    STARTED.store(true, Ordering::Release);
+}
+
+/// Says that there is no memory, where that is so. A start ends by it.
+fn checked(memory: *mut u8) -> *mut u8 {
+    if memory.is_null() {
+        tell_no_memory();
+    }
+    memory
+}
+
+/// Neither allocates nor waits: a line for which there is no room is not said.
+#[cold]
+fn tell_no_memory() {
+    let mut stderr = libc::pollfd {
+        fd: libc::STDERR_FILENO,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd is there.
+    let ready = unsafe { libc::poll(&raw mut stderr, 1, 0) } == 1;
+    if ready && stderr.revents & libc::POLLOUT != 0 {
+        let line = concat_line(limits::NO_MEMORY);
+        // SAFETY: the line is as long as it says. Nothing can be done where it
+        // is not written.
+        unsafe { libc::write(stderr.fd, line.0.as_ptr().cast(), line.1) };
+    }
+    if !STARTED.load(Ordering::Acquire) {
+        // SAFETY: nothing of the process is used any more.
+        unsafe { libc::_exit(1) };
+    }
+}
+
+/// A line of the process with these words, and its length.
+fn concat_line(words: &str) -> ([u8; 256], usize) {
+    let mut line = [0; 256];
+    let parts = [b"extentd: ", words.as_bytes(), b"\n"];
+    let bytes = parts.into_iter().flatten();
+    let mut length = 0;
+    for (to, from) in line.iter_mut().zip(bytes) {
+        *to = *from;
+        length += 1;
+    }
+    (line, length)
+}
+
 /// The system's allocator, with counts. `main.rs` makes it the process' own.
 #[derive(Debug)]
 pub struct Counting;
@@ -89,19 +143,19 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: the caller keeps the promises of `alloc`.
-        unsafe { System.alloc(layout) }
+        checked(unsafe { System.alloc(layout) })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count();
         // SAFETY: likewise.
-        unsafe { System.alloc_zeroed(layout) }
+        checked(unsafe { System.alloc_zeroed(layout) })
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count();
         // SAFETY: likewise.
-        unsafe { System.realloc(memory, layout, size) }
+        checked(unsafe { System.realloc(memory, layout, size) })
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {

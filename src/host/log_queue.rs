@@ -4,11 +4,12 @@
 //! No thread that serves, guards or answers may wait for a full pipe, a full
 //! disk or a stopped terminal, nor for another thread that logs: a line for
 //! which there is no room, or whose turn does not come at once, is dropped and
-//! counted. Putting a line in allocates nothing.
+//! counted. Before anything is served, a line waits a little for its turn.
+//! Putting a line in allocates nothing.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ const LINE: usize = 500;
 /// How often a line asks for the queue before it is dropped: others have it
 /// for as long as it takes to copy a line.
 const TRIES: usize = 10_000;
+/// How long it asks while nothing is served yet: whoever has the queue may not
+/// have a CPU, and what is said at a start is said once.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Line {
@@ -65,6 +69,8 @@ pub(crate) struct Queue {
     dropped: AtomicU64,
     more: Condvar,
     done: Condvar,
+    /// Nothing is served yet, and lines may wait for their turn.
+    patient: AtomicBool,
 }
 
 impl Default for Queue {
@@ -79,6 +85,7 @@ impl Default for Queue {
             dropped: AtomicU64::new(0),
             more: Condvar::new(),
             done: Condvar::new(),
+            patient: AtomicBool::new(false),
         }
     }
 }
@@ -88,15 +95,29 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether lines may wait for their turn from now on: not once there is
+    /// anybody to serve.
+    pub(crate) fn be_patient(&self, patient: bool) {
+        self.patient.store(patient, Ordering::Relaxed);
+    }
+
     fn lock_soon(&self) -> Option<MutexGuard<'_, State>> {
-        for _ in 0..TRIES {
-            match self.state.try_lock() {
-                Ok(state) => return Some(state),
-                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+        let mut since = None;
+        loop {
+            for _ in 0..TRIES {
+                match self.state.try_lock() {
+                    Ok(state) => return Some(state),
+                    Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                    Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+                }
             }
+            if !self.patient.load(Ordering::Relaxed)
+                || since.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+            {
+                return None;
+            }
+            std::thread::yield_now();
         }
-        None
     }
 
     /// Puts a line in the queue, or drops it. Never waits. What is longer than
@@ -165,7 +186,7 @@ impl Queue {
         }
     }
 
-    /// Writes what is there, where no thread does.
+    /// Writes what is there, where no thread does, until that fails.
     pub(crate) fn write_rest(&self, mut to: impl Write) {
         let mut state = self.lock();
         while state.count > 0 {
@@ -274,6 +295,25 @@ mod tests {
         drop(state);
         assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
         assert_eq!(queue.lock().count, 0);
+    }
+
+    #[test]
+    fn before_anything_is_served_a_line_waits_for_its_turn_and_not_for_ever() {
+        let queue = Queue::default();
+        queue.be_patient(true);
+        thread::scope(|scope| {
+            let state = queue.lock();
+            let line = scope.spawn(|| queue.put(format_args!("kept")));
+            // Longer than all tries of one who does not wait.
+            thread::sleep(Duration::from_millis(100));
+            assert!(!line.is_finished());
+            drop(state);
+        });
+        assert_eq!(queue.lock().count, 1);
+        let state = queue.lock();
+        queue.put(format_args!("dropped"));
+        drop(state);
+        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
     }
 
     /// A file on a full disk, until there is room.

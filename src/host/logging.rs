@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{Level, Log, Metadata, Record};
 
@@ -102,10 +102,31 @@ impl Write for Stderr {
     }
 }
 
+/// The same for a while: what it takes no more of in time fails.
+struct StderrUntil(Instant);
+
+impl Write for StderrUntil {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = rustix::stdio::stderr();
+        let left = self.0.saturating_duration_since(Instant::now());
+        let left = left.try_into().ok();
+        // A pipe that can be written to has room for a line.
+        match rustix::event::poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], left.as_ref())? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(rustix::io::write(stderr, bytes)?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
 /// it. Lines wait until `start` is called.
 pub fn init() {
     log::set_max_level(FILTER.filter());
+    QUEUE.be_patient(true);
     let set = if switches::left_out("log") {
         log::set_logger(&Direct)
     } else {
@@ -141,6 +162,12 @@ pub(crate) fn start() -> io::Result<()> {
     Ok(())
 }
 
+/// From now on no thread waits for another one that logs. To be called before
+/// anybody is served.
+pub(crate) fn wait_no_more() {
+    QUEUE.be_patient(false);
+}
+
 /// A line that is shown whole, whatever `RUST_LOG` says.
 pub fn tell(line: &str) {
     QUEUE.put_whole(line);
@@ -151,7 +178,7 @@ pub fn finish() {
     match start() {
         Ok(()) => QUEUE.drain(LAST_WORDS),
         // Nobody else can write them.
-        Err(_) => QUEUE.write_rest(Stderr),
+        Err(_) => QUEUE.write_rest(StderrUntil(Instant::now() + LAST_WORDS)),
     }
 }
 

@@ -35,6 +35,7 @@ pub enum SocketError {
         "{option} {path}: cannot listen: {source}: {remedy}",
         remedy = match source.raw_os_error() {
             Some(libc::EMFILE) => "raise the limit on open files (LimitNOFILE=, ulimit -n)",
+            Some(libc::ENAMETOOLONG) => "a socket's path has less than 108 bytes: give a shorter one",
             _ if source.kind() == io::ErrorKind::InvalidInput => {
                 "a socket's path has less than 108 bytes: give a shorter one"
             }

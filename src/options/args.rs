@@ -15,6 +15,7 @@ use crate::options::config::{
     Swap,
 };
 use crate::options::size;
+use crate::options::usage;
 
 /// Serves a disk image to a virtual machine as a vhost-user-blk back-end.
 ///
@@ -31,7 +32,7 @@ pub struct Args {
 
     /// Use an inherited socket, listening or already connected (without either, systemd's
     /// LISTEN_FDS is used)
-    #[arg(long, value_name = "N", conflicts_with = "socket_path", value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, value_name = "N", conflicts_with = "socket_path", value_parser = descriptor)]
     pub fd: Option<RawFd>,
 
     /// The image: a regular file or a block device
@@ -47,7 +48,7 @@ pub struct Args {
     pub read_only: bool,
 
     /// Queues offered, 1 to 256; those that a front-end does not use cost nothing
-    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    #[arg(long, value_name = "N", default_value_t = MAX_QUEUES, value_parser = usage::number(1..=MAX_QUEUES))]
     pub num_queues: u16,
 
     /// Largest ring accepted, in entries: a power of two, 16 to 32768
@@ -55,7 +56,7 @@ pub struct Args {
     pub queue_size: u16,
 
     /// Worker threads [default: as many as CPUs, at most one per queue]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_QUEUES)))]
+    #[arg(long, value_name = "N", value_parser = usage::number(1..=MAX_QUEUES))]
     pub threads: Option<u16>,
 
     /// Pin the worker threads to these CPUs in turn, as in 0-3,6
@@ -159,6 +160,12 @@ impl Args {
             (None, None, []) => return Err(ConfigError::NoSocket),
             (None, None, several) => return Err(ConfigError::SeveralSockets(several.len())),
         };
+        if let (Some(control), Socket::Path(path) | Socket::Adopted(path, _)) =
+            (&self.control_path, &socket)
+            && control == path
+        {
+            return Err(ConfigError::OnePath(control.clone()));
+        }
         let threads = match self.threads {
             Some(threads) if threads > self.num_queues => {
                 return Err(ConfigError::IdleThreads {
@@ -204,6 +211,13 @@ impl Args {
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
         })
+    }
+}
+
+fn descriptor(text: &str) -> Result<RawFd, String> {
+    match usage::number(0..=RawFd::MAX)(text)? {
+        libc::STDERR_FILENO => Err("the log goes there: give another descriptor".to_owned()),
+        fd => Ok(fd),
     }
 }
 
@@ -279,14 +293,12 @@ fn serial(text: &str) -> Result<Serial, String> {
 const MAX_CPU: usize = 1023;
 
 fn cpu_list(text: &str) -> Result<CpuList, String> {
-    let number = |text: &str| {
-        text.parse::<usize>()
-            .ok()
-            .filter(|cpu| *cpu <= MAX_CPU)
-            .ok_or_else(|| format!("'{text}' is not a CPU number: give a list like 0-3,6"))
-    };
     let mut cpus = Vec::new();
     for part in text.split(',') {
+        let number = |text: &str| {
+            usage::number(0..=MAX_CPU)(text)
+                .map_err(|_| format!("'{part}' names no CPU: give a list like 0-3,6"))
+        };
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (number(first)?, number(last)?);
         if first > last {

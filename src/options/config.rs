@@ -102,6 +102,9 @@ pub enum ConfigError {
     /// No image.
     #[error("no image: give --blk-file PATH")]
     NoImage,
+    /// Front-ends and operators speak different languages.
+    #[error("--control-path and --socket-path are both {0}: give extentctl a path of its own")]
+    OnePath(PathBuf),
     /// A queue is never split between threads.
     #[error(
         "--threads {threads} is more than the {queues} of --num-queues: a thread without a queue has nothing to do"

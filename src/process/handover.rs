@@ -5,13 +5,12 @@
 
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::host::sys;
@@ -32,15 +31,13 @@ pub(crate) struct Handover {
     arguments: Vec<OsString>,
     listener: UnixListener,
     image: File,
-    /// What the image was called.
-    path: PathBuf,
     /// `--fd`: where the new program looks for its socket.
     number: Option<RawFd>,
 }
 
 impl Handover {
-    /// For a process that listens there and serves `image`, which was opened
-    /// as `path`; `number` is what `--fd` said.
+    /// For a process that listens there and serves `image`; `number` is what
+    /// `--fd` said.
     ///
     /// # Errors
     /// The host gives no descriptor, or does not know the binary.
@@ -48,14 +45,12 @@ impl Handover {
         listener: &UnixListener,
         number: Option<RawFd>,
         image: &File,
-        path: &Path,
     ) -> io::Result<Self> {
         Ok(Self {
             binary: std::env::current_exe()?,
             arguments: std::env::args_os().skip(1).collect(),
             listener: listener.try_clone()?,
             image: image.try_clone()?,
-            path: path.to_owned(),
             number,
         })
     }
@@ -66,11 +61,6 @@ impl Handover {
     /// # Errors
     /// One line that says why not.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if self.is_device()
-            && let Err(reason) = self.names_device()
-        {
-            return Err(format!("{}: {reason}", self.path.display()));
-        }
         let status = Command::new(&self.binary)
             .arg("--print-capabilities")
             .stdin(Stdio::null())
@@ -98,31 +88,12 @@ impl Handover {
                 .env_remove("LISTEN_FDNAMES");
         }
         let number = self.number.unwrap_or(FIRST);
-        if !self.is_device() {
-            let image = sys::inheritable_copy(&self.image, number + 1)?;
-            command.env(IMAGE, image.as_raw_fd().to_string());
-            // It is the new program's.
-            std::mem::forget(image);
-        }
+        let image = sys::inheritable_copy(&self.image, number + 1)?;
+        command.env(IMAGE, image.as_raw_fd().to_string());
+        // It is the new program's.
+        std::mem::forget(image);
         sys::bequeath(&self.listener, number)?;
         Err(command.exec())
-    }
-
-    /// A block device is opened by its name again, since it is somebody's as
-    /// long as it is open exclusively.
-    fn is_device(&self) -> bool {
-        let image = self.image.metadata();
-        image.is_ok_and(|stat| stat.file_type().is_block_device())
-    }
-
-    fn names_device(&self) -> Result<(), String> {
-        let named = fs::metadata(&self.path).map_err(|error| error.to_string())?;
-        let open = self.image.metadata().map_err(|error| error.to_string())?;
-        if named.file_type().is_block_device() && named.rdev() == open.rdev() {
-            Ok(())
-        } else {
-            Err("this is another device by now than the one that is served".to_owned())
-        }
     }
 }
 

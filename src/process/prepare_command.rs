@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
+use crate::host::limits;
 use crate::host::switches;
 use crate::options::size;
 use crate::process::signals::{Signals, Wish};
@@ -35,6 +36,7 @@ impl PrepareCommand {
     /// Prepares it; SIGINT and SIGTERM end that in good order.
     pub fn run(&self, as_json: bool) -> ExitCode {
         switches::pass_on();
+        limits::raise();
         let result = match self.watched() {
             Ok(result) => result,
             Err(error) => {

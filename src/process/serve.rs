@@ -10,6 +10,8 @@ use sd_notify::NotifyState;
 use vhost_backend::{Endpoint, Handle, Server};
 
 use crate::disk::{Disk, DiskError};
+use crate::host::allocations;
+use crate::host::limits;
 use crate::host::logging;
 use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
 use crate::host::switches;
@@ -38,7 +40,12 @@ pub enum ServeError {
     Server(#[from] vhost_backend::Error),
     /// `--metrics-listen`.
     #[error(
-        "--metrics-listen {address}: cannot listen: {source}: give a free address of this host"
+        "--metrics-listen {address}: cannot listen: {source}: {}",
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            "ports below 1024 take CAP_NET_BIND_SERVICE: give a higher one"
+        } else {
+            "give a free address of this host"
+        }
     )]
     Metrics {
         /// As given.
@@ -54,7 +61,7 @@ pub enum ServeError {
     Swap(#[from] SwapError),
     /// The host refuses a thread or a descriptor.
     #[error(
-        "cannot {what}: {source}: check the limits on tasks (TasksMax=, pids.max, ulimit -u) and open files (LimitNOFILE=, ulimit -n)"
+        "cannot {what}: {source}: check the limits on tasks (TasksMax=, pids.max, ulimit -u), open files (LimitNOFILE=, ulimit -n) and memory (LimitDATA=, LimitAS=, ulimit -d, ulimit -v)"
     )]
     Host {
         /// What was tried.
@@ -71,6 +78,7 @@ pub enum ServeError {
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
     switches::pass_on();
+    limits::raise();
     check_cpus(config)?;
     if let Some(grade) = config.disk.swap {
         swap::protect(grade)?;
@@ -114,6 +122,8 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         log::info!("taken over after {pause} ms");
     }
     notify(NotifyState::Ready);
+    logging::wait_no_more();
+    allocations::started();
     let result = server.run(endpoint);
     if let (Ok(()), Ok(successor)) = (&result, &*successor)
         && let begun @ 1.. = begun.load(Ordering::Acquire)
@@ -175,10 +185,8 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
         Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
     };
     match endpoint {
-        Endpoint::Listener(listener) => {
-            Handover::prepare(listener, number, disk.image(), &config.image)
-                .map_err(|error| format!("it could not be prepared for: {error}"))
-        }
+        Endpoint::Listener(listener) => Handover::prepare(listener, number, disk.image())
+            .map_err(|error| format!("it could not be prepared for: {error}")),
         Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
     }
 }

@@ -1,5 +1,5 @@
 //! What signals ask for: SIGTERM and SIGINT stop in good order, and at once if
-//! asked again; SIGUSR2 hands over to a new binary; SIGHUP looks at the
+//! asked again later; SIGUSR2 hands over to a new binary; SIGHUP looks at the
 //! image's size. Others that would end the process by default are told and do
 //! nothing, but for those that debuggers and crashes need.
 
@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::host::hardening::SMALL_STACK;
 use crate::host::logging;
@@ -35,6 +36,10 @@ const STRAY: [libc::c_int; 8] = [
     libc::SIGSTKFLT,
     libc::SIGXCPU,
 ];
+
+/// A second signal within this time is the first one's echo: timeout(1), shells
+/// and service managers signal a process, and then the group it is in.
+const ECHO: Duration = Duration::from_millis(500);
 
 type Act = Box<dyn Fn(Wish) + Send + Sync>;
 
@@ -66,7 +71,8 @@ impl Signals {
     }
 
     /// From now on `act` does what signals ask for. It is asked to stop once;
-    /// a second signal that stops ends the process at once with status 1.
+    /// a second signal that stops, unless it follows at once, ends the process
+    /// with status 1.
     pub(crate) fn on_wish(&self, act: impl Fn(Wish) + Send + Sync + 'static) {
         if self.act.set(Box::new(act)).is_err() {
             log::warn!("signals already have somebody who acts");
@@ -76,7 +82,7 @@ impl Signals {
 
 /// Carries signals out for the life of the process.
 fn follow(source: &mut File, act: &OnceLock<Act>) {
-    let mut stopping = false;
+    let mut stopping: Option<Instant> = None;
     loop {
         let (name, wish) = next(source);
         let Some(wish) = wish else {
@@ -85,13 +91,17 @@ fn follow(source: &mut File, act: &OnceLock<Act>) {
         };
         match (act.get(), wish) {
             (None, Wish::Stop) => leave(0),
-            (Some(_), Wish::Stop) if stopping => {
+            // A process and its group may be told of one and the same wish.
+            (Some(_), Wish::Stop) if stopping.is_some_and(|since| since.elapsed() < ECHO) => {
+                log::info!("{name}: stopping already; once more leaves at once");
+            }
+            (Some(_), Wish::Stop) if stopping.is_some() => {
                 log::error!("{name} while stopping: leaving at once");
                 leave(1);
             }
-            (Some(act), wish) if !stopping => {
+            (Some(act), wish) if stopping.is_none() => {
                 log::info!("{name}: {}", wish.describe());
-                stopping = wish == Wish::Stop;
+                stopping = (wish == Wish::Stop).then(Instant::now);
                 act(wish);
             }
             _ => log::info!("{name}: not now"),

@@ -143,7 +143,7 @@ pub(super) fn lease_held(disk: &Disk) -> Property {
             Ok(true) => Property::new(true, "the block device is open exclusively"),
             Ok(false) => Property::new(
                 false,
-                "others may use the block device: it is not open exclusively (--lock off)",
+                "others may use the block device: it is open exclusively only while a guest uses it, and never with --lock off or --read-only",
             ),
             Err(error) => Property::unknown(&error),
         };

@@ -1,6 +1,6 @@
 //! Limits of the process: what fails for them says which one it was.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -199,6 +199,10 @@ fn a_write_beyond_the_limit_on_lengths_fails_alone_and_names_it() {
     // In blocks of 512 bytes.
     let limited = after(files.path(), "ulimit -f 16");
     let daemon = Daemon::start(&limited, &socket, &image, &[]).unwrap();
+    let line = daemon
+        .wait_stderr(|line| line.contains("the limit on the length of files is 8192"))
+        .unwrap();
+    assert!(line.contains("LimitFSIZE=, ulimit -f"), "{line}");
     let mut attached = Attached::new(&socket, Like::Qemu, Wanted::default());
     attached.write(0, &content(7, 512));
     attached.memory.write(DATA, &content(7, 512)).unwrap();
@@ -212,6 +216,81 @@ fn a_write_beyond_the_limit_on_lengths_fails_alone_and_names_it() {
     assert_eq!(attached.read(32, 512), content(32 * 512, 512));
     drop(attached);
     assert!(daemon.terminate().unwrap().success());
+}
+
+#[test]
+fn limits_that_the_process_may_raise_are_raised() {
+    let files = scratch();
+    let (image, socket) = (files.path().join("image"), files.path().join("socket"));
+    std::fs::write(&image, content(0, IMAGE)).unwrap();
+    let limited = after(files.path(), "ulimit -S -f 16 && ulimit -S -n 40");
+    let daemon = Daemon::start(&limited, &socket, &image, &[]).unwrap();
+    let mut attached = Attached::new(&socket, Like::Qemu, Wanted::default());
+    attached.write(32, &content(7, 512));
+    assert_eq!(attached.read(32, 512), content(7, 512));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    for name in ["Max file size", "Max open files"] {
+        let line = limits.lines().find_map(|line| line.strip_prefix(name));
+        let values: Vec<_> = line.unwrap().split_whitespace().collect();
+        assert_eq!(values[0], values[1], "{name}");
+    }
+    assert!(!daemon.stderr().iter().any(|line| line.contains("limit")));
+    drop(attached);
+    assert!(daemon.terminate().unwrap().success());
+}
+
+#[test]
+fn a_start_without_memory_names_the_limit() {
+    let files = scratch();
+    let (image, socket) = (files.path().join("image"), files.path().join("socket"));
+    std::fs::write(&image, content(0, IMAGE)).unwrap();
+    let (mut most, mut named, mut begun) = (200, 0, false);
+    loop {
+        let limited = after(files.path(), &format!("ulimit -d {most}"));
+        let said = first_words(&limited, &socket, &image);
+        assert!(!said.contains("memory allocation"), "{most}: {said}");
+        if said.contains("serving") {
+            break;
+        }
+        // At first the shell or the loader has too little: it is not the program yet.
+        begun |= said.starts_with("extentd: ");
+        if begun {
+            assert!(said.contains("LimitDATA=, LimitAS="), "{most}: {said}");
+            named += 1;
+        }
+        most += most / 20;
+    }
+    assert!(named >= 10, "{named} starts named it");
+}
+
+#[test]
+fn last_words_that_nobody_reads_are_not_waited_for() {
+    let Some(tasks) = Tasks::new() else {
+        return;
+    };
+    let files = scratch();
+    let image = files.path().join("image");
+    let procs = tasks.0.join("cgroup.procs");
+    let limited = after(files.path(), &format!("echo $$ >{}", procs.display()));
+    // Room for no other thread than the first one, and none in the pipe.
+    tasks.limit(1);
+    let (_unread, mut pipe) = std::io::pipe().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&pipe).unwrap();
+    pipe.write_all(&vec![b'x'; room]).unwrap();
+    let mut command = Command::new(&limited);
+    command
+        .arg("--socket-path")
+        .arg(files.path().join("socket"));
+    command.arg("--blk-file").arg(&image).stderr(pipe);
+    let mut process = command.spawn().unwrap();
+    let start = std::time::Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        if start.elapsed() > front_end::limit() {
+            process.kill().unwrap();
+            panic!("it waits for whoever reads its log");
+        }
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod index;
 mod layout;
 mod lifecycle;
 mod limits;
+mod lines;
 mod memory;
 mod offer;
 mod order;

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use crate::rig::Rig;
+
 fn help(arguments: &[&str]) -> String {
     let output = Command::new(rig::extentctl!())
         .args(arguments)
@@ -36,5 +38,81 @@ fn help_names_every_command_and_each_has_its_own() {
         "random",
     ] {
         assert!(help(&["advise"]).contains(advice), "{advice}");
+    }
+}
+
+#[test]
+fn each_mistake_is_one_line_that_says_what_to_do() {
+    let rig = Rig::on_tmpfs(&[]);
+    let socket = rig.daemon.socket().to_str().unwrap().to_owned();
+    let long = "x".repeat(120);
+    for (arguments, code, said) in [
+        (
+            &["--control-path", "none", "info"][..],
+            1,
+            "is extentd running",
+        ),
+        (&["--control-path", &long, "info"], 1, "less than 108 bytes"),
+        (
+            &["--control-path", &socket, "info"],
+            1,
+            "not its --socket-path",
+        ),
+        (&["info"], 2, "give the --control-path"),
+        (&["--control-path", "c", "inf"], 2, "exists: 'info'"),
+        (
+            &["--control-path", "c", "resize", "-1"],
+            2,
+            "'<SIZE>': '-1' is not a size",
+        ),
+        (
+            &["--control-path", "c", "resize"],
+            2,
+            "not provided: <SIZE>",
+        ),
+        (
+            &["--control-path", "c", "top", "--count", "-3"],
+            2,
+            "'--count <N>': give a number",
+        ),
+        (
+            &["--control-path", "c", "map", "--limit", "x"],
+            2,
+            "give a number, 1 to 1000000",
+        ),
+        (
+            &["--control-path", "c", "map", "--svg", "f", "--json"],
+            2,
+            "'--svg <FILE>'",
+        ),
+        (
+            &["prepare", "no/such/folder", "--size", "1M"],
+            1,
+            "check the name",
+        ),
+    ] {
+        let output = Command::new(rig::extentctl!())
+            .args(arguments)
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+        assert!(
+            error.starts_with("extentctl: ") && error.contains(said),
+            "{arguments:?}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_size_that_no_file_can_have_is_refused_with_its_reason() {
+    let rig = Rig::on_tmpfs(&[]);
+    for size in ["16777215T", "8388608T"] {
+        let said = rig.extentctl(&["resize", size]).refusal();
+        assert!(
+            said.contains("resize: ") && said.contains("give a smaller size"),
+            "{said}"
+        );
     }
 }

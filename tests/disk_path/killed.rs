@@ -3,12 +3,12 @@
 //! opens the image before could give its blocks away.
 
 use std::fs::OpenOptions;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use front_end::codes::status;
 use front_end::{Buffer, Op};
+use rig::devices::{Slow, sectors_written};
 use rig::file_systems::{EXT4, Made, Mounted, XFS, sync};
 use rig::image::Image;
 use rig::model::{SECTOR, Value, content, holds};
@@ -27,43 +27,6 @@ const SPEED: u64 = 2 << 20;
 const SECOND: Value = 2;
 const THIRD: Value = 3;
 
-/// Slows the writes of a process to a disk (cgroup v1, blkio).
-struct Slow {
-    group: PathBuf,
-    disk: String,
-}
-
-impl Slow {
-    /// `None`, with the reason printed, where this host cannot.
-    fn new(host: &Mounted) -> Option<Slow> {
-        let parent = Path::new("/sys/fs/cgroup/blkio");
-        let group = parent.join(host.backing().parent()?.file_name()?);
-        if let Err(error) = std::fs::create_dir(&group) {
-            eprintln!("SKIP: no blkio cgroup to slow a disk down: {error}");
-            return None;
-        }
-        let number = std::fs::metadata(host.device()).unwrap().rdev();
-        let disk = format!("{}:{}", libc::major(number), libc::minor(number));
-        Some(Slow { group, disk })
-    }
-
-    fn add(&self, pid: u32) {
-        std::fs::write(self.group.join("cgroup.procs"), pid.to_string()).unwrap();
-    }
-
-    /// 0: as fast as it can.
-    fn limit(&self, bytes: u64) {
-        let file = self.group.join("blkio.throttle.write_bps_device");
-        std::fs::write(file, format!("{} {bytes}", self.disk)).unwrap();
-    }
-}
-
-impl Drop for Slow {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir(&self.group);
-    }
-}
-
 /// The sectors of the guest's write `number`: they lie apart.
 fn target(number: usize) -> std::ops::Range<usize> {
     let first = number * (BYTES / SECTOR / WRITES);
@@ -81,17 +44,10 @@ struct Busy {
     before: u64,
 }
 
-/// Sectors written to a disk since it exists.
-fn sectors_written(host: &Mounted) -> u64 {
-    let name = host.device().rsplit('/').next().unwrap();
-    let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
-    text.split_whitespace().nth(6).unwrap().parse().unwrap()
-}
-
 impl Busy {
     fn start(made: Made, variables: &[(&str, &str)]) -> Option<Busy> {
         let host = Mounted::new(made)?;
-        let slow = Slow::new(&host)?;
+        let slow = Slow::new(host.device().as_ref())?;
         let image = Image::written(&host, BYTES);
         let served = Served::start(&image.path, &[], variables);
         slow.add(served.daemon.pid());
@@ -113,7 +69,7 @@ impl Busy {
             served.info().disk_operations == before + WRITES as u64
         });
         slow.limit(SPEED);
-        let written = sectors_written(&host);
+        let written = sectors_written(host.device().as_ref());
         let before = served.info().disk_operations;
         for number in 0..WRITES {
             let bytes = content(SECOND, target(number));
@@ -182,7 +138,7 @@ fn give_away(mut busy: Busy, kill: bool) -> (bool, Vec<String>) {
         .open(&busy.image.path)
         .unwrap();
     let all = (WRITES * LENGTH / SECTOR) as u64;
-    let early = sectors_written(&busy.host) - busy.before < all;
+    let early = sectors_written(busy.host.device().as_ref()) - busy.before < all;
     eprintln!(
         "open(O_TRUNC) returned after {:?}, {ended} writes had ended",
         start.elapsed()

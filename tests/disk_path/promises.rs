@@ -146,6 +146,8 @@ fn a_full_file_system_fails_one_request(made: Made) {
                 guest.drivers[0].write(sector, DATA, length).unwrap().status
             };
             assert_eq!(write(guest, hole, length), status::IOERR);
+            let told = |line: &str| line.contains("the image's file system is full");
+            served.daemon.wait_stderr(told).unwrap();
             assert_eq!(write(guest, written, length), status::OK);
             assert_eq!(guest.drivers[0].flush().unwrap().status, status::OK);
             let done = guest.drivers[0].read(written, DATA + (1 << 20), length);

@@ -8,7 +8,8 @@ use rig::attached::{Attached, DATA, assert_ok, serve};
 use rig::file_systems::{EXT4, Mounted, XFS};
 use rig::scratch::folder;
 
-use crate::lo::{Loop, flushes};
+use crate::lo::flushes;
+use rig::devices::Loop;
 
 /// Where the `writeback` byte of the configuration is.
 const WRITEBACK: u32 = 32;
@@ -53,10 +54,10 @@ fn blk_19_a_flush_reaches_the_device() {
 fn blk_19_22_writes_are_cached_until_a_flush() {
     let Some(lo) = Loop::new(16, 512) else { return };
     let device = device(&lo);
-    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
+    let _daemon = serve(&rig::extentd!(), &lo.file("socket"), lo.path(), &[]);
     // The default, also for a driver that cannot change it.
     for wanted in [Wanted::default(), without(feature::CONFIG_WCE)] {
-        let mut front = Attached::new(&lo.socket(), Like::Qemu, wanted);
+        let mut front = Attached::new(&lo.file("socket"), Like::Qemu, wanted);
         let before = flushes(&device);
         for sector in 0..16 {
             front.write(sector * 8, &[2; 4096]);
@@ -73,7 +74,7 @@ fn blk_19_22_writes_are_cached_until_a_flush() {
 fn blk_20_21_without_a_cache_each_write_is_stable_when_it_ends() {
     let Some(lo) = Loop::new(16, 512) else { return };
     let device = device(&lo);
-    let _daemon = serve(&rig::extentd!(), &lo.socket(), lo.path(), &[]);
+    let _daemon = serve(&rig::extentd!(), &lo.file("socket"), lo.path(), &[]);
     let zeroes = Segment {
         sector: 64,
         sectors: 64,
@@ -96,10 +97,10 @@ fn blk_20_21_without_a_cache_each_write_is_stable_when_it_ends() {
         assert!(flushes(&device) > before, "{what}, zeroes");
     };
     for features in [feature::FLUSH, feature::FLUSH | feature::CONFIG_WCE] {
-        let mut front = Attached::new(&lo.socket(), Like::Qemu, without(features));
+        let mut front = Attached::new(&lo.file("socket"), Like::Qemu, without(features));
         assert_stable(&mut front, "FLUSH was not negotiated");
     }
-    let mut front = Attached::new(&lo.socket(), Like::Qemu, Wanted::default());
+    let mut front = Attached::new(&lo.file("socket"), Like::Qemu, Wanted::default());
     for _ in 0..2 {
         let connection = &front.session.connection;
         connection.set_config(WRITEBACK, &[0], 0).unwrap();

@@ -10,7 +10,7 @@ use rig::file_systems::{BTRFS, EXT4, Mounted, XFS};
 use rig::scratch::folder;
 use rig::small_image::{IMAGE, content};
 
-use crate::lo::Loop;
+use rig::devices::Loop;
 
 fn segment(sector: u64, sectors: u32, flags: u32) -> Segment {
     Segment {

@@ -11,7 +11,7 @@ use crate::stress::sheltered;
 
 /// Page by page, as swap goes, and the front-end sleeps as a guest does.
 const LOAD: &str =
-    "--pattern randrw --depth 4 --verify --poll off --warm-up 0 --range 16M --seconds 2";
+    "--pattern randrw --depth 4 --verify --sleep --warm-up 0 --range 16M --seconds 2";
 
 /// What the processors do besides, with so many MiB: nothing, or the same work on memory that fits
 /// and on memory that does not.

@@ -8,7 +8,7 @@ use crate::stress::sheltered;
 fn faults_while_the_host_swaps(vm: &mut HostVm, image: &str, left_out: &str) -> u64 {
     let before = format!("EXTENTD_TEST_WITHOUT={left_out}");
     let served = Served::start(vm, "strained", &before, image, "--swap");
-    let load = "--pattern randrw --depth 8 --verify --poll off --seconds";
+    let load = "--pattern randrw --depth 8 --verify --sleep --seconds";
     served.load(vm, &format!("{load} 1"));
     let before = served.major_faults(vm);
     vm.strain(260);

@@ -53,7 +53,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("peer", &["sys"]),
             ("status", &["peer"]),
             ("memory", &["crash", "device", "sys"]),
-            ("error", &["memory"]),
+            ("error", &["memory", "sys"]),
             ("command", &["memory"]),
             ("options", &["error"]),
             ("queue", &["command", "crash", "device", "memory"]),

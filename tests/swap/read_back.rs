@@ -1,62 +1,34 @@
 //! What `info` says of a disk is read back from the kernel, also where the
 //! answer is not the usual one.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
 
 use front_end::codes::status;
 use rig::attached::DATA;
+use rig::devices::Loop;
 use rig::file_systems::EXT4;
-use rig::program::run;
-use tempfile::TempDir;
 
 use crate::served::{Guest, IMAGE, Served, best_effort, mounted, operations};
 
-/// A block device that is no file system's.
-struct Loop {
-    device: String,
-    _file: TempDir,
-}
-
-impl Loop {
-    /// `None`, with the reason printed, where there can be none.
-    fn new() -> Option<Loop> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        File::create(&path).unwrap().set_len(IMAGE).unwrap();
-        let mut losetup = Command::new("losetup");
-        match run(losetup.args(["--find", "--show"]).arg(&path)) {
-            Ok(device) => Some(Loop {
-                device: device.trim().to_owned(),
-                _file: folder,
-            }),
-            Err(reason) => {
-                println!("SKIP: no loop device: {reason}");
-                None
-            }
-        }
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = run(Command::new("losetup").args(["--detach", &self.device]));
-    }
-}
-
 #[test]
 fn a_block_device_that_somebody_else_has_is_not_said_to_be_ours() {
-    let Some(disk) = Loop::new() else { return };
-    let path = disk.device.as_ref();
+    let Some(disk) = Loop::new(IMAGE >> 20, 512) else {
+        return;
+    };
+    let path = disk.path();
     let served = Served::start(path, &best_effort(&[]));
+    assert!(!served.holds("lease_held"), "it has no guest yet");
+    let guest = Guest::attach(&served);
     assert!(served.holds("lease_held"));
+    drop(guest);
     assert!(served.daemon.terminate().unwrap().success());
 
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_EXCL);
     let _other = options.open(path).unwrap();
     let served = Served::start(path, &best_effort(&["--lock", "off"]));
+    let _guest = Guest::attach(&served);
     assert!(!served.holds("lease_held"));
     assert_eq!(served.swap()["holds"], false);
 }

@@ -1,5 +1,6 @@
 //! The seam to the process: what a disk is and how I/O is handed to it.
 
+use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
@@ -131,6 +132,22 @@ pub enum Op {
         /// Write-through.
         stable: bool,
     },
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read { offset } => write!(f, "a read at byte {offset}"),
+            Self::Write { offset, .. } => write!(f, "a write at byte {offset}"),
+            Self::Flush => f.write_str("a flush"),
+            Self::Discard { offset, len } => {
+                write!(f, "a discard of {len} bytes at byte {offset}")
+            }
+            Self::WriteZeroes { offset, len, .. } => {
+                write!(f, "a write of {len} zeros at byte {offset}")
+            }
+        }
+    }
 }
 
 /// How a request ended (virtio 1.2, 5.2.6): the status byte.

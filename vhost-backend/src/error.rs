@@ -6,6 +6,7 @@ use std::io;
 use crate::memory::MemoryError;
 use crate::memory::inflight::InflightError;
 use crate::memory::shared::SharedError;
+use crate::sys;
 
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -38,19 +39,27 @@ pub(crate) fn of_host(error: &io::Error) -> String {
         Some(libc::ENFILE) => {
             "the host's limit on open files is reached (sysctl fs.file-max)".to_owned()
         }
+        Some(libc::ENOMEM) => MEMORY.to_owned(),
         _ => error.to_string(),
     }
 }
 
-/// The same of the start of a thread, which fails so at one limit only.
+/// The same of the start of a thread, which fails so for a task or its stack.
 fn of_thread(error: &io::Error) -> String {
     match error.raw_os_error() {
+        Some(libc::EAGAIN) if sys::memory_is_limited() => format!(
+            "the limit on tasks is reached, or {MEMORY}; for tasks: TasksMax=, pids.max, ulimit -u"
+        ),
         Some(libc::EAGAIN) => {
             "the limit on tasks is reached: raise it (TasksMax=, pids.max, ulimit -u)".to_owned()
         }
         _ => of_host(error),
     }
 }
+
+/// For whoever has no memory.
+const MEMORY: &str =
+    "there is no memory left: raise the limit on it (LimitDATA=, LimitAS=, ulimit -d, ulimit -v)";
 
 /// For whoever has run into it.
 pub(crate) const OPEN_FILES: &str =

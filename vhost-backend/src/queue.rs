@@ -2,9 +2,11 @@
 //! each descriptor head, and answers them in whatever order they end.
 
 pub(crate) mod chain;
+mod common;
 pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
+pub(crate) mod interrupts;
 pub(crate) mod request;
 pub(crate) mod ring;
 pub(crate) mod tags;
@@ -14,56 +16,20 @@ use std::sync::mpsc::SyncSender;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use self::chain::{Scratch, Walked};
-use self::disk::Disk;
+use self::chain::Walked;
+pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
+use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
-use self::tags::{Owner, Tags};
+use self::tags::Owner;
 use crate::command::{Answer, RingAddresses, RingSetup};
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
-/// What the queues of a worker share.
-pub(crate) struct Common<D: Device> {
-    /// Before the memory, so that it is dropped before anything is unmapped.
-    pub channel: D::Channel,
-    pub epochs: Epochs,
-    pub scratch: Scratch,
-    pub disk: Disk<D>,
-    /// Names of requests in flight.
-    pub tags: Tags,
-    /// Knows what requests write, while that is logged.
-    pub dirty: Option<Tracker>,
-}
-
-impl<D: Device> Common<D> {
-    /// Lets these queues answer what has ended; returns how many requests.
-    pub(crate) fn reap(&mut self, queues: &mut [Queue]) -> usize {
-        let Self {
-            channel,
-            epochs,
-            tags,
-            dirty,
-            ..
-        } = self;
-        let mut ended = 0;
-        channel.reap(&mut |completion| {
-            ended += 1;
-            let owner = tags.give_back(completion.tag.0);
-            let queue = owner.and_then(|owner| queues.get_mut(usize::from(owner.queue)));
-            match owner.zip(queue) {
-                Some((owner, queue)) => queue.complete(owner.head, completion, epochs, dirty),
-                None => log::error!(
-                    "a request was reported that does not exist: {:?}",
-                    completion.tag
-                ),
-            }
-        });
-        ended
-    }
-}
+/// So many answers are shown before the turn is over.
+const SHOWN: u16 = 4;
 
 /// A request in flight.
 #[derive(Debug)]
@@ -93,8 +59,7 @@ pub(crate) struct Queue {
     enabled: bool,
     /// Nobody kicks: the ring has to be looked at now and then (VU-12).
     polled: bool,
-    call: Option<EventFd>,
-    err: Option<EventFd>,
+    interrupts: Interrupts,
     stopping: Option<SyncSender<Answer>>,
     /// Fetches nothing, and says so once nothing is in flight.
     pausing: Option<SyncSender<Answer>>,
@@ -116,8 +81,7 @@ impl Queue {
             used_log: None,
             enabled: false,
             polled: false,
-            call: None,
-            err: None,
+            interrupts: Interrupts::default(),
             stopping: None,
             pausing: None,
             complained: false,
@@ -162,7 +126,7 @@ impl Queue {
         self.polled = setup.kick.is_none();
         self.complained = false;
         if resumed {
-            self.interrupt();
+            self.interrupts.interrupt();
         }
         true
     }
@@ -273,12 +237,12 @@ impl Queue {
     /// What was answered before may have been told to the last one only, which
     /// nobody listens to any more; one interrupt too many does no harm.
     pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
-        self.call = fd;
-        self.interrupt();
+        self.interrupts.set_call(fd);
+        self.interrupts.interrupt();
     }
 
     pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
-        self.err = fd;
+        self.interrupts.set_err(fd);
     }
 
     /// Requests that were fetched, here or by a predecessor, and not answered.
@@ -342,10 +306,7 @@ impl Queue {
                         "queue {}: the driver's index is out of bounds; the queue stops",
                         self.number
                     );
-                    if let Some(err) = &self.err {
-                        // As for interrupts.
-                        let _ = err.write(1);
-                    }
+                    self.interrupts.report_broken();
                     return count;
                 }
             }
@@ -471,21 +432,28 @@ impl Queue {
         if let Some(ring) = &mut self.ring {
             let data = if status == Status::Ok { slot.writes } else { 0 };
             ring.answer(head, data.saturating_add(1));
+            if ring.hidden() >= SHOWN {
+                ring.show();
+            }
         }
     }
 
     /// Shows the driver what was answered since, with one interrupt at most.
     pub(crate) fn publish(&mut self) {
-        if self.ring.as_mut().is_some_and(Ring::publish) {
-            self.interrupt();
+        let Some(ring) = &mut self.ring else { return };
+        ring.show();
+        if ring.wants_interrupt() {
+            self.interrupts.interrupt();
         }
     }
 
-    fn interrupt(&self) {
-        if let Some(call) = &self.call {
-            // Fails only if an interrupt is pending, or for a descriptor that
-            // cannot interrupt: nothing could be done about that.
-            let _ = call.write(1);
+    /// As [`publish`](Self::publish) amid work: an interrupt may be put off
+    /// until it is due, or `publish` is called.
+    pub(crate) fn show(&mut self, clock: &mut TurnClock) {
+        let Some(ring) = &mut self.ring else { return };
+        ring.show();
+        if ring.untold() > 0 && self.interrupts.are_due(clock) && ring.wants_interrupt() {
+            self.interrupts.interrupt_amid(clock);
         }
     }
 }

@@ -166,6 +166,11 @@ pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// The shortest slice that the scheduler gives.
+const SLICE_NS: u64 = 100_000;
+/// `SCHED_FLAG_RESET_ON_FORK`.
+const RESET_ON_FORK: u64 = 1;
+
 /// Binds the calling thread to one host CPU.
 pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     if cpu >= 8 * size_of::<libc::cpu_set_t>() {
@@ -179,6 +184,36 @@ pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
     };
     // SAFETY: the set is readable for the call; 0 is the calling thread.
     if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Asks the scheduler for short slices for the calling thread, so that it has
+/// the CPU soon when it wakes: the kernel's threads that write for it, and
+/// whatever else is busy on its CPU, give it up for the moment (Linux 6.12 and
+/// newer; no harm before). Threads that it makes, those of the kernel too, have
+/// the usual ones.
+pub(crate) fn ask_for_short_slices() -> io::Result<()> {
+    // SAFETY: all zeros is a valid value of plain numbers.
+    let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
+    let size = u32::try_from(size_of_val(&attributes)).unwrap_or(0);
+    // SAFETY: the struct is writable for the call, which fills at most `size`
+    // bytes; 0 is the calling thread.
+    let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if attributes.sched_policy != libc::SCHED_OTHER.cast_unsigned() {
+        // Whoever gave it another policy knows better.
+        return Ok(());
+    }
+    attributes.size = size;
+    attributes.sched_flags = RESET_ON_FORK;
+    attributes.sched_runtime = SLICE_NS;
+    // SAFETY: the struct is readable for the call, and says how large it is.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if set != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -199,6 +234,21 @@ pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
     close_on_exec(&file)?;
     // SAFETY: the descriptor is open and handed over.
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+}
+
+/// There is a limit on the memory of this process (`RLIMIT_DATA`, `RLIMIT_AS`).
+pub(crate) fn memory_is_limited() -> bool {
+    [libc::RLIMIT_DATA, libc::RLIMIT_AS]
+        .into_iter()
+        .any(|kind| {
+            let mut limit = libc::rlimit {
+                rlim_cur: libc::RLIM_INFINITY,
+                rlim_max: libc::RLIM_INFINITY,
+            };
+            // SAFETY: getrlimit fills the struct it is given, or leaves it alone.
+            unsafe { libc::getrlimit(kind, &raw mut limit) };
+            limit.rlim_cur != libc::RLIM_INFINITY
+        })
 }
 
 #[cfg(test)]

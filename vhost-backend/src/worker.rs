@@ -1,7 +1,7 @@
-//! The thread that serves rings. One turn: collect what has ended, publish it,
-//! obey the session, fetch, submit once. It looks for work and then sleeps only
-//! when a turn found nothing to do, and nothing in a turn waits, allocates or
-//! locks.
+//! The thread that serves rings. One turn: collect what has ended, show it,
+//! obey the session, fetch a few, submit them. It looks for work and then
+//! sleeps only when a turn found nothing to do, and nothing in a turn waits,
+//! allocates or locks.
 
 pub(crate) mod spin;
 pub(crate) mod watch;
@@ -17,11 +17,14 @@ use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
 use crate::memory::dirty::{Logging, Tracker};
+use crate::queue::interrupts::TurnClock;
 use crate::queue::{Common, Queue};
 use crate::sys;
 
-/// Chains fetched from one queue before the next has its turn.
-const BATCH: usize = 64;
+/// Chains fetched from one queue before the next has its turn, what was fetched
+/// is given to the kernel, and what has ended is shown: few enough that driver,
+/// worker and disk work at the same time, enough to share a system call.
+const BATCH: usize = 8;
 
 /// How often a ring without a kick is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -54,10 +57,11 @@ impl<D: Device> Worker<D> {
     pub(crate) fn run(&mut self) {
         loop {
             let ended = self.reap();
-            self.publish();
+            self.show();
             self.settle();
             self.obey();
             if self.leaving && self.served().all(|queue| queue.in_flight() == 0) {
+                self.publish();
                 return;
             }
             let fetched = self.fetch();
@@ -65,11 +69,12 @@ impl<D: Device> Worker<D> {
                 self.common.channel.flush_submissions();
                 if fetched > 0 {
                     // What needed no I/O.
-                    self.publish();
+                    self.show();
                 }
                 self.spin.busy();
                 continue;
             }
+            self.publish();
             // With no tag left only an end goes on.
             if !self.look() && (self.common.tags.is_empty() || !self.arm()) {
                 self.sleep();
@@ -87,6 +92,15 @@ impl<D: Device> Worker<D> {
         self.queues.iter_mut().take(self.served)
     }
 
+    /// Shows what was answered, with the interrupts that are due.
+    fn show(&mut self) {
+        let mut clock = TurnClock::default();
+        for queue in self.served() {
+            queue.show(&mut clock);
+        }
+    }
+
+    /// Shows what was answered, with all interrupts.
     fn publish(&mut self) {
         for queue in self.served() {
             queue.publish();

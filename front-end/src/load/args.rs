@@ -77,10 +77,10 @@ pub struct Args {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cpu: Vec<usize>,
 
-    /// Poll for completions (falling back to interrupts while nothing comes), or sleep until an
-    /// interrupt as a guest does
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
-    pub poll: bool,
+    /// Sleep until an interrupt as a guest's driver does, instead of polling for completions
+    /// (which falls back to interrupts while nothing comes)
+    #[arg(long)]
+    pub sleep: bool,
 
     /// Also report the CPU time of this process, the back-end
     #[arg(long, value_name = "PID")]
@@ -110,10 +110,10 @@ impl Args {
             among: self.pieces,
             churn_rate: self.churn_rate,
             verify: self.verify.then(std::process::id),
-            waiting: if self.poll {
-                Waiting::Poll
-            } else {
+            waiting: if self.sleep {
                 Waiting::Call
+            } else {
+                Waiting::Poll
             },
             cpus: self.cpu.clone(),
             extent: Extent::Time {
@@ -142,10 +142,6 @@ fn size(text: &str) -> Result<u64, String> {
 fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.parse::<f64>().map_err(|error| error.to_string())?;
     Duration::try_from_secs_f64(number).map_err(|error| error.to_string())
-}
-
-fn on_off(text: &str) -> Result<bool, String> {
-    choice(text, ["off", "on"])
 }
 
 fn among(text: &str) -> Result<bool, String> {
@@ -185,7 +181,7 @@ mod tests {
             (shortest.size, shortest.depth, shortest.queues),
             (4096, 1, 1)
         );
-        let churn = plan("--pattern churn --threads 1 --pieces among --poll off --range 2G");
+        let churn = plan("--pattern churn --threads 1 --pieces among --sleep --range 2G");
         churn.check().unwrap();
         assert_eq!((churn.queues, churn.threads, churn.among), (2, 1, true));
         assert_eq!((churn.waiting, churn.range), (Waiting::Call, Some(2 << 30)));

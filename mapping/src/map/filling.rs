@@ -5,7 +5,8 @@
 //! window. So the fourth first write in a row takes the whole window away (in a row: what the window has of data was
 //! hardly used in between), and it stays away as long as they go on: all goes by the file there, which is always right.
 //! The filler looks at it now and then, and only at a bit: whether a hold has ended there since its last look. If none
-//! has, the window is loaded when somebody wants it after that. If one has each time, it is loaded anyway, ever more rarely: those writes may not be first ones any more.
+//! has, the window is loaded when somebody wants it after that. If one has each time, it is loaded anyway, ever more
+//! rarely: those writes may not be first ones any more.
 //!
 //! Nothing here decides whether an extent is believed, only when extents are asked for and thrown away. Whoever is
 //! wrong here is slow.

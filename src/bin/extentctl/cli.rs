@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use extentd::options::byte_range::{self, ByteRange};
 use extentd::options::config::IoPath;
 use extentd::options::size;
+use extentd::options::usage;
 use extentd::process::prepare_command::PrepareCommand;
 use extentd::protocol::Advice;
 use extentd::protocol::words::meaning;
@@ -77,7 +78,7 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = interval)]
         interval: Duration,
         /// End after so many screens [default: go on until interrupted]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(long, value_name = "N", value_parser = usage::number(1..=u64::MAX))]
         count: Option<u64>,
     },
     /// Show the extents of the image, and what the map has in memory
@@ -87,7 +88,7 @@ pub enum Command {
         #[arg(value_name = "RANGE", default_value = "all", value_parser = byte_range::parse)]
         range: ByteRange,
         /// Most lines; what lies behind them is named
-        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        #[arg(long, value_name = "N", default_value_t = 1000, value_parser = usage::number(1..=1_000_000_u32))]
         limit: u32,
         /// Draw all of the range as a strip into this file instead
         #[arg(long, value_name = "FILE", conflicts_with_all = ["limit", "json"])]

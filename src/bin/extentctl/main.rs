@@ -11,11 +11,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use extentd::operator::control;
 use extentd::operator::metrics;
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
+use extentd::options::usage;
 use extentd::protocol::done::{Advised, PathNow, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
@@ -34,14 +35,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args: Args = match usage::parse() {
+        Ok(args) => args,
+        Err(status) => return status,
+    };
     if let Command::Prepare(command) = &args.command {
         return command.run(args.json);
     }
     let Some(path) = &args.control_path else {
-        let message = "give the --control-path of a running extentd";
-        let kind = clap::error::ErrorKind::MissingRequiredArgument;
-        Args::command().error(kind, message).exit()
+        let line = "give the --control-path of a running extentd";
+        return usage::complain(&Args::command(), line);
     };
     match run(&args, path) {
         Ok(()) => ExitCode::SUCCESS,
@@ -120,6 +123,15 @@ fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, Stri
                     ": is extentd running with this --control-path?"
                 }
                 io::ErrorKind::PermissionDenied => ": be the user that runs extentd",
+                io::ErrorKind::InvalidInput => {
+                    ": a socket's path has less than 108 bytes: give a shorter one"
+                }
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                    ": this must be the --control-path of an extentd, not its --socket-path"
+                }
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    ": extentd does not answer: see whether it is stopped or its file system hangs"
+                }
                 _ => "",
             };
             Err(format!("--control-path {}: {error}{hint}", path.display()))

@@ -108,7 +108,7 @@ pub enum PrepareError {
     #[error("interrupted: what is done stays done, and the next preparation goes on from there")]
     Interrupted,
     /// The host refuses something.
-    #[error("{path}: cannot {what}: {source}")]
+    #[error("{path}: cannot {what}: {source}{}", host_remedy(source))]
     Host {
         /// The image.
         path: PathBuf,
@@ -117,6 +117,20 @@ pub enum PrepareError {
         /// What the host says.
         source: io::Error,
     },
+}
+
+/// What to do about what the host says.
+fn host_remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG) => {
+            ": check the name, and that its directory exists"
+        }
+        Some(libc::EACCES) => ": be a user that may read and write it",
+        Some(libc::EROFS) => ": its file system is mounted read-only",
+        Some(libc::EPERM) => ": it may be immutable or append-only (lsattr, chattr -i -a)",
+        Some(libc::EFBIG) => ": more than its file system lets a file have: take a smaller image",
+        _ => "",
+    }
 }
 
 /// What to do about a refusal.

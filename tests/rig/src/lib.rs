@@ -14,6 +14,7 @@
 pub mod asker;
 #[cfg(feature = "programs")]
 pub mod attached;
+pub mod devices;
 pub mod file_systems;
 pub mod files;
 pub mod image;

@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_T_IN;
 
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::{Completion, DiskInfo, HostRegion, Op};

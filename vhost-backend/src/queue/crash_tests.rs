@@ -10,6 +10,9 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::memory::inflight::{self, Inflight, Shape};

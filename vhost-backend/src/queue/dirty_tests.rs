@@ -6,6 +6,9 @@ use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::memory::dirty::tests::{log, take_pages};

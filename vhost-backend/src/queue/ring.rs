@@ -93,6 +93,9 @@ pub(crate) struct Ring {
     next_used: u16,
     /// `used.idx` as the guest sees it.
     published: u16,
+    /// `used.idx` when it was last found out whether the driver wants an
+    /// interrupt.
+    signalled: u16,
     /// Answers that came while the ring was not in memory: at most one for
     /// each head.
     unplaced: Vec<(u16, u32)>,
@@ -130,6 +133,7 @@ impl Ring {
             seen_avail: next_avail,
             next_used: used,
             published: used,
+            signalled: used,
             unplaced: Vec::with_capacity(usize::from(size)),
             record: None,
             used_log: None,
@@ -273,14 +277,23 @@ impl Ring {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver what was answered, all at once, and tells whether it
-    /// wants an interrupt for that (RING-13, RING-14).
-    pub(crate) fn publish(&mut self) -> bool {
-        let Some(place) = &self.place else {
-            return false;
-        };
+    /// Answers that the driver was not [shown](Self::show) yet.
+    pub(crate) fn hidden(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published)
+    }
+
+    /// Answers that the driver was shown since it was last found out whether
+    /// it wants an [interrupt](Self::wants_interrupt) for them.
+    pub(crate) fn untold(&self) -> u16 {
+        self.published.wrapping_sub(self.signalled)
+    }
+
+    /// Shows the driver what was answered, all at once (RING-13). It may sleep
+    /// all the same: see [`wants_interrupt`](Self::wants_interrupt).
+    pub(crate) fn show(&mut self) {
+        let Some(place) = &self.place else { return };
         if self.next_used == self.published {
-            return false;
+            return;
         }
         let before = self.published;
         // Release: the elements are seen before the index (RING-3).
@@ -296,6 +309,17 @@ impl Ring {
         if let Some(log) = &self.used_log {
             mark_used(log, self.size, before, batch);
         }
+    }
+
+    /// Tells whether the driver wants an interrupt for what it was shown since
+    /// this was last asked (RING-13, RING-14). Whoever shows something asks
+    /// before 2^15 more are shown and before it sleeps.
+    pub(crate) fn wants_interrupt(&mut self) -> bool {
+        let before = self.signalled;
+        let Some(place) = self.place.as_ref().filter(|_| before != self.published) else {
+            return false;
+        };
+        self.signalled = self.published;
         // The driver writes used_event or flags and then looks at used.idx.
         fence(Ordering::SeqCst);
         if self.event_idx {
@@ -308,6 +332,14 @@ impl Ring {
         } else {
             u16::from_le(place.avail(0).load(Ordering::Relaxed)) & SILENT == 0
         }
+    }
+
+    /// Both: shows what was answered, and tells whether the driver wants an
+    /// interrupt for that.
+    #[cfg(test)]
+    pub(crate) fn publish(&mut self) -> bool {
+        self.show();
+        self.wants_interrupt()
     }
 
     /// Asks the driver to kick, and tells whether it has already added

@@ -4,6 +4,9 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::Op;
@@ -433,4 +436,48 @@ fn requests_beyond_the_tags_wait_in_the_ring_and_lose_nothing() {
         rig.offer(i, VIRTIO_BLK_T_GET_ID);
     }
     assert_eq!(rig.fetch(), 3);
+}
+
+#[test]
+fn ring_13_an_interrupt_that_was_put_off_comes_when_it_is_due_or_at_rest() {
+    let mut rig = rig();
+    for i in 0..4 {
+        rig.offer(i, VIRTIO_BLK_T_IN);
+    }
+    rig.fetch();
+    let start = std::time::Instant::now();
+    let after = |time| TurnClock::at(start + time);
+    rig.end(0, Status::Ok);
+    rig.queue.show(&mut after(interrupts::SPACING));
+    assert_eq!(rig.interrupts(), 1, "the first goes out at once");
+    rig.end(1, Status::Ok);
+    rig.queue.show(&mut after(interrupts::SPACING * 3 / 2));
+    assert_eq!(rig.driver.take_used().len(), 2, "it is shown all the same");
+    assert_eq!(rig.interrupts(), 0, "amid work the next one waits");
+    rig.queue.show(&mut after(interrupts::SPACING * 2));
+    assert_eq!(rig.interrupts(), 1, "with nothing new, as it is due");
+    rig.end(2, Status::Ok);
+    rig.queue.show(&mut after(interrupts::SPACING * 2));
+    assert_eq!(rig.interrupts(), 0);
+    rig.queue.publish();
+    assert_eq!(rig.interrupts(), 1, "the worker rests");
+    rig.queue.publish();
+    assert_eq!(rig.interrupts(), 0, "there is nothing new");
+}
+
+#[test]
+fn ring_13_of_many_answers_some_are_shown_before_the_turn_is_over() {
+    let mut rig = rig();
+    for i in 0..5 {
+        rig.offer(i, VIRTIO_BLK_T_IN);
+    }
+    rig.fetch();
+    let tags: Vec<_> = (0..5)
+        .map(|i| rig.common.tags.of(0, 3 * i).unwrap())
+        .collect();
+    for tag in tags {
+        rig.io.end(tag, Status::Ok);
+    }
+    rig.common.reap(std::slice::from_mut(&mut rig.queue));
+    assert_eq!(rig.driver.take_used().len(), usize::from(SHOWN));
 }

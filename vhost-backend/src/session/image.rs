@@ -38,10 +38,12 @@ impl Image {
             *at = again;
             return false;
         }
-        log::error!("no ring is started yet, and it is tried again until it works: {error}");
+        // Once: to say who has the image may take a look at all processes.
+        let reason = error.to_string();
+        log::error!("no ring is started yet, and it is tried again until it works: {reason}");
         let awaited = Awaited {
             since: Instant::now(),
-            reason: error.to_string(),
+            reason,
         };
         *self = Self::Awaited(again, awaited);
         false

@@ -147,6 +147,9 @@ fn start<D: Device>(
         .name(format!("worker-{worker}"))
         .stack_size(STACK)
         .spawn(move || {
+            if let Err(error) = sys::ask_for_short_slices() {
+                log::debug!("worker {worker} has slices as long as others: {error}");
+            }
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
             let built =
                 built.and_then(|()| build(worker, device, mode, &options, commands, received));

@@ -295,3 +295,24 @@ fn ring_16_no_wake_up_is_lost_with_event_idx() {
 fn ring_16_no_wake_up_is_lost_with_flags() {
     ping_pong(false);
 }
+
+/// The driver is asked late; what it has seen itself by then needs no
+/// interrupt, and what it sleeps for does.
+#[test]
+fn ring_14_what_was_shown_can_be_told_later() {
+    let (driver, mut ring) = rig(8, true);
+    driver.used_event().store(0, Ordering::Relaxed);
+    ring.answer(1, 0);
+    ring.show();
+    ring.answer(2, 0);
+    ring.show();
+    assert_eq!(ring.untold(), 2);
+    driver.used_event().store(2, Ordering::Relaxed);
+    assert!(!ring.wants_interrupt(), "it has seen both");
+    ring.answer(3, 0);
+    ring.show();
+    ring.answer(4, 0);
+    ring.show();
+    assert!(ring.wants_interrupt(), "it slept when it had seen two");
+    assert!(!ring.wants_interrupt(), "it was told");
+}

@@ -1,0 +1,50 @@
+//! What the queues of a worker share: its I/O, guest memory, and the names of
+//! what is in flight.
+
+use super::Queue;
+use super::chain::Scratch;
+use super::disk::Disk;
+use super::epochs::Epochs;
+use super::tags::Tags;
+use crate::device::{Device, IoChannel};
+use crate::memory::dirty::Tracker;
+
+/// What the queues of a worker share.
+pub(crate) struct Common<D: Device> {
+    /// Before the memory, so that it is dropped before anything is unmapped.
+    pub channel: D::Channel,
+    pub epochs: Epochs,
+    pub scratch: Scratch,
+    pub disk: Disk<D>,
+    /// Names of requests in flight.
+    pub tags: Tags,
+    /// Knows what requests write, while that is logged.
+    pub dirty: Option<Tracker>,
+}
+
+impl<D: Device> Common<D> {
+    /// Lets these queues answer what has ended; returns how many requests.
+    pub(crate) fn reap(&mut self, queues: &mut [Queue]) -> usize {
+        let Self {
+            channel,
+            epochs,
+            tags,
+            dirty,
+            ..
+        } = self;
+        let mut ended = 0;
+        channel.reap(&mut |completion| {
+            ended += 1;
+            let owner = tags.give_back(completion.tag.0);
+            let queue = owner.and_then(|owner| queues.get_mut(usize::from(owner.queue)));
+            match owner.zip(queue) {
+                Some((owner, queue)) => queue.complete(owner.head, completion, epochs, dirty),
+                None => log::error!(
+                    "a request was reported that does not exist: {:?}",
+                    completion.tag
+                ),
+            }
+        });
+        ended
+    }
+}
