@@ -12,6 +12,8 @@ ALL_CASES=(
     "randread-32|4k random read, depth 32|randread|4096|32|1|--pattern randread"
     "randread-128|4k random read, depth 128|randread|4096|128|1|--pattern randread"
     "randwrite-32|4k random write, depth 32|randwrite|4096|32|1|--pattern randwrite"
+    "randwrite-16|4k random write, depth 16|randwrite|4096|16|1|--pattern randwrite"
+    "write-128k-8|128k write, depth 8|write|131072|8|1|--pattern write"
     "read-128k-16|128k read, depth 16|read|131072|16|1|--pattern read"
     "queues-4x32|4k random read, 4 x 32|randread|4096|32|4|--pattern randread --threads 1"
     "churn-read|churn, 4k read, depth 1||4096|1|2|--pattern churn --threads 1"
@@ -30,7 +32,10 @@ usage() {
   --ram loop|zram|no  the RAM disk: a loop device over a file in memory, zram, or none (loop)
   --fs LIST           file systems to make on the RAM disk (ext4,xfs)
   --dir DIR           also measure on this folder's file system; may be given again
-  --image-size SIZE   of the image, which is written in full first (512M)
+  --image-size SIZE   of the image (512M)
+  --image KIND        written: in full, before all that is measured; sparse, allocated: a new one for each
+                      measurement, in which nothing is written yet, without or with blocks. For first
+                      writes: it should be larger than what is written in the time (written)
   --extentd NAME=ARGS a variant of extentd; may be given again. If ARGS begin with /, the first is its
                       binary (extentd=)
   --client HOW        sleep until an interrupt as a guest's driver does, or spin (sleep)
@@ -41,7 +46,7 @@ usage() {
 The RAM disk needs root. Environment: EXTENTD=PATH uses that binary instead of building one."
 }
 
-cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart client=sleep
+cases='' rounds=3 seconds=5 warm_up=1 ram=loop filesystems=ext4,xfs image_size=512M pieces=apart client=sleep kind=written
 client_cpu=0 backend_cpu=1 with_qsd=1 with_fio=1 out=${CARGO_TARGET_DIR:-$ROOT/target}/bench
 dirs=() variants=()
 while (($# > 0)); do
@@ -53,7 +58,7 @@ while (($# > 0)); do
     --short) cases=randread-32,churn-read filesystems=ext4 seconds=2 ;;
     --no-qsd) with_qsd=0 ;;
     --no-fio) with_fio=0 ;;
-    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image-size | --extentd | --client | --pieces | --client-cpu | --backend-cpu | --out)
+    --cases | --rounds | --seconds | --warm-up | --ram | --fs | --dir | --image | --image-size | --extentd | --client | --pieces | --client-cpu | --backend-cpu | --out)
         (($# > 1)) || die "$1 needs a value (see --help)"
         case $1 in
         --cases) cases=$2 ;;
@@ -63,6 +68,7 @@ while (($# > 0)); do
         --ram) ram=$2 ;;
         --fs) filesystems=$2 ;;
         --dir) dirs+=("$2") ;;
+        --image) kind=$2 ;;
         --image-size) image_size=$2 ;;
         --extentd) variants+=("$2") ;;
         --client) client=$2 ;;
@@ -84,6 +90,7 @@ done
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
 [[ $client =~ ^(sleep|spin)$ ]] || die "--client '$client': give sleep or spin"
 [[ $ram =~ ^(loop|zram|no)$ ]] || die "--ram '$ram': give loop, zram or no"
+[[ $kind =~ ^(written|sparse|allocated)$ ]] || die "--image '$kind': give written, sparse or allocated"
 [[ $ram == no || $(id -u) == 0 ]] || die "the RAM disk needs root: run this as root, or give --ram no and --dir DIR"
 [[ $ram != no || ${#dirs[@]} -gt 0 ]] || die "--ram no leaves nothing to measure on: give --dir DIR"
 ((client_cpu != backend_cpu)) || die "--client-cpu and --backend-cpu must differ: they would measure each other"
@@ -112,7 +119,7 @@ cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd-fron
 tools=${CARGO_TARGET_DIR:-$ROOT/target}/release
 
 work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-bench.XXXXXX")
-pids=() mounts=() loop_device='' zram_number='' images=()
+pids=() mounts=() loop_device='' zram_number='' images=() ram_device='' ram_fs=''
 # The kernel lets go of what io_uring held a little after the process has ended.
 unmount() {
     local turns
@@ -180,19 +187,41 @@ enter_ram() {
         echo "$size" >"/sys/block/zram$zram_number/disksize"
         device=/dev/zram$zram_number
     fi
-    case $1 in
-    ext4) mkfs.ext4 -q -F "$device" ;;
-    xfs) mkfs.xfs -q -f "$device" ;;
-    *) die "--fs '$1': give ext4 or xfs" ;;
-    esac
+    ram_device=$device ram_fs=$1
     mkdir -p "$work/mnt"
-    mount "$device" "$work/mnt"
+    format
     mounts+=("$work/mnt")
 }
+format() {
+    case $ram_fs in
+    ext4) mkfs.ext4 -q -F "$ram_device" ;;
+    xfs) mkfs.xfs -q -f "$ram_device" ;;
+    *) die "--fs '$ram_fs': give ext4 or xfs" ;;
+    esac
+    mount "$ram_device" "$work/mnt"
+}
 
-# Writes the image $1 in full, with what does not compress, so that all its extents are there.
+# Makes the image $1. One that is written is filled with what does not compress, so that all its extents are there.
 make_image() {
     images+=("$1")
+    case $kind in
+    sparse) truncate -s "$image_bytes" "$1" ;;
+    allocated) fallocate -l "$image_bytes" "$1" ;;
+    *) write_image "$1" ;;
+    esac
+}
+# A new image for the next measurement: on a RAM disk in a new file system, as what is left of the image before makes
+# XFS half as fast, or not.
+renew_image() {
+    [[ $kind != written ]] || return 0
+    rm -f "$1"
+    if [[ $1 == "$work/mnt/"* ]]; then
+        unmount "$work/mnt"
+        format
+    fi
+    make_image "$1"
+}
+write_image() {
     dd if=/dev/urandom of="$1" bs=1M count="$image_bytes" iflag=fullblock,count_bytes oflag=direct conv=fsync status=none
 }
 
@@ -288,10 +317,11 @@ measure_place() {
         IFS='|' read -r name shown rw bytes depth queues options <<<"$entry"
         for ((round = 1; round <= rounds; round++)); do
             for variant in "${variants[@]}"; do
+                renew_image "$image"
                 measure_extentd "$variant"
             done
-            ((!with_qsd)) || measure_qsd
-            ((!with_fio)) || measure_fio
+            ((!with_qsd)) || { renew_image "$image" && measure_qsd; }
+            ((!with_fio)) || { renew_image "$image" && measure_fio; }
         done
     done
 }

@@ -1,6 +1,7 @@
 //! The helper thread that loads what readers miss.
 
 pub(crate) mod advise;
+pub(crate) mod later;
 pub(crate) mod stream;
 
 use std::collections::VecDeque;
@@ -8,10 +9,12 @@ use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use self::later::{Later, Waiting};
 use self::stream::{Access, Streams};
 use crate::error::Error;
 use crate::map::Map;
-use crate::map::load::{Ready, Style};
+use crate::map::filling::{PutOff, Ready};
+use crate::map::load::Style;
 use crate::map::wish::Wish;
 use crate::source::ExtentSource;
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
@@ -26,6 +29,8 @@ const MOST_JOBS: usize = 64;
 const RETRY: Duration = Duration::from_millis(100);
 /// How often replaced windows are looked at that wait for readers.
 const RECLAIM: Duration = Duration::from_millis(50);
+/// Loading windows that are being filled, to see whether they still are, may take one part in so many of the time.
+const TRYING: u32 = 16;
 /// How long dropping the filler waits for a thread that may be stuck in the file system.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -107,7 +112,8 @@ impl<S: ExtentSource> Filler<S> {
             source: Arc::clone(&source),
             control: Arc::clone(&control),
             streams: Streams::default(),
-            later: Vec::new(),
+            later: Later::new(map.config().quiet),
+            trying: Instant::now(),
             ahead: VecDeque::new(),
         };
         spawn(move || worker.run()).map_err(Error::Thread)?;
@@ -167,8 +173,10 @@ struct Worker<S> {
     source: Arc<S>,
     control: Arc<Control>,
     streams: Streams,
-    /// Wishes to be looked at again, and when.
-    later: Vec<(Instant, usize)>,
+    /// Wishes to be looked at again.
+    later: Later,
+    /// When a window that is being filled may be loaded next.
+    trying: Instant,
     /// Windows to be loaded ahead of streams.
     ahead: VecDeque<Range<usize>>,
 }
@@ -190,7 +198,6 @@ impl<S: ExtentSource> Worker<S> {
         while !self.control.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
             self.map.shared.wishes.take(&mut wishes, timeout);
-            self.take_due(&mut wishes);
             self.serve(&mut wishes);
             self.load_ahead();
             self.follow_advice();
@@ -205,71 +212,82 @@ impl<S: ExtentSource> Worker<S> {
         if !self.ahead.is_empty() || !lock(&self.control.advice).jobs.is_empty() {
             return Some(Duration::ZERO);
         }
-        let now = Instant::now();
         let due = self
             .later
-            .iter()
-            .map(|(at, _)| at.saturating_duration_since(now))
-            .min();
+            .next()
+            .map(|at| at.saturating_duration_since(Instant::now()));
         let retired = (self.map.shared.lock().retired() != 0).then_some(RECLAIM);
         due.into_iter().chain(retired).min()
-    }
-
-    fn take_due(&mut self, wishes: &mut Vec<Wish>) {
-        let now = Instant::now();
-        self.later.retain(|&(at, window)| {
-            let due = at <= now;
-            if due {
-                wishes.push(Wish {
-                    window,
-                    ahead: false,
-                });
-            }
-            !due
-        });
     }
 
     /// Loads what readers wait for, neighbours together, and notes what comes next in their streams.
     fn serve(&mut self, wishes: &mut Vec<Wish>) {
         let most = self.most_ahead();
         let mut wanted: Vec<usize> = Vec::new();
+        let mut tried = false;
         let now = Instant::now();
+        while let Some(waiting) = self.later.take_due(now) {
+            let before = PutOff {
+                time: now.saturating_duration_since(waiting.since),
+                may_try: !tried && now >= self.trying,
+            };
+            let ready = self.map.shared.ready(waiting.window, Some(before));
+            tried |= ready == Ready::Try;
+            self.take(waiting, ready, now, &mut wanted);
+        }
         for wish in wishes.drain(..) {
             let access = lock(&self.control.advice).access(wish.window);
             let ahead = self.streams.used(wish.window, access, most);
             if !ahead.is_empty() {
                 self.ahead.push_back(ahead);
             }
-            match if wish.ahead {
+            let ready = if wish.ahead {
                 Ready::Never
             } else {
-                self.map.shared.ready(wish.window)
-            } {
-                Ready::Now => wanted.push(wish.window),
-                Ready::Later(time) => self.later.push((now + time, wish.window)),
-                Ready::Never => self.map.shared.answered(wish.window),
-            }
+                self.map.shared.ready(wish.window, None)
+            };
+            let waiting = Waiting::new(wish.window, now);
+            self.take(waiting, ready, now, &mut wanted);
         }
         wanted.sort_unstable();
         wanted.dedup();
         for run in wanted.chunk_by(|a, b| a + 1 == *b) {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else {
-                continue;
-            };
-            let result =
-                self.map
-                    .shared
-                    .load_windows(&*self.source, *first..*last + 1, Style::Wanted);
-            match result {
-                Err(error @ (Error::Unsettled(_) | Error::Source(_))) => {
-                    log::debug!("windows {first} to {last} of the map: {error}");
-                    self.later
-                        .extend(run.iter().map(|&window| (Instant::now() + RETRY, window)));
+            self.load(run);
+        }
+        if tried {
+            let end = Instant::now();
+            self.trying = end + end.saturating_duration_since(now) * TRYING;
+        }
+    }
+
+    fn take(&mut self, waiting: Waiting, ready: Ready, now: Instant, wanted: &mut Vec<usize>) {
+        match ready {
+            Ready::Now | Ready::Try => wanted.push(waiting.window),
+            Ready::Later(time) => self.later.add(now + time, waiting),
+            Ready::Never => self.map.shared.answered(waiting.window),
+        }
+    }
+
+    /// Loads windows that are neighbours, and answers those who wish for them.
+    fn load(&mut self, run: &[usize]) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return;
+        };
+        let result = self
+            .map
+            .shared
+            .load_windows(&*self.source, *first..*last + 1, Style::Wanted);
+        match result {
+            Err(error @ (Error::Unsettled(_) | Error::Source(_))) => {
+                log::debug!("windows {first} to {last} of the map: {error}");
+                let now = Instant::now();
+                for &window in run {
+                    self.later.add(now + RETRY, Waiting::new(window, now));
                 }
-                _ => run
-                    .iter()
-                    .for_each(|&window| self.map.shared.answered(window)),
             }
+            _ => run
+                .iter()
+                .for_each(|&window| self.map.shared.answered(window)),
         }
     }
 
@@ -286,7 +304,11 @@ impl<S: ExtentSource> Worker<S> {
         let Some(mut windows) = self.ahead.pop_front() else {
             return;
         };
-        if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK) {
+        if let Some(run) = self
+            .map
+            .shared
+            .next_missing(&mut windows, CHUNK, Style::Ahead)
+        {
             let went_well = self
                 .map
                 .shared
@@ -303,7 +325,11 @@ impl<S: ExtentSource> Worker<S> {
         let Some(mut windows) = lock(&self.control.advice).jobs.pop_front() else {
             return;
         };
-        if let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK) {
+        if let Some(run) = self
+            .map
+            .shared
+            .next_missing(&mut windows, CHUNK, Style::Advised)
+        {
             let went_well = self
                 .map
                 .shared
@@ -322,13 +348,19 @@ impl<S: ExtentSource> Worker<S> {
             return;
         }
         for mut windows in pinned {
-            while let Some(run) = self.map.shared.next_missing(&mut windows, CHUNK) {
+            while let Some(run) = self
+                .map
+                .shared
+                .next_missing(&mut windows, CHUNK, Style::Wanted)
+            {
                 for window in run {
-                    if self.later.iter().any(|(_, waiting)| *waiting == window) {
+                    if self.later.has(window) {
                         continue;
                     }
-                    match self.map.shared.ready(window) {
-                        Ready::Now => {
+                    let now = Instant::now();
+                    let waiting = Waiting::new(window, now);
+                    match self.map.shared.ready(window, None) {
+                        Ready::Now | Ready::Try => {
                             let one = window..window + 1;
                             if self
                                 .map
@@ -336,10 +368,10 @@ impl<S: ExtentSource> Worker<S> {
                                 .load_windows(&*self.source, one, Style::Wanted)
                                 .is_err()
                             {
-                                self.later.push((Instant::now() + RETRY, window));
+                                self.later.add(now + RETRY, waiting);
                             }
                         }
-                        Ready::Later(time) => self.later.push((Instant::now() + time, window)),
+                        Ready::Later(time) => self.later.add(now + time, waiting),
                         Ready::Never => {}
                     }
                 }

@@ -1,6 +1,7 @@
 //! The map: its counters and whole-map operations.
 
 pub(crate) mod config;
+pub(crate) mod filling;
 pub(crate) mod hold;
 pub(crate) mod load;
 pub(crate) mod quiesce;
@@ -134,7 +135,10 @@ impl Map {
             let writer = self.shared.lock();
             self.shared.windows_over(&writer, &range)
         };
-        while let Some(missing) = self.shared.next_missing(&mut windows, usize::MAX) {
+        while let Some(missing) = self
+            .shared
+            .next_missing(&mut windows, usize::MAX, Style::Wanted)
+        {
             self.shared.load_windows(source, missing, Style::Wanted)?;
         }
         Ok(())

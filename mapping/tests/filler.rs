@@ -371,39 +371,6 @@ fn pins_stay_whatever_the_budget_and_fail_at_once_beyond_the_reserve() {
 }
 
 #[test]
-fn many_first_writes_in_a_row_cost_one_reading() {
-    let config = Config {
-        quiet: Duration::from_millis(200),
-        ..Config::default()
-    };
-    let (map, source, _filler, mut reader) = setup(10, config);
-    found(&mut reader, 0);
-    assert_eq!(source.calls(), 1);
-    for block in 0..8 {
-        let offset = block * 8192 + 4096;
-        let Lookup::Found(extent) = reader.lookup(offset) else {
-            panic!("the whole window is gone")
-        };
-        assert_eq!(extent.kind, Kind::Hole);
-        let hold = map.hold(offset..offset + 4096).unwrap();
-        let Lookup::Found(extent) = reader.lookup(offset) else {
-            panic!("the whole window is gone")
-        };
-        assert_eq!(extent.kind, Kind::Opaque(Reason::Changing));
-        drop(hold);
-        reader.quiescent();
-    }
-    assert_eq!(
-        source.calls(),
-        1,
-        "the window was read while it was being written"
-    );
-    assert_eq!(found(&mut reader, 4096).kind, Kind::Hole);
-    assert_eq!(source.calls(), 2);
-    assert!(map.stats().changing >= 8);
-}
-
-#[test]
 fn a_steady_trickle_of_changes_does_not_keep_a_window_from_being_read_for_ever() {
     let config = Config {
         quiet: Duration::from_millis(20),

@@ -148,6 +148,55 @@ fn a_replaced_table_is_freed_only_after_its_readers() {
     });
 }
 
+/// A file that begins as a hole and whose first blocks are written.
+struct Growing(AtomicU64);
+
+impl ExtentSource for Growing {
+    fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
+        let written = Extent {
+            start: 0,
+            len: self.0.load(Ordering::SeqCst),
+            disk: 1 << 20,
+            kind: Kind::Written,
+        };
+        if let Some(written) = Some(written).filter(|all| all.len > 0)
+            && let Some(part) = written.clip(&range)
+        {
+            let _ = sink(part);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_window_that_goes_with_its_first_write_never_comes_back_as_it_was() {
+    loom::model(|| {
+        let map = map(WINDOW);
+        let source = Arc::new(Growing(AtomicU64::new(0)));
+        // Empty: the hold below takes all of it.
+        map.load(&*source, 0..WINDOW).unwrap();
+        let loader = thread::spawn({
+            let (map, source) = (map.clone(), source.clone());
+            move || map.load(&*source, 0..WINDOW).unwrap()
+        });
+        let mut reader = map.reader().unwrap();
+        {
+            let _hold = map.hold(0..4096).unwrap();
+            assert_eq!(reader.lookup(8192), Lookup::Missing, "all of it went");
+            source.0.store(4096, Ordering::SeqCst);
+            reader.quiescent();
+        }
+        // The guest was told that it is written.
+        if let Lookup::Found(extent) = reader.lookup(5) {
+            assert_ne!(extent.kind, Kind::Hole);
+        }
+        loader.join().unwrap();
+        if let Lookup::Found(extent) = reader.lookup(5) {
+            assert_ne!(extent.kind, Kind::Hole);
+        }
+    });
+}
+
 /// A block of the disk: reading and reusing it must be ordered.
 struct Block(UnsafeCell<u64>);
 // SAFETY: loom reports accesses that are not ordered.

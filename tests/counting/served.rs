@@ -20,7 +20,10 @@ pub enum Way {
     Disk,
 }
 
-/// A fully written image. Its folder, or its file system, lives as long.
+/// The size in bytes of an image in which nothing was written.
+const SPARSE: u64 = 128 << 20;
+
+/// A fully written image, or an empty one. Its folder, or its file system, lives as long.
 pub struct Image {
     pub path: PathBuf,
     pub way: Way,
@@ -29,6 +32,15 @@ pub struct Image {
 }
 
 impl Image {
+    /// As [`new`](Self::new), but nothing is written in it.
+    pub fn sparse(way: Way) -> Option<Self> {
+        let image = Self::new(way)?;
+        let file = std::fs::File::create(&image.path).unwrap();
+        file.set_len(SPARSE).unwrap();
+        file.sync_all().unwrap();
+        Some(image)
+    }
+
     /// On ext4 of its own where the disk path is wanted; `None`, with the
     /// reason printed, where that cannot be had.
     pub fn new(way: Way) -> Option<Self> {

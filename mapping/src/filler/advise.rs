@@ -197,7 +197,7 @@ impl<S: ExtentSource> Filler<S> {
         let shared = &self.map.shared;
         let all = shared.bytes_of(&windows);
         let mut left = windows;
-        while let Some(run) = shared.next_missing(&mut left, CHUNK) {
+        while let Some(run) = shared.next_missing(&mut left, CHUNK, Style::Advised) {
             let done = shared.bytes_of(&run).end.saturating_sub(all.start);
             shared.load_windows(&*self.source, run, Style::Advised)?;
             if progress(Progress {

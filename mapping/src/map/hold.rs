@@ -1,13 +1,13 @@
 //! Taking ranges of the map away while they change.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use crate::error::Error;
 use crate::map::load::Style;
 use crate::map::quiesce::Fence;
-use crate::map::shared::{Released, Shared, Writer};
+use crate::map::shared::{Shared, Writer};
 use crate::map::slab::SlabBox;
+use crate::map::table::SPOILT;
 use crate::source::extent::carve;
 use crate::sync::{Arc, Ordering};
 
@@ -15,7 +15,8 @@ use crate::sync::{Arc, Ordering};
 ///
 /// After the release, lookups there go on finding [`Reason::Changing`](crate::Reason::Changing) until the
 /// filler has read the window again, which it does when somebody asks and no hold has ended there for
-/// [`Config::quiet`](crate::Config::quiet): a thousand first writes in a row cost one read.
+/// [`Config::quiet`](crate::Config::quiet). A window that is *being filled*, in which holes and unwritten extents
+/// were held several times in a row, is not kept at all until that has ended: a thousand first writes cost one read.
 #[must_use = "dropping a hold releases its range"]
 pub struct Hold {
     shared: Arc<Shared>,
@@ -31,14 +32,62 @@ impl std::fmt::Debug for Hold {
     }
 }
 
+/// Ranges held at a time before memory is asked for: what some queues can have in flight.
+const ROOM: usize = 1024;
+
+/// Held ranges, in order, never overlapping. There are as many as there are changes in flight, so that moving those
+/// behind is cheap, and room for them is there from the start: a request asks for no memory.
+pub(crate) struct Holds(Vec<Range<u64>>);
+
+impl Holds {
+    pub(crate) fn new() -> Holds {
+        Holds(Vec::with_capacity(ROOM))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first that ends behind `offset`.
+    fn behind(&self, offset: u64) -> usize {
+        self.0.partition_point(|held| held.end <= offset)
+    }
+
+    /// Adds a range that overlaps none.
+    fn add(&mut self, range: Range<u64>) {
+        let at = self.behind(range.start);
+        self.0.insert(at, range);
+    }
+
+    fn remove(&mut self, range: &Range<u64>) {
+        let at = self.behind(range.start);
+        if self.0.get(at) == Some(range) {
+            self.0.remove(at);
+        }
+    }
+
+    /// Those that overlap `range`.
+    pub(crate) fn over(&self, range: &Range<u64>) -> impl Iterator<Item = &Range<u64>> {
+        let end = range.end;
+        self.0[self.behind(range.start)..]
+            .iter()
+            .take_while(move |held| held.start < end)
+    }
+
+    /// The first of them.
+    pub(crate) fn first_over(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        self.over(range).next().cloned()
+    }
+}
+
 impl Hold {
     pub(crate) fn new(shared: &Arc<Shared>, range: Range<u64>) -> Result<Hold, Error> {
         let mut writer = shared.lock();
         let range = shared.widen(&writer, &range)?;
-        if let Some(other) = writer.held(&range) {
+        if let Some(other) = writer.holds.first_over(&range) {
             return Err(Error::Overlap(other));
         }
-        writer.holds.insert(range.start, range.end);
+        writer.holds.add(range.clone());
         shared.take_away(&mut writer, &range);
         let target = shared.seal(&mut writer);
         drop(writer);
@@ -73,13 +122,16 @@ impl Hold {
         let asked = shared.widen(&writer, &range)?;
         let whole = self.range.start.min(asked.start)..self.range.end.max(asked.end);
         for part in [whole.start..self.range.start, self.range.end..whole.end] {
-            if let Some(other) = (!part.is_empty()).then(|| writer.held(&part)).flatten() {
+            if let Some(other) = (!part.is_empty())
+                .then(|| writer.holds.first_over(&part))
+                .flatten()
+            {
                 return Err(Error::Overlap(other));
             }
         }
         if whole != self.range {
-            writer.holds.remove(&self.range.start);
-            writer.holds.insert(whole.start, whole.end);
+            writer.holds.remove(&self.range);
+            writer.holds.add(whole.clone());
             shared.take_away(&mut writer, &whole);
             self.target = shared.seal(&mut writer).max(self.target);
             self.range = whole;
@@ -94,9 +146,9 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut writer = self.shared.lock();
-        writer.holds.remove(&self.range.start);
+        writer.holds.remove(&self.range);
         self.shared.spoil_loads(&mut writer, &self.range);
-        self.shared.note_release(&mut writer, &self.range);
+        self.shared.note_release(&writer, &self.range);
         self.shared.epoch.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -114,7 +166,7 @@ impl Shared {
     }
 
     /// Makes lookups in `range` find nothing to act on: windows wholly inside are unloaded, of others just
-    /// the range is carved out.
+    /// the range is carved out, unless they are being filled.
     fn take_away(&self, writer: &mut Writer, range: &Range<u64>) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         let table = self.table(writer);
@@ -123,18 +175,16 @@ impl Shared {
             let whole = inside == (0..table.window_end(window));
             let mut carved = std::mem::take(&mut writer.carved);
             let loaded = self.with_slab(table, window, |slab| {
-                if !whole {
+                let keep = self.spoils(table, window, slab, &inside).keep;
+                let keep = keep.filter(|_| !whole);
+                if keep.is_some() {
                     carve(slab.entries(), inside, &mut carved);
                 }
-                slab.flags().load(Ordering::Relaxed)
+                keep
             });
-            if let Some(flags) = loaded {
+            if let Some(keep) = loaded {
                 // Short of memory, the whole window goes: that is always safe.
-                let new = if whole {
-                    None
-                } else {
-                    SlabBox::new(&carved, flags)
-                };
+                let new = keep.and_then(|(flags, stamp)| SlabBox::new(&carved, flags, stamp));
                 self.replace(writer, window, new);
             }
             writer.carved = carved;
@@ -161,26 +211,15 @@ impl Shared {
         }
     }
 
-    /// Remembers for the windows at both ends (those between are not loaded) when the hold ended.
-    fn note_release(&self, writer: &mut Writer, range: &Range<u64>) {
-        let now = Instant::now();
-        let quiet = self.config.quiet;
-        if writer.released.len() >= 4096 {
-            writer
-                .released
-                .retain(|_, released| now.duration_since(released.last) < quiet);
-        }
+    /// Remembers for the windows at both ends (those between are not loaded) that a hold has ended.
+    fn note_release(&self, writer: &Writer, range: &Range<u64>) {
+        let table = self.table(writer);
         let windows = self.windows_over(writer, range);
         for window in [windows.start, windows.end.saturating_sub(1)] {
-            if windows.contains(&window) {
-                writer
-                    .released
-                    .entry(window)
-                    .or_insert(Released {
-                        first: now,
-                        last: now,
-                    })
-                    .last = now;
+            if windows.contains(&window)
+                && table.state(window).load(Ordering::Relaxed) & SPOILT == 0
+            {
+                table.state(window).fetch_or(SPOILT, Ordering::Relaxed);
             }
         }
     }

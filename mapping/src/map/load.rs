@@ -1,12 +1,12 @@
 //! Reading extents from a source and publishing them, window by window.
 
 use std::ops::{ControlFlow, Range};
-use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::map::filling::is_left_alone;
 use crate::map::shared::{Load, Shared, Writer};
 use crate::map::slab::{AHEAD, REFERENCED, SlabBox, bytes_for};
-use crate::map::table::{IN_CLOCK, PINNED, WANTED};
+use crate::map::table::{CALM, IN_CLOCK, PINNED, SPOILT};
 use crate::source::ExtentSource;
 use crate::source::extent::{DISK_LIMIT, Extent, Kind, Packed, Reason, carve};
 use crate::sync::Ordering;
@@ -23,28 +23,21 @@ pub(crate) enum Style {
     Advised,
 }
 
-/// Whether a wished window is worth loading at this moment.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Ready {
-    Now,
-    Later(Duration),
-    /// Loaded already, or loading is disabled, or the window is not in the file any more.
-    Never,
-}
-
 impl Shared {
-    /// Takes the first run of windows to be loaded off `windows`, at most `most` of them.
+    /// Takes the first run of windows to be loaded off `windows`, at most `most` of them. Ahead of streams those are
+    /// left out that are being filled and were not seen quiet.
     pub(crate) fn next_missing(
         &self,
         windows: &mut Range<usize>,
         most: usize,
+        style: Style,
     ) -> Option<Range<usize>> {
         let writer = self.lock();
         let table = self.table(&writer);
         windows.end = windows.end.min(table.len());
         let lacks = |&window: &usize| {
             self.with_slab(table, window, |slab| slab.changing())
-                .unwrap_or(true)
+                .unwrap_or_else(|| style != Style::Ahead || !is_left_alone(table.state(window)))
         };
         let start = windows.clone().find(lacks);
         let Some(start) = start else {
@@ -182,10 +175,10 @@ impl Shared {
         } else {
             0
         };
-        let slab = SlabBox::new(entries, flags).ok_or(Error::Memory)?;
+        let slab = SlabBox::new(entries, flags, self.stamp()).ok_or(Error::Memory)?;
         self.replace(writer, window, Some(slab));
         writer.counts.loads += 1;
-        writer.released.remove(&window);
+        state.fetch_and(!(SPOILT | CALM), Ordering::Relaxed);
         if !pinned && state.fetch_or(IN_CLOCK, Ordering::Relaxed) & IN_CLOCK == 0 {
             writer.clock.push(window);
         }
@@ -198,12 +191,7 @@ impl Shared {
         let table = self.table(writer);
         let base = table.base(window);
         let whole = base..base + u64::from(table.window_end(window));
-        let held = writer
-            .holds
-            .range(..whole.end)
-            .rev()
-            .map(|(&start, &end)| start..end);
-        let held = held.take_while(|range| range.end > whole.start);
+        let held = writer.holds.over(&whole).cloned();
         let stale = writer
             .loads
             .iter()
@@ -243,52 +231,6 @@ impl Shared {
             }
         }
         fits(writer)
-    }
-
-    /// Whether a wished window should be loaded now.
-    pub(crate) fn ready(&self, window: usize) -> Ready {
-        let writer = self.lock();
-        let table = self.table(&writer);
-        if !writer.enabled || window >= table.len() {
-            return Ready::Never;
-        }
-        let quiet = self.config.quiet;
-        let base = table.base(window);
-        let whole = base..base + u64::from(table.window_end(window));
-        let held = writer.held(&whole);
-        match self.with_slab(table, window, |slab| slab.changing()) {
-            Some(false) => Ready::Never,
-            None if held
-                .as_ref()
-                .is_some_and(|held| held.start <= whole.start && held.end >= whole.end) =>
-            {
-                Ready::Later(quiet)
-            }
-            None => Ready::Now,
-            Some(true) => match writer.released.get(&window) {
-                Some(released) => {
-                    let now = Instant::now();
-                    let calm = now.saturating_duration_since(released.last);
-                    if calm >= quiet || now.saturating_duration_since(released.first) >= quiet * 16
-                    {
-                        Ready::Now
-                    } else {
-                        Ready::Later(quiet - calm)
-                    }
-                }
-                None if held.is_some() => Ready::Later(quiet),
-                None => Ready::Now,
-            },
-        }
-    }
-
-    /// A wish has been dealt with: the next miss may make another.
-    pub(crate) fn answered(&self, window: usize) {
-        let writer = self.lock();
-        let table = self.table(&writer);
-        if window < table.len() {
-            table.state(window).fetch_and(!WANTED, Ordering::AcqRel);
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use crate::error::Error;
 use crate::map::shared::Shared;
-use crate::map::slab::{AHEAD, Place, REFERENCED, SlabRef, find};
+use crate::map::slab::{AHEAD, Place, REFERENCED, SlabRef, USE, USED, find};
 use crate::map::table::Table;
 use crate::map::wish::Wish;
 use crate::source::extent::{Extent, Kind, Reason};
@@ -133,7 +133,7 @@ impl Reader {
         // quiescent point.
         let slab = unsafe { SlabRef::new(raw) };
         let flags = slab.flags().load(Ordering::Relaxed);
-        if flags != REFERENCED {
+        if flags & (REFERENCED | AHEAD) != REFERENCED {
             self.touch(table, slab, window, flags);
         }
         let base = table.base(window);
@@ -152,6 +152,9 @@ impl Reader {
                 if extent.kind == Kind::Opaque(Reason::Changing) {
                     self.wait_for(table, window);
                 } else {
+                    if flags & USED != USED && extent.kind.on_disk() {
+                        count_use(slab);
+                    }
                     self.hits += 1;
                     (self.last, self.as_of) = (extent, as_of);
                 }
@@ -239,7 +242,8 @@ impl Reader {
 
     #[cold]
     fn touch(&self, table: &Table, slab: SlabRef<'_>, window: usize, flags: u8) {
-        slab.flags().store(REFERENCED, Ordering::Relaxed);
+        slab.flags()
+            .store(flags & !AHEAD | REFERENCED, Ordering::Relaxed);
         if flags & AHEAD != 0 {
             self.shared.wishes.ask(
                 table,
@@ -283,6 +287,16 @@ impl Drop for Reader {
         if !self.abandoned {
             self.shared.quiesce.unregister(self.slot);
         }
+    }
+}
+
+/// Only a hint: of two readers at a time one may count for both. Once it is full nothing is stored any more, so that
+/// readers do not disturb each other.
+#[cold]
+fn count_use(slab: SlabRef<'_>) {
+    let flags = slab.flags().load(Ordering::Relaxed);
+    if flags & USED != USED {
+        slab.flags().store(flags + USE, Ordering::Relaxed);
     }
 }
 

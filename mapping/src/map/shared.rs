@@ -4,12 +4,13 @@
 //! lock for microseconds; extents are never read from the file system under it.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Instant;
 
 use crate::error::Error;
 use crate::map::config::Config;
+use crate::map::hold::Holds;
 use crate::map::quiesce::Quiesce;
 use crate::map::slab::{SlabBox, SlabRef};
 use crate::map::table::{PINNED, Table, WANTED, part_of, windows_of};
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     /// Counts invalidations: holds, forgets, resizes, disabling.
     pub(crate) epoch: AtomicU64,
     pub(crate) config: Config,
+    /// What stamps count from.
+    pub(crate) began: Instant,
     writer: Mutex<Writer>,
 }
 
@@ -37,12 +40,6 @@ pub(crate) struct Load {
     pub(crate) cancelled: bool,
 }
 
-/// When holds in a window ended.
-pub(crate) struct Released {
-    pub(crate) first: Instant,
-    pub(crate) last: Instant,
-}
-
 enum Garbage {
     Slab(#[allow(dead_code)] SlabBox),
     Table(#[allow(dead_code)] Box<Table>),
@@ -53,9 +50,7 @@ pub(crate) struct Writer {
     pub(crate) enabled: bool,
     pub(crate) loads: Vec<Load>,
     pub(crate) next_load: u64,
-    /// Held ranges, start to end; never overlapping.
-    pub(crate) holds: BTreeMap<u64, u64>,
-    pub(crate) released: HashMap<usize, Released>,
+    pub(crate) holds: Holds,
     /// Windows the clock's hand goes over; those no longer loaded leave when the hand meets them.
     pub(crate) clock: Vec<usize>,
     pub(crate) hand: usize,
@@ -99,12 +94,12 @@ impl Shared {
             wishes: Wishes::new(config.queue),
             epoch: AtomicU64::new(0),
             config,
+            began: Instant::now(),
             writer: Mutex::new(Writer {
                 enabled: false,
                 loads: Vec::new(),
                 next_load: 0,
-                holds: BTreeMap::new(),
-                released: HashMap::new(),
+                holds: Holds::new(),
                 clock: Vec::new(),
                 hand: 0,
                 evictable: 0,
@@ -220,7 +215,6 @@ impl Shared {
             new.window(window).store(slab, Ordering::Release);
         });
         writer.clock.retain(|&window| window < common);
-        writer.released.retain(|&window, _| window < common);
         let old = self.table.swap(Box::into_raw(new), Ordering::AcqRel);
         // SAFETY: came from `Box::into_raw`, and is out of everybody's reach but for readers, for whom
         // the garbage waits. Its windows are null now, so it frees no slab.
@@ -288,12 +282,6 @@ impl Writer {
         } else {
             &mut self.evictable
         }) -= bytes;
-    }
-
-    /// A held range that overlaps `range`.
-    pub(crate) fn held(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        let (&start, &end) = self.holds.range(..range.end).next_back()?;
-        (end > range.start).then_some(start..end)
     }
 
     pub(crate) fn retired(&self) -> usize {

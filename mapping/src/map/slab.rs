@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::ops::Range;
 use std::ptr::NonNull;
 
 use crate::source::extent::{Kind, Packed, Reason};
@@ -11,15 +12,23 @@ use crate::sync::{AtomicU8, Ordering};
 pub(crate) const REFERENCED: u8 = 1;
 /// Populating ahead reached up to here: ask for more once somebody arrives.
 pub(crate) const AHEAD: u8 = 2;
+/// A first write has come that would have taken all of the window away, were it not the first since it was loaded.
+pub(crate) const SPARED: u8 = 4;
+/// How often data of the window were found since a first write last came: counted in these bits, up to three times.
+pub(crate) const USED: u8 = 0x30;
+/// One use.
+pub(crate) const USE: u8 = 0x10;
 
 /// The head of a slab; its entries follow it.
 #[repr(C)]
 pub(crate) struct Slab {
     count: u32,
-    /// [`REFERENCED`] and [`AHEAD`].
+    /// [`REFERENCED`], [`AHEAD`], [`SPARED`] and [`USED`].
     pub(crate) flags: AtomicU8,
     /// Some entry is [`Reason::Changing`].
     pub(crate) changing: bool,
+    /// When it was loaded, or a first write last came: see [`Shared::stamp`](crate::map::shared::Shared::stamp).
+    stamp: u16,
     #[cfg(loom)]
     alive: loom::cell::UnsafeCell<bool>,
     entries: [Packed; 0],
@@ -46,7 +55,7 @@ unsafe impl Send for SlabBox {}
 
 impl SlabBox {
     /// Copies `entries` (sorted, within the window) into a new slab; `None` if memory is short.
-    pub(crate) fn new(entries: &[Packed], flags: u8) -> Option<SlabBox> {
+    pub(crate) fn new(entries: &[Packed], flags: u8, stamp: u16) -> Option<SlabBox> {
         let count = u32::try_from(entries.len()).ok()?;
         let layout = layout(entries.len())?;
         let changing = entries
@@ -62,6 +71,7 @@ impl SlabBox {
                 count,
                 flags: AtomicU8::new(flags),
                 changing,
+                stamp,
                 #[cfg(loom)]
                 alive: loom::cell::UnsafeCell::new(true),
                 entries: [],
@@ -157,6 +167,33 @@ impl<'a> SlabRef<'a> {
         self.head.changing
     }
 
+    pub(crate) fn stamp(&self) -> u16 {
+        self.head.stamp
+    }
+
+    /// Some of `range` (relative to the window) is a hole or was never written.
+    pub(crate) fn has_room(&self, range: &Range<u32>) -> bool {
+        let first = self
+            .entries
+            .partition_point(|entry| entry.end() <= range.start);
+        let mut at = range.start;
+        for entry in &self.entries[first..] {
+            if entry.start() > at || at >= range.end {
+                break;
+            }
+            if entry.kind() == Kind::Unwritten {
+                return true;
+            }
+            at = entry.end();
+        }
+        at < range.end
+    }
+
+    /// Some of it is written.
+    pub(crate) fn has_data(&self) -> bool {
+        self.entries.iter().any(|entry| entry.kind().on_disk())
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         bytes_for(self.entries.len())
     }
@@ -223,14 +260,44 @@ mod tests {
         let entries: Vec<_> = (0..100)
             .map(|i| Packed::new(i * 8, 4, u64::from(i), Kind::Written))
             .collect();
-        let slab = SlabBox::new(&entries, 0).unwrap();
+        let slab = SlabBox::new(&entries, 0, 7).unwrap();
         assert_eq!(slab.view().entries(), &entries[..]);
         assert_eq!(slab.view().bytes(), 8 + 1600);
         assert_eq!(slab.view().tally(800), [100, 0, 100, 0, 0]);
+        assert_eq!(slab.view().stamp(), 7);
         let raw = slab.into_raw();
         // SAFETY: just given away, owned by nobody else.
         let back = unsafe { SlabBox::from_raw(raw) }.unwrap();
         assert_eq!(back.view().entries().len(), 100);
+    }
+
+    #[test]
+    fn room_is_what_was_never_written() {
+        let kinds = [
+            Kind::Written,
+            Kind::Opaque(Reason::Changing),
+            Kind::Unwritten,
+            Kind::Shared,
+        ];
+        let place = |at| u32::try_from(at).unwrap() * 8;
+        let entries: Vec<_> = kinds
+            .iter()
+            .enumerate()
+            .map(|(at, kind)| Packed::new(place(at), 8, 0, *kind))
+            .collect();
+        let slab = SlabBox::new(&entries, 0, 0).unwrap();
+        let slab = slab.view();
+        for start in 0..48 {
+            for end in start + 1..49 {
+                let expected = (start..end).any(|at| (16..24).contains(&at) || at >= 32);
+                assert_eq!(slab.has_room(&(start..end)), expected, "{start}..{end}");
+            }
+        }
+        assert!(slab.has_data());
+        let unwritten = SlabBox::new(&entries[1..3], 0, 0).unwrap();
+        assert!(!unwritten.view().has_data());
+        let nothing = SlabBox::new(&[], 0, 0).unwrap();
+        assert!(nothing.view().has_room(&(0..1)) && !nothing.view().has_data());
     }
 
     #[test]

@@ -12,6 +12,13 @@ pub(crate) const WANTED: u8 = 1;
 pub(crate) const PINNED: u8 = 2;
 /// The clock knows the window.
 pub(crate) const IN_CLOCK: u8 = 4;
+/// A hold has ended in the window since the filler last looked at it.
+pub(crate) const SPOILT: u8 = 8;
+/// The bits and the place of what [`filling`](crate::map::filling) counts.
+pub(crate) const LEVEL: u8 = 0x70;
+pub(crate) const LEVEL_SHIFT: u32 = 4;
+/// The window was being filled, and was found to have become quiet.
+pub(crate) const CALM: u8 = 0x80;
 
 /// Bytes of a window in the table.
 const EACH: u64 = (size_of::<AtomicPtr<Slab>>() + size_of::<AtomicU8>()) as u64;
