@@ -16,7 +16,7 @@ use super::{Files, Work, sync};
 /// Bytes of the largest operation that is a small one.
 const SMALL: u64 = 16 << 10;
 /// Small operations at a time.
-const AT_A_TIME: usize = 16;
+const AT_A_TIME: usize = 32;
 /// No more is begun after so many bytes.
 const BYTES: u64 = 64 << 10;
 
@@ -78,7 +78,9 @@ impl Inline {
             let Some((token, work)) = line.pop_front() else {
                 break;
             };
-            bytes += work.bytes();
+            if !small {
+                bytes += work.bytes();
+            }
             // SAFETY: whoever pushed it keeps the vector valid until its
             // result was given, which is after this call.
             let result = unsafe {

@@ -28,6 +28,10 @@ use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
+/// Chains that are fetched at a time at least, and at most.
+const FEW: usize = 8;
+const MANY: usize = 64;
+
 /// So many answers are shown before the turn is over.
 const SHOWN: u16 = 8;
 
@@ -284,7 +288,17 @@ impl Queue {
         self.active().is_some_and(|ring| !polled && ring.arm())
     }
 
-    /// Fetches up to `most` chains, as far as there are tags; returns how many.
+    /// Fetches a part of what there is, as far as there are tags; returns how
+    /// many chains. A quarter of what the driver has out is few enough that
+    /// driver, worker and disk work at the same time, and enough to share what
+    /// a turn costs.
+    pub(crate) fn fetch_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
+        let waiting = self.active().map_or(0, |ring| usize::from(ring.waiting()));
+        let most = (waiting + self.in_flight) / 4;
+        self.fetch(most.clamp(FEW, MANY), common)
+    }
+
+    /// Fetches up to `most` chains.
     pub(crate) fn fetch<D: Device>(&mut self, most: usize, common: &mut Common<D>) -> usize {
         if !self.recovered.is_empty() {
             return self.resubmit_some(common);

@@ -195,6 +195,23 @@ pub(crate) fn pin_to_cpu(cpu: usize) -> io::Result<()> {
 /// newer; no harm before). Threads that it makes, those of the kernel too, have
 /// the usual ones.
 pub(crate) fn ask_for_short_slices() -> io::Result<()> {
+    let mut attributes = scheduling()?;
+    if attributes.sched_policy != libc::SCHED_OTHER.cast_unsigned() {
+        // Whoever gave it another policy knows better.
+        return Ok(());
+    }
+    attributes.sched_flags = RESET_ON_FORK;
+    attributes.sched_runtime = SLICE_NS;
+    // SAFETY: the struct is readable for the call, and says how large it is.
+    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if set != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// How the calling thread is scheduled.
+fn scheduling() -> io::Result<libc::sched_attr> {
     // SAFETY: all zeros is a valid value of plain numbers.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
     let size = u32::try_from(size_of_val(&attributes)).unwrap_or(0);
@@ -204,19 +221,8 @@ pub(crate) fn ask_for_short_slices() -> io::Result<()> {
     if got != 0 {
         return Err(io::Error::last_os_error());
     }
-    if attributes.sched_policy != libc::SCHED_OTHER.cast_unsigned() {
-        // Whoever gave it another policy knows better.
-        return Ok(());
-    }
     attributes.size = size;
-    attributes.sched_flags = RESET_ON_FORK;
-    attributes.sched_runtime = SLICE_NS;
-    // SAFETY: the struct is readable for the call, and says how large it is.
-    let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    if set != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(attributes)
 }
 
 /// An eventfd that came from the front-end, made non-blocking: neither a full
@@ -254,6 +260,22 @@ pub(crate) fn memory_is_limited() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_that_asks_has_short_slices_and_keeps_its_niceness() {
+        let before = scheduling().unwrap();
+        ask_for_short_slices().unwrap();
+        let after = scheduling().unwrap();
+        assert_eq!(after.sched_nice, before.sched_nice);
+        assert_eq!(after.sched_flags & RESET_ON_FORK, RESET_ON_FORK);
+        if before.sched_runtime == 0 {
+            eprintln!("skipped: this kernel knows no slices of threads (Linux 6.12)");
+            return;
+        }
+        assert_eq!(after.sched_runtime, SLICE_NS);
+        let of_another = std::thread::spawn(|| scheduling().unwrap()).join().unwrap();
+        assert_eq!(of_another.sched_runtime, before.sched_runtime);
+    }
 
     #[test]
     fn only_an_eventfd_is_an_event() {

@@ -21,11 +21,6 @@ use crate::queue::interrupts::TurnClock;
 use crate::queue::{Common, Queue};
 use crate::sys;
 
-/// Chains fetched from one queue before the next has its turn, what was fetched
-/// is given to the kernel, and what has ended is shown: few enough that driver,
-/// worker and disk work at the same time, enough to share a system call.
-const BATCH: usize = 8;
-
 /// How often a ring without a kick is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -176,7 +171,7 @@ impl<D: Device> Worker<D> {
         self.common.channel.wait(polled.then_some(POLL_INTERVAL));
     }
 
-    /// Fetches a batch from each queue; returns how many requests. Where there
+    /// Fetches some from each queue; returns how many requests. Where there
     /// are too few tags, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
         let Self {
@@ -189,7 +184,7 @@ impl<D: Device> Worker<D> {
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         let fetched = order
-            .filter_map(|index| Some(queues.get_mut(index)?.fetch(BATCH, common)))
+            .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
         if common.tags.is_empty() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };

@@ -211,6 +211,14 @@ impl Ring {
         u16::from_le(place.avail(1).load(Ordering::Acquire)) != self.next_avail
     }
 
+    /// Chains that the driver has offered and that were not taken yet, as far
+    /// as it makes sense.
+    pub(crate) fn waiting(&self) -> u16 {
+        let Some(place) = &self.place else { return 0 };
+        let avail = u16::from_le(place.avail(1).load(Ordering::Acquire));
+        avail.wrapping_sub(self.next_avail).min(self.size)
+    }
+
     /// Takes the next chain from the available ring.
     pub(crate) fn pop(&mut self) -> Popped {
         let Some(place) = &self.place else {
