@@ -29,7 +29,7 @@ use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
 /// So many answers are shown before the turn is over.
-const SHOWN: u16 = 4;
+const SHOWN: u16 = 8;
 
 /// A request in flight.
 #[derive(Debug)]

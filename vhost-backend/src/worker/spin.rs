@@ -71,18 +71,14 @@ impl Spin {
         if self.sleeping {
             return false;
         }
-        let outcome = look(start, limit, TAKEN, &mut found);
-        match outcome {
-            Look::Disturbed => {
-                self.habit.disturbed();
-                found()
-            }
-            Look::Came | Look::Vain => {
-                let came = outcome == Look::Came;
-                self.habit.looked(came, start.elapsed());
-                came
-            }
-        }
+        // Whoever had the CPU may have brought the work.
+        let came = match look(start, limit, TAKEN, &mut found) {
+            Look::Came => true,
+            Look::Vain => false,
+            Look::Disturbed => found(),
+        };
+        self.habit.looked(came, start.elapsed());
+        came
     }
 }
 

@@ -125,12 +125,6 @@ impl Habit {
             self.trials_apart = (self.trials_apart * 2).min(RARE_TRIAL);
         }
     }
-
-    /// Others needed the CPU meanwhile: whoever sleeps gets it back sooner.
-    pub(super) fn disturbed(&mut self) {
-        self.score = 0;
-        self.trials_apart = (self.trials_apart * 2).min(RARE_TRIAL);
-    }
 }
 
 #[cfg(test)]
@@ -237,13 +231,5 @@ mod tests {
             burnt <= passed / PART + won * EARNED + PURSE,
             "{burnt:?} {won:?}"
         );
-    }
-
-    #[test]
-    fn who_is_disturbed_sleeps() {
-        let mut habit = Habit::new();
-        live(&mut habit, 1000, micros(20), micros(40));
-        habit.disturbed();
-        assert_eq!(habit.score, 0);
     }
 }
