@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod filling;
+pub(crate) mod held;
 pub(crate) mod hold;
 pub(crate) mod load;
 pub(crate) mod quiesce;

@@ -135,7 +135,8 @@ fn a_single_request_costs_few_calls() {
     check((Way::Disk, Pattern::Randread, 1, Waiting::Call), 9.0, 1.01);
 }
 
-/// Each FIEMAP is an ioctl, and with it goes another that asks for the file's attributes; the rest is the start.
+/// Each FIEMAP is an ioctl, and with it goes another that asks for the file's
+/// attributes; the rest is the start.
 #[test]
 fn first_writes_cost_hardly_any_fiemap() {
     if !have("strace") {

@@ -32,54 +32,6 @@ impl std::fmt::Debug for Hold {
     }
 }
 
-/// Ranges held at a time before memory is asked for: what some queues can have in flight.
-const ROOM: usize = 1024;
-
-/// Held ranges, in order, never overlapping. There are as many as there are changes in flight, so that moving those
-/// behind is cheap, and room for them is there from the start: a request asks for no memory.
-pub(crate) struct Holds(Vec<Range<u64>>);
-
-impl Holds {
-    pub(crate) fn new() -> Holds {
-        Holds(Vec::with_capacity(ROOM))
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The first that ends behind `offset`.
-    fn behind(&self, offset: u64) -> usize {
-        self.0.partition_point(|held| held.end <= offset)
-    }
-
-    /// Adds a range that overlaps none.
-    fn add(&mut self, range: Range<u64>) {
-        let at = self.behind(range.start);
-        self.0.insert(at, range);
-    }
-
-    fn remove(&mut self, range: &Range<u64>) {
-        let at = self.behind(range.start);
-        if self.0.get(at) == Some(range) {
-            self.0.remove(at);
-        }
-    }
-
-    /// Those that overlap `range`.
-    pub(crate) fn over(&self, range: &Range<u64>) -> impl Iterator<Item = &Range<u64>> {
-        let end = range.end;
-        self.0[self.behind(range.start)..]
-            .iter()
-            .take_while(move |held| held.start < end)
-    }
-
-    /// The first of them.
-    pub(crate) fn first_over(&self, range: &Range<u64>) -> Option<Range<u64>> {
-        self.over(range).next().cloned()
-    }
-}
-
 impl Hold {
     pub(crate) fn new(shared: &Arc<Shared>, range: Range<u64>) -> Result<Hold, Error> {
         let mut writer = shared.lock();

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::error::Error;
 use crate::map::config::Config;
-use crate::map::hold::Holds;
+use crate::map::held::Holds;
 use crate::map::quiesce::Quiesce;
 use crate::map::slab::{SlabBox, SlabRef};
 use crate::map::table::{PINNED, Table, WANTED, part_of, windows_of};
