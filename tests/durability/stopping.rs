@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use front_end::{Buffer, Like, Op, Wanted, limit};
 use rig::attached::{Attached, DATA, assert_ok, serve};
-use rig::file_systems::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Made, Mounted, XFS};
 use rig::program::run;
 use rig::scratch::folder;
 
@@ -101,4 +101,37 @@ fn vu_46_a_signal_that_comes_twice_at_once_is_one_wish() {
     if let Some(ended) = stop(Then::Echo) {
         assert_eq!(ended, (Some(0), 3));
     }
+}
+
+/// With a guest that is still attached, and requests that went either way.
+fn unmounts_at_once(made: Made) {
+    let Some(mounted) = Mounted::new(made) else {
+        return;
+    };
+    let image = mounted.path("image");
+    std::fs::write(&image, vec![7; 4 << 20]).unwrap();
+    std::fs::File::open(&image).unwrap().sync_all().unwrap();
+    let files = folder("durability");
+    let socket = files.path().join("socket");
+    for way in ["auto", "file", "auto", "file"] {
+        let daemon = serve(&rig::extentd!(), &socket, &image, &["--io-path", way]);
+        let mut front = Attached::new(&socket, Like::Qemu, Wanted::default());
+        for sector in 0..64 {
+            front.write(sector * 8, &[1; 4096]);
+        }
+        assert!(daemon.terminate().unwrap().success());
+        run(Command::new("umount").arg(mounted.root())).expect(way);
+        let mut mount = Command::new("mount");
+        run(mount.arg(mounted.device()).arg(mounted.root())).unwrap();
+    }
+}
+
+#[test]
+fn vu_46_ext4_can_be_unmounted_as_soon_as_the_process_is_gone() {
+    unmounts_at_once(EXT4);
+}
+
+#[test]
+fn vu_46_xfs_can_be_unmounted_as_soon_as_the_process_is_gone() {
+    unmounts_at_once(XFS);
 }
