@@ -45,11 +45,13 @@ fn copy(storm: &Storm, fill: impl FnOnce(&File) -> io::Result<()>) -> Did {
     }
     let name = storm.host.path(&format!("copy-{}", copies.made));
     copies.made += 1;
-    let filled = fill(
-        &storm
-            .host
-            .create(name.file_name().unwrap().to_str().unwrap()),
-    );
+    // A full file system may not even have room for its inode.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&name)?;
+    let filled = fill(&file);
     if filled.is_err() {
         std::fs::remove_file(&name)?;
         return filled;
@@ -68,7 +70,8 @@ pub fn share(storm: &Storm, _: &mut Random) -> Did {
 /// what the file system prepared for writes to come.
 pub fn share_briefly(storm: &Storm, _: &mut Random) -> Did {
     let name = storm.host.path("brief");
-    let shared = File::create(&name).and_then(|to| reflink(&File::open(&storm.image)?, &to));
+    let to = File::create(&name)?;
+    let shared = File::open(&storm.image).and_then(|image| reflink(&image, &to));
     std::fs::remove_file(name)?;
     shared
 }
