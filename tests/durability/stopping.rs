@@ -120,7 +120,8 @@ fn unmounts_at_once(made: Made) {
             front.write(sector * 8, &[1; 4096]);
         }
         assert!(daemon.terminate().unwrap().success());
-        run(Command::new("umount").arg(mounted.root())).expect(way);
+        let unmounted = run(Command::new("umount").arg(mounted.root()));
+        assert!(unmounted.is_ok(), "{way}: {unmounted:?}");
         let mut mount = Command::new("mount");
         run(mount.arg(mounted.device()).arg(mounted.root())).unwrap();
     }
