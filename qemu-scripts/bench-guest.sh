@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=bench-lib.sh
+. "$SCRIPTS/bench-lib.sh"
 
 # name | shown as | pattern,bytes,depth
 ALL_CASES=(
@@ -60,10 +62,7 @@ while (($# > 0)); do
     esac
     shift
 done
-((${#variants[@]} > 0)) || variants=("extentd=")
-for variant in "${variants[@]}"; do
-    [[ $variant == ?*=* ]] || die "--extentd '$variant': give NAME=ARGS"
-done
+check_variants
 [[ $(id -u) == 0 ]] || die "the RAM disk needs root: run this as root"
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
 [[ $ms =~ ^[1-9][0-9]*$ ]] || die "--ms '$ms': give a number from 1"
@@ -94,9 +93,7 @@ cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd-fron
     die "the build failed"
 tools=${CARGO_TARGET_DIR:-$ROOT/target}/release
 
-work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-bench-guest.XXXXXX")
-# shellcheck source=bench-lib.sh
-. "$SCRIPTS/bench-lib.sh"
+begin_work extentd-bench-guest
 
 # Makes the guest's program, $work/guest.
 make_guest() {
@@ -175,23 +172,13 @@ measure_guest() {
 
 # Starts the back-end $2..., which is called $1, and measures it.
 measure_backend() {
-    local name=$1 pid
-    shift
-    rm -f "$socket"
-    taskset -c "$host_cpu" "$@" 2>>"$out/$name.log" &
-    pid=$!
-    pids+=("$pid")
-    wait_socket "$socket" "$pid" || die "$name did not start: $(tail -n 1 "$out/$name.log")"
-    measure_guest "$name" "$pid" -chardev "socket,id=c,path=$socket" \
+    start_backend "$1" "$host_cpu" "${@:2}"
+    measure_guest "$1" "$backend_pid" -chardev "socket,id=c,path=$socket" \
         -device vhost-user-blk-pci,chardev=c,num-queues=1,queue-size=256,disable-legacy=on
 }
 measure_extentd() {
-    local name=${1%%=*} binary=$EXTENTD arguments
-    read -ra arguments <<<"${1#*=}"
-    if [[ ${arguments[0]:-} == /* ]]; then
-        binary=${arguments[0]}
-        arguments=("${arguments[@]:1}")
-    fi
+    local name binary arguments
+    split_variant "$1"
     measure_backend "$name" "$binary" --socket-path "$socket" --blk-file "$image" --num-queues 1 "${arguments[@]}"
 }
 
@@ -202,13 +189,12 @@ rm -f "$out"/*.log
 make_guest
 enter_ram "$filesystem"
 make_image "$image"
+qsd_command "$image" 1
 for ((round = 1; round <= rounds; round++)); do
     for variant in "${variants[@]}"; do
         measure_extentd "$variant"
     done
-    measure_backend qemu-storage-daemon qemu-storage-daemon --object iothread,id=io0 \
-        --blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring" \
-        --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,writable=on,num-queues=1,iothread=io0"
+    measure_backend qemu-storage-daemon "${qsd[@]}"
     measure_guest "QEMU's own" "" -object iothread,id=io0 \
         -blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring" \
         -device virtio-blk-pci,drive=f,iothread=io0,num-queues=1,queue-size=256,disable-legacy=on

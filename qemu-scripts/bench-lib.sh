@@ -1,6 +1,6 @@
-# shellcheck shell=bash disable=SC2154
-# Shared by bench.sh and bench-guest.sh: places to measure in, and what is gone again at the end. Sourced after lib.sh,
-# with $work as the folder for all that is temporary; never run. Written for bash.
+# shellcheck shell=bash disable=SC2154,SC2034
+# Shared by bench.sh and bench-guest.sh: places to measure in, back-ends, and what is gone again at the end. Sourced
+# after lib.sh, never run. Written for bash.
 
 pids=() mounts=() loop_device='' zram_number='' images=() ram_device='' ram_fs=''
 # The kernel lets go of what io_uring held a little after the process has ended.
@@ -49,9 +49,13 @@ cleanup() {
     rm -rf --one-file-system "$work"
     exit "$status"
 }
-trap cleanup EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+# Makes $work, the folder for all that is temporary, named after $1; what is made from now on is gone at the end.
+begin_work() {
+    work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/$1.XXXXXX")
+    trap cleanup EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
 
 # Makes the file system $1 on a RAM disk, of the kind $ram and for an image of $image_bytes, and mounts it on
 # $work/mnt.
@@ -90,4 +94,39 @@ format() {
 record() {
     (IFS=$'\t' && printf '%s\n' "$*") >>"$out/results.tsv"
     printf '  %-24s %-24s %10.0f IOPS  %6.2f CPU s/M  p99 %9.1f us\n' "$2" "$3" "$4" "$5" "$7"
+}
+
+# Completes $variants, the values of --extentd.
+check_variants() {
+    local variant
+    ((${#variants[@]} > 0)) || variants=("extentd=")
+    for variant in "${variants[@]}"; do
+        [[ $variant == ?*=* ]] || die "--extentd '$variant': give NAME=ARGS"
+    done
+}
+# Takes the value $1 of --extentd apart: sets name, binary and arguments.
+split_variant() {
+    name=${1%%=*} binary=$EXTENTD
+    read -ra arguments <<<"${1#*=}"
+    if [[ ${arguments[0]:-} == /* ]]; then
+        binary=${arguments[0]}
+        arguments=("${arguments[@]:1}")
+    fi
+}
+# Starts the back-end $3..., which is called $1, on CPU $2, and waits until it listens; sets backend_pid.
+start_backend() {
+    local name=$1 cpu=$2
+    shift 2
+    rm -f "$socket"
+    taskset -c "$cpu" "$@" 2>>"$out/$name.log" &
+    backend_pid=$!
+    pids+=("$backend_pid")
+    wait_socket "$socket" "$backend_pid" || die "$name did not start: $(tail -n 1 "$out/$name.log")"
+}
+# Sets qsd to the command of a qemu-storage-daemon for the image $1 with $2 queues. discard=unmap, so that a discard
+# frees blocks as it does with extentd.
+qsd_command() {
+    qsd=(qemu-storage-daemon --object iothread,id=io0
+        --blockdev "driver=file,node-name=f,filename=$1,cache.direct=on,aio=io_uring,discard=unmap"
+        --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,writable=on,num-queues=$2,iothread=io0")
 }

@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=bench-lib.sh
+. "$SCRIPTS/bench-lib.sh"
 
 # name | shown as | fio's rw | bytes | depth | queues | further options of extentd-load
 ALL_CASES=(
@@ -83,10 +85,7 @@ while (($# > 0)); do
     esac
     shift
 done
-((${#variants[@]} > 0)) || variants=("extentd=")
-for variant in "${variants[@]}"; do
-    [[ $variant == ?*=* ]] || die "--extentd '$variant': give NAME=ARGS"
-done
+check_variants
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || die "--rounds '$rounds': give a number from 1"
 [[ $client =~ ^(sleep|spin)$ ]] || die "--client '$client': give sleep or spin"
 [[ $ram =~ ^(loop|zram|no)$ ]] || die "--ram '$ram': give loop, zram or no"
@@ -118,9 +117,7 @@ cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd-fron
     die "the build failed"
 tools=${CARGO_TARGET_DIR:-$ROOT/target}/release
 
-work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-bench.XXXXXX")
-# shellcheck source=bench-lib.sh
-. "$SCRIPTS/bench-lib.sh"
+begin_work extentd-bench
 
 # Makes the image $1. One that is written is filled with what does not compress, so that all its extents are there.
 make_image() {
@@ -176,33 +173,22 @@ load() {
 
 # Starts the given back-end on its CPU, loads it, and stops it.
 measure_backend() {
-    local name=$1 pid
-    shift
-    rm -f "$socket" "$work/control"
-    taskset -c "$backend_cpu" "$@" 2>>"$out/$name.log" &
-    pid=$!
-    pids+=("$pid")
-    wait_socket "$socket" "$pid" || die "$name did not start: $(tail -n 1 "$out/$name.log")"
-    load "$pid" "$name"
+    rm -f "$work/control"
+    start_backend "$1" "$backend_cpu" "${@:2}"
+    load "$backend_pid" "$1"
     stop_all
 }
 measure_extentd() {
-    local name=${1%%=*} binary=$EXTENTD
-    local arguments
-    read -ra arguments <<<"${1#*=}"
-    if [[ ${arguments[0]:-} == /* ]]; then
-        binary=${arguments[0]}
-        arguments=("${arguments[@]:1}")
-    fi
+    local name binary arguments
+    split_variant "$1"
     [[ ${arguments[*]} == *--io-path* ]] || arguments+=(--io-path auto)
     measure_backend "$name" "$binary" --socket-path "$socket" --blk-file "$image" --num-queues "$queues" \
         --control-path "$work/control" "${arguments[@]}"
 }
-# discard=unmap, so that a discard frees blocks as it does with extentd.
 measure_qsd() {
-    measure_backend qemu-storage-daemon qemu-storage-daemon --object iothread,id=io0 \
-        --blockdev "driver=file,node-name=f,filename=$image,cache.direct=on,aio=io_uring,discard=unmap" \
-        --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,writable=on,num-queues=$queues,iothread=io0"
+    local qsd
+    qsd_command "$image" "$queues"
+    measure_backend qemu-storage-daemon "${qsd[@]}"
 }
 # Fields of fio's terse output, version 3: 6 to 46 of reads, 47 to 87 of writes, 88 and 89 CPU.
 measure_fio() {
