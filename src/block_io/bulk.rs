@@ -100,17 +100,15 @@ impl Bulk {
     /// It has ended, carried out or not; `small` if a small request has come
     /// since one ended last.
     pub(super) fn end(&mut self, flight: Flight, carried_out: bool, small: bool) {
-        if carried_out {
-            self.ended(flight, flight.began.elapsed(), small);
-        } else {
-            self.in_flight = self.in_flight.saturating_sub(flight.bytes);
-            self.alone &= !flight.alone;
-        }
+        let took = carried_out.then(|| flight.began.elapsed());
+        self.ended(flight, took, small);
     }
 
-    fn ended(&mut self, flight: Flight, took: Duration, small: bool) {
+    fn ended(&mut self, flight: Flight, took: Option<Duration>, small: bool) {
         let was = self.in_flight;
         self.in_flight = was.saturating_sub(flight.bytes);
+        self.alone &= !flight.alone;
+        let Some(took) = took else { return };
         self.quiet = if small {
             0
         } else {
@@ -118,9 +116,6 @@ impl Bulk {
         };
         let units = u32::try_from(flight.bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
         let took = took / units.max(1);
-        if flight.alone {
-            self.alone = false;
-        }
         if flight.alone && self.in_flight == 0 {
             self.base = if self.base.is_zero() {
                 took
@@ -155,10 +150,11 @@ mod tests {
             }
             let waves = (flights.len() as u64).div_ceil(parallel);
             let flight = flights.pop_front().unwrap();
-            bulk.ended(flight, each * u32::try_from(waves).unwrap(), small);
+            let took = each * u32::try_from(waves).unwrap();
+            bulk.ended(flight, Some(took), small);
         }
         for flight in flights {
-            bulk.ended(flight, each, small);
+            bulk.ended(flight, Some(each), small);
         }
         most
     }
@@ -185,11 +181,11 @@ mod tests {
     fn whatever_the_window_one_may_always_fly() {
         let mut bulk = Bulk::new();
         let flight = bulk.begin(16 << 20).unwrap();
-        bulk.ended(flight, Duration::from_millis(1), true);
+        bulk.ended(flight, Some(Duration::from_millis(1)), true);
         assert!(bulk.may_begin(16 << 20));
         let flight = bulk.begin(16 << 20).unwrap();
         assert!(!bulk.may_begin(16 << 20) && bulk.may_begin(4096));
-        bulk.ended(flight, Duration::from_secs(9), true);
+        bulk.ended(flight, Some(Duration::from_secs(9)), true);
         assert!(bulk.may_begin(16 << 20));
     }
 }
