@@ -1,0 +1,4 @@
+//! What a guest, a front-end, an operator or a disk that means harm can do, and
+//! what it cannot: the process lives, and serves the next front-end as before.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
