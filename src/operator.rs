@@ -2,10 +2,12 @@
 //! disk.
 
 mod advice;
+mod clients;
 pub mod control;
 mod image_map;
 pub mod metrics;
 pub(crate) mod metrics_listener;
+mod serving;
 pub(crate) mod statistics;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use vhost_backend::{Connected, Device, Handle, Options};
 
-use self::control::Controlled;
+use self::control::{Caller, Controlled};
 use crate::disk::Disk;
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
@@ -206,7 +208,10 @@ fn connected(one: Connected) -> FrontEnd {
 impl Controlled for Operator {
     type Done = Done;
 
-    fn carry_out(&self, request: Request) -> Answer<Done> {
+    fn carry_out(&self, request: Request, from: Caller) -> Answer<Done> {
+        if let Some(change) = request.change() {
+            log::info!("{from} asks: {change}");
+        }
         let done = match request {
             Request::Info {} => Ok(Done::Info(Box::new(self.info()))),
             Request::Selftest {} => self.selftest().map(Done::Selftest),

@@ -1,36 +1,81 @@
 //! The control socket: takes requests line by line, and answers each. What is
 //! said there is in [`protocol`](crate::protocol).
+//!
+//! One thread has all connections, and none of them keeps it waiting. Each
+//! request is carried out on a thread of its own, as it may have to wait for a
+//! file system: only so many at a time, of which those that answer from memory
+//! have some for themselves, and no user has all.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use vhost_backend::Peer;
 
+use super::clients::Bounds;
+use super::serving::{self, Heard, Service};
 use crate::host::socket::{self, Access, SocketError, SocketFile};
+use crate::host::sys;
 pub use crate::protocol::{Answer, Request};
 
-/// Most connections at a time.
-const CONNECTIONS: usize = 16;
 /// Longest request line in bytes, with its end.
-const LINE_BYTES: u64 = 64 << 10;
-/// A connection that asks for nothing this long is closed, so that forgotten
-/// ones do not keep others out.
-const IDLE: Duration = Duration::from_secs(300);
-/// A client that does not take its answer this long is left.
-const ANSWER: Duration = Duration::from_secs(10);
+const LINE_BYTES: usize = 4 << 10;
+
+const BOUNDS: Bounds = Bounds {
+    all: 160,
+    each: 128,
+    request: LINE_BYTES,
+    answers: 16 << 20,
+    // Forgotten ones need not be kept.
+    asking: Duration::from_secs(300),
+    taking: Duration::from_secs(10),
+    leaving: Duration::from_secs(1),
+};
+
+/// Requests under way of either kind: those that may wait for a file system,
+/// and those that do not.
+const UNDER_WAY: usize = 8;
+/// And of one user.
+const UNDER_WAY_EACH: usize = 6;
 
 /// What carries out requests; called from several threads.
 pub(crate) trait Controlled: Send + Sync + 'static {
     /// What it says when it has done so.
     type Done: Serialize;
 
-    /// Carries out one request.
-    fn carry_out(&self, request: Request) -> Answer<Self::Done>;
+    /// Carries out one request, of this user.
+    fn carry_out(&self, request: Request, from: Caller) -> Answer<Self::Done>;
+}
+
+/// Who asks; where the kernel does not tell, nobody in particular.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller(Option<Peer>);
+
+impl Caller {
+    fn uid(self) -> Option<u32> {
+        self.0.map(|peer| peer.uid)
+    }
+
+    /// Whether it may ask: the user that runs this process, and root.
+    fn may_ask(self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.uid().is_some_and(|uid| uid == own || uid == 0)
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(peer) => peer.fmt(f),
+            None => f.write_str("somebody unknown"),
+        }
+    }
 }
 
 /// Binds the control socket (mode 0600).
@@ -45,101 +90,160 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketErro
 /// process.
 ///
 /// # Errors
-/// The thread cannot be started.
+/// The thread or what it needs cannot be made.
 pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let control = Control {
+        listener,
+        target,
+        ends: Arc::new(Ends {
+            answers: Mutex::default(),
+            event: sys::event()?,
+        }),
+        under_way: Vec::new(),
+    };
     thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || accept(&listener, &target))?;
+        .spawn(move || serving::serve(control, BOUNDS, "control socket"))?;
     Ok(())
 }
 
-/// Counts a connection while it lives.
-struct Place(Arc<AtomicUsize>);
+struct Control<C> {
+    listener: UnixListener,
+    target: Arc<C>,
+    ends: Arc<Ends>,
+    under_way: Vec<UnderWay>,
+}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+/// A request that a thread carries out.
+struct UnderWay {
+    client: u64,
+    uid: Option<u32>,
+    brief: bool,
+}
+
+/// Answers to requests that have ended.
+struct Ends {
+    answers: Mutex<Vec<(u64, Vec<u8>)>>,
+    /// Readable while there are some.
+    event: OwnedFd,
+}
+
+impl<C: Controlled> Service for Control<C> {
+    type Stream = UnixStream;
+    type Peer = Caller;
+
+    fn accept(&self) -> io::Result<(UnixStream, Caller)> {
+        let (stream, _) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        let caller = Caller(Peer::of(&stream));
+        Ok((stream, caller))
+    }
+
+    fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    fn same(one: Caller, other: Caller) -> bool {
+        one.uid() == other.uid()
+    }
+
+    fn hear(&mut self, client: u64, from: Caller, received: &mut Vec<u8>, ended: bool) -> Heard {
+        if !from.may_ask() {
+            log::warn!(
+                "control socket: refused: {from}: only the user of this process may ask, and root"
+            );
+            let line = format!("{from}: only the user that runs extentd may ask, and root");
+            return Heard::Last(line_of(&Answer::<()>::Error(line)));
+        }
+        let end = received.iter().position(|&byte| byte == b'\n');
+        let length = match end {
+            Some(at) => at.saturating_add(1),
+            None if received.len() >= LINE_BYTES => {
+                // Where the next request begins is unknown from here on.
+                let line = format!("a request is longer than {LINE_BYTES} bytes");
+                return Heard::Last(line_of(&Answer::<()>::Error(line)));
+            }
+            // A last line without an end is still a request.
+            None if ended && !received.is_empty() => received.len(),
+            None if ended => return Heard::Gone,
+            None => return Heard::More,
+        };
+        let line = received.get(..length).unwrap_or_default();
+        let heard = match serde_json::from_slice::<Request>(line) {
+            Ok(request) => self.begin(client, from, request),
+            Err(error) => {
+                let line = format!("not a request: {error}");
+                Heard::Answer(line_of(&Answer::<()>::Error(line)))
+            }
+        };
+        if !matches!(heard, Heard::Waiting) {
+            received.drain(..length);
+        }
+        heard
+    }
+
+    fn waker(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ends.event.as_fd())
+    }
+
+    fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
+        if !sys::event_take(&self.ends.event) {
+            return Vec::new();
+        }
+        let mut answers = self
+            .ends
+            .answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let answers = std::mem::take(&mut *answers);
+        self.under_way
+            .retain(|one| answers.iter().all(|(client, _)| *client != one.client));
+        answers
     }
 }
 
-fn accept<C: Controlled>(listener: &UnixListener, target: &Arc<C>) {
-    let taken = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                log::warn!("control socket: {error}");
-                // Out of descriptors or memory: it would fail at once again.
-                thread::sleep(Duration::from_millis(200));
-                continue;
-            }
-        };
-        // Only this thread adds, so the bound holds.
-        let before = taken.fetch_add(1, Ordering::AcqRel);
-        let place = Place(Arc::clone(&taken));
-        if before >= CONNECTIONS {
-            let busy = Answer::<()>::Error(format!(
-                "all {CONNECTIONS} control connections are in use: try again later"
-            ));
-            // It is closed in any case; whether this arrives is for its client.
-            let _ = stream
-                .set_write_timeout(Some(Duration::from_millis(100)))
-                .and_then(|()| reply(&mut stream, &busy));
-            continue;
+impl<C: Controlled> Control<C> {
+    /// Has a request carried out, if there is a place for it.
+    fn begin(&mut self, client: u64, from: Caller, request: Request) -> Heard {
+        let (uid, brief) = (from.uid(), request.is_brief());
+        let of_kind = || self.under_way.iter().filter(|one| one.brief == brief);
+        let mine = of_kind().filter(|one| one.uid == uid).count();
+        if of_kind().count() >= UNDER_WAY || mine >= UNDER_WAY_EACH {
+            return Heard::Waiting;
         }
-        let target = Arc::clone(target);
+        let (target, ends) = (Arc::clone(&self.target), Arc::clone(&self.ends));
         let started = thread::Builder::new()
             .name("control-conn".to_owned())
             .spawn(move || {
-                if let Err(error) = converse(stream, &*target) {
-                    log::debug!("control connection: {error}");
-                }
-                drop(place);
+                let answer = line_of(&target.carry_out(request, from));
+                ends.answers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((client, answer));
+                sys::event_set(&ends.event);
             });
-        if let Err(error) = started {
-            log::warn!("control socket: no thread for a connection: {error}");
-        }
-    }
-}
-
-/// Answers requests until the client leaves.
-fn converse(stream: UnixStream, target: &impl Controlled) -> io::Result<()> {
-    stream.set_read_timeout(Some(IDLE))?;
-    stream.set_write_timeout(Some(ANSWER))?;
-    let mut writer = stream.try_clone()?;
-    let mut reader = BufReader::new(stream);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        reader
-            .by_ref()
-            .take(LINE_BYTES)
-            .read_until(b'\n', &mut line)?;
-        match line.last() {
-            None => return Ok(()),
-            Some(b'\n') => {}
-            Some(_) if line.len() as u64 == LINE_BYTES => {
-                // Where the next request begins is unknown from here on.
-                return reply(
-                    &mut writer,
-                    &Answer::<()>::Error(format!("a request is longer than {LINE_BYTES} bytes")),
-                );
+        match started {
+            Ok(_) => {
+                self.under_way.push(UnderWay { client, uid, brief });
+                Heard::Served
             }
-            // A last line without an end is still a request.
-            Some(_) => {}
+            Err(error) => {
+                log::warn!("control socket: no thread for a request: {error}");
+                let line = format!("no thread for this request: {error}: try again later");
+                Heard::Answer(line_of(&Answer::<()>::Error(line)))
+            }
         }
-        let answer = match serde_json::from_slice(&line) {
-            Ok(request) => target.carry_out(request),
-            Err(error) => Answer::Error(format!("not a request: {error}")),
-        };
-        reply(&mut writer, &answer)?;
     }
 }
 
-fn reply(writer: &mut UnixStream, answer: &Answer<impl Serialize>) -> io::Result<()> {
-    let mut line = serde_json::to_vec(answer)?;
+fn line_of(answer: &Answer<impl Serialize>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
+        log::warn!("control socket: an answer cannot be written: {error}");
+        b"{\"error\":\"the answer cannot be written\"}".to_vec()
+    });
     line.push(b'\n');
-    writer.write_all(&line)
+    line
 }
 
 /// Sends one request to the control socket at `path`, and waits for the
@@ -174,205 +278,4 @@ pub fn ask(path: &Path, request: &Request, timeout: Duration) -> io::Result<Answ
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
-    use std::sync::{Mutex, mpsc};
-
-    use serde_json::Value;
-
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    /// Remembers what it was asked, refuses odd sizes, and takes as long for
-    /// advice as the test does to hang up.
-    #[derive(Default)]
-    struct Fake {
-        seen: Mutex<Vec<Request>>,
-        slow: Mutex<Option<mpsc::Receiver<()>>>,
-    }
-
-    impl Controlled for Fake {
-        type Done = Value;
-
-        fn carry_out(&self, request: Request) -> Answer {
-            self.seen.lock().unwrap().push(request.clone());
-            match request {
-                Request::Info {} => Answer::Result(serde_json::json!({ "pid": 7 })),
-                Request::Resize { bytes } if bytes % 512 == 0 => Answer::Result(Value::Null),
-                Request::Resize { bytes } => Answer::Error(format!("{bytes} is odd")),
-                _ => {
-                    let slow = self.slow.lock().unwrap().take();
-                    // Ends when the test drops its end.
-                    let ended = slow.map(|slow| slow.recv().is_err());
-                    Answer::Result(serde_json::json!({ "ended": ended }))
-                }
-            }
-        }
-    }
-
-    struct Rig {
-        fake: Arc<Fake>,
-        path: PathBuf,
-        _file: SocketFile,
-        _directory: tempfile::TempDir,
-    }
-
-    fn rig() -> Rig {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("control");
-        let (listener, file) = bind(&path).unwrap();
-        let fake = Arc::new(Fake::default());
-        start(listener, Arc::clone(&fake)).unwrap();
-        Rig {
-            fake,
-            path,
-            _file: file,
-            _directory: directory,
-        }
-    }
-
-    fn connect(rig: &Rig) -> (BufReader<UnixStream>, UnixStream) {
-        let stream = UnixStream::connect(&rig.path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        (BufReader::new(stream.try_clone().unwrap()), stream)
-    }
-
-    fn line(reader: &mut BufReader<UnixStream>) -> String {
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        line
-    }
-
-    #[test]
-    fn only_the_owner_may_connect() {
-        let rig = rig();
-        assert_eq!(
-            std::fs::metadata(&rig.path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-    }
-
-    #[test]
-    fn requests_are_carried_out_and_answered() {
-        let rig = rig();
-        let info = ask(&rig.path, &Request::Info {}, PATIENCE).unwrap();
-        assert_eq!(info, Answer::Result(serde_json::json!({ "pid": 7 })));
-        assert_eq!(
-            ask(&rig.path, &Request::Resize { bytes: 1024 }, PATIENCE).unwrap(),
-            Answer::Result(Value::Null)
-        );
-        assert_eq!(
-            ask(&rig.path, &Request::Resize { bytes: 1 }, PATIENCE).unwrap(),
-            Answer::Error("1 is odd".into())
-        );
-        assert_eq!(
-            *rig.fake.seen.lock().unwrap(),
-            [
-                Request::Info {},
-                Request::Resize { bytes: 1024 },
-                Request::Resize { bytes: 1 }
-            ]
-        );
-    }
-
-    #[test]
-    fn a_slow_request_keeps_nobody_else_waiting() {
-        let rig = rig();
-        let (slow, waits) = mpsc::channel();
-        *rig.fake.slow.lock().unwrap() = Some(waits);
-        let (mut reader, mut writer) = connect(&rig);
-        writeln!(
-            writer,
-            "{{\"command\":\"advise\",\"advice\":\"pin\",\"range\":{{\"start\":0,\"end\":null}}}}"
-        )
-        .unwrap();
-        let start = std::time::Instant::now();
-        while rig.fake.seen.lock().unwrap().is_empty() {
-            assert!(start.elapsed() < PATIENCE);
-            thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(
-            ask(&rig.path, &Request::Info {}, PATIENCE).unwrap(),
-            Answer::Result(serde_json::json!({ "pid": 7 }))
-        );
-        drop(slow);
-        assert_eq!(line(&mut reader), "{\"result\":{\"ended\":true}}\n");
-    }
-
-    #[test]
-    fn the_lines_are_as_documented_and_a_bad_one_does_not_end_the_connection() {
-        let rig = rig();
-        let (mut reader, mut writer) = connect(&rig);
-        for bad in [
-            "",
-            "info",
-            "{}",
-            "{\"command\":\"dance\"}",
-            "{\"command\":\"resize\"}",
-            "{\"command\":\"resize\",\"bytes\":-1}",
-            "{\"command\":\"info\",\"x\":1}",
-            "{\"command\":\"advise\",\"advice\":\"pin\"}",
-            "{\"command\":\"advise\",\"advice\":\"hope\",\"range\":{\"start\":0,\"end\":1}}",
-            "{\"command\":\"map\",\"range\":{\"start\":-1},\"most\":1}",
-            "{\"command\":\"io-path\",\"path\":\"raw\"}",
-            "[[[",
-            "\u{0}",
-        ] {
-            writeln!(writer, "{bad}").unwrap();
-            let answer = line(&mut reader);
-            assert!(
-                answer.starts_with("{\"error\":\"not a request: ") && answer.ends_with("\"}\n"),
-                "{bad}: {answer}"
-            );
-        }
-        assert_eq!(*rig.fake.seen.lock().unwrap(), []);
-        writeln!(
-            writer,
-            "{{\"command\":\"info\"}}\n{{\"command\":\"resize\",\"bytes\":512}}"
-        )
-        .unwrap();
-        assert_eq!(line(&mut reader), "{\"result\":{\"pid\":7}}\n");
-        assert_eq!(line(&mut reader), "{\"result\":null}\n");
-    }
-
-    #[test]
-    fn a_line_without_end_is_not_collected_for_ever() {
-        let rig = rig();
-        let (mut reader, mut writer) = connect(&rig);
-        writer
-            .write_all(&vec![b' '; usize::try_from(LINE_BYTES).unwrap()])
-            .unwrap();
-        assert_eq!(
-            line(&mut reader),
-            "{\"error\":\"a request is longer than 65536 bytes\"}\n"
-        );
-        assert_eq!(line(&mut reader), "");
-    }
-
-    #[test]
-    fn connections_are_bounded_and_places_come_back() {
-        let rig = rig();
-        let mut held: Vec<_> = (0..CONNECTIONS).map(|_| connect(&rig)).collect();
-        for (reader, writer) in &mut held {
-            writeln!(writer, "{{\"command\":\"info\"}}").unwrap();
-            assert_eq!(line(reader), "{\"result\":{\"pid\":7}}\n");
-        }
-        let refused = ask(&rig.path, &Request::Info {}, PATIENCE).unwrap();
-        assert!(
-            matches!(&refused, Answer::Error(text) if text.contains("all 16")),
-            "{refused:?}"
-        );
-        drop(held);
-        // The threads notice in their own time.
-        let start = std::time::Instant::now();
-        while matches!(
-            ask(&rig.path, &Request::Info {}, PATIENCE).unwrap(),
-            Answer::Error(_)
-        ) {
-            assert!(start.elapsed() < PATIENCE);
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
+mod tests;

@@ -1,15 +1,27 @@
-//! Metrics over HTTP: one thread, one client at a time, each for a bounded
-//! time and with a bounded request. It knows GET and HEAD of `/metrics`.
+//! Metrics over HTTP, on one thread that waits for no client. It knows GET and
+//! HEAD of `/metrics`, and ends each connection after one answer.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use super::clients::Bounds;
+use super::serving::{self, Heard, Service};
 
 /// Longest request head in bytes.
 const HEAD_BYTES: usize = 8 << 10;
-/// Longest that a client may take for its request, and for taking its answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+
+const BOUNDS: Bounds = Bounds {
+    all: 128,
+    each: 64,
+    request: HEAD_BYTES,
+    answers: 4 << 20,
+    asking: Duration::from_secs(5),
+    taking: Duration::from_secs(5),
+    leaving: Duration::from_secs(1),
+};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,30 +35,68 @@ pub(crate) fn start(
     listener: TcpListener,
     text: impl Fn() -> String + Send + 'static,
 ) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let metrics = Metrics { listener, text };
     thread::Builder::new()
         .name("metrics".to_owned())
-        .spawn(move || {
-            loop {
-                let served = listener
-                    .accept()
-                    .map(|(stream, _)| serve(stream, PATIENCE, &text));
-                match served {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => log::debug!("metrics client: {error}"),
-                    Err(error) => {
-                        log::warn!("metrics: {error}");
-                        // Out of descriptors: it would fail at once again.
-                        thread::sleep(Duration::from_millis(200));
-                    }
-                }
-            }
-        })?;
+        .spawn(move || serving::serve(metrics, BOUNDS, "metrics"))?;
     Ok(())
 }
 
-fn serve(mut stream: TcpStream, patience: Duration, text: impl Fn() -> String) -> io::Result<()> {
-    let head = read_head(&mut stream, patience)?;
-    let (status, kind, body) = match request(&head) {
+struct Metrics<F> {
+    listener: TcpListener,
+    text: F,
+}
+
+impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
+    type Stream = TcpStream;
+    type Peer = IpAddr;
+
+    fn accept(&self) -> io::Result<(TcpStream, IpAddr)> {
+        let (stream, address) = self.listener.accept()?;
+        stream.set_nonblocking(true)?;
+        Ok((stream, party(address.ip())))
+    }
+
+    fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    fn same(one: IpAddr, other: IpAddr) -> bool {
+        one == other
+    }
+
+    fn hear(&mut self, _: u64, _: IpAddr, received: &mut Vec<u8>, ended: bool) -> Heard {
+        let whole = received.windows(4).any(|end| end == b"\r\n\r\n");
+        if !whole && !ended && received.len() < HEAD_BYTES {
+            return Heard::More;
+        }
+        Heard::Last(answer(received, &self.text))
+    }
+
+    fn waker(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
+        Vec::new()
+    }
+}
+
+/// Whom an address belongs to: of version 6, one party has all with the same
+/// first half.
+fn party(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << u64::BITS)).into()
+        }
+    }
+}
+
+/// The answer to a request head.
+fn answer(head: &[u8], text: impl Fn() -> String) -> Vec<u8> {
+    let (status, kind, body) = match request(head) {
         None => (
             "400 Bad Request",
             TEXT,
@@ -71,48 +121,24 @@ fn serve(mut stream: TcpStream, patience: Duration, text: impl Fn() -> String) -
     if !head.starts_with(b"HEAD ") {
         answer.push_str(&body);
     }
-    stream.set_write_timeout(Some(patience))?;
-    stream.write_all(answer.as_bytes())
+    answer.into_bytes()
 }
 
-/// Reads up to the empty line, for as long as patience lasts in all.
-fn read_head(stream: &mut TcpStream, patience: Duration) -> io::Result<Vec<u8>> {
-    let deadline = Instant::now() + patience;
-    let mut head = vec![0; HEAD_BYTES];
-    let mut length = 0;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
-        let count = match stream.read(&mut head[length..]) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        length += count;
-        let ended = head[..length].windows(4).any(|end| end == b"\r\n\r\n");
-        // A full buffer reads nothing more: no request is that long.
-        if ended || count == 0 {
-            head.truncate(length);
-            return Ok(head);
-        }
-    }
-}
-
-/// The method and the path of a whole request head.
-fn request(head: &[u8]) -> Option<(&str, &str)> {
-    let head = std::str::from_utf8(head).ok()?;
-    let (first, _) = head.split_once("\r\n")?;
+/// The method and the path of a request, by its first line: what follows the
+/// empty line is not looked at.
+fn request(received: &[u8]) -> Option<(&str, &str)> {
+    let end = received.windows(4).position(|end| end == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(received.get(..end)?).ok()?;
+    let first = head.split("\r\n").next()?;
     let mut words = first.split(' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let whole = head.contains("\r\n\r\n") && words.next().is_none();
     let path = target.split_once('?').map_or(target, |(path, _)| path);
-    (whole && version.starts_with("HTTP/1.")).then_some((method, path))
+    (words.next().is_none() && version.starts_with("HTTP/1.")).then_some((method, path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
@@ -171,18 +197,68 @@ mod tests {
         assert!(exchange(address, &request).starts_with("HTTP/1.1 400 "));
     }
 
+    const GET: &[u8] = b"GET /metrics HTTP/1.1\r\n\r\n";
+
+    fn assert_scraped(address: SocketAddr) {
+        let answer = exchange(address, GET);
+        assert!(answer.ends_with("up 1\n# EOF\n"), "{answer}");
+    }
+
     #[test]
-    fn who_says_nothing_is_left() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let _silent = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (stream, _) = listener.accept().unwrap();
-        let error = serve(stream, Duration::from_millis(20), String::new).unwrap_err();
-        assert!(
-            matches!(
-                error.kind(),
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
-            ),
-            "{error}"
-        );
+    fn half_requests_of_many_keep_nobody_waiting() {
+        let address = listening();
+        let mut held = Vec::new();
+        for _ in 0..BOUNDS.all + 20 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(b"GET /metrics HT").unwrap();
+            held.push(stream);
+            // Far less than any of them is given.
+            assert_scraped(address);
+        }
+    }
+
+    #[test]
+    fn who_never_reads_or_sends_more_than_a_request_harms_nobody() {
+        let address = listening();
+        let mut held = Vec::new();
+        for more in [&b""[..], GET, &[b'x'; 100_000]] {
+            for _ in 0..20 {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(GET).unwrap();
+                // It may be left before it has sent all.
+                let _ = stream.write_all(more);
+                held.push(stream);
+            }
+            assert_scraped(address);
+        }
+        // What is sent behind a request does not cost its answer.
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(&GET.repeat(300)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("up 1\n# EOF\n"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1);
+    }
+
+    #[test]
+    fn a_request_may_come_byte_by_byte_between_others() {
+        let address = listening();
+        let mut slow = TcpStream::connect(address).unwrap();
+        for byte in GET {
+            slow.write_all(&[*byte]).unwrap();
+            assert_scraped(address);
+        }
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+
+    #[test]
+    fn addresses_of_one_party_count_together() {
+        let one = |text: &str| party(text.parse().unwrap());
+        assert_eq!(one("2001:db8::1"), one("2001:db8::ffff:1"));
+        assert_ne!(one("2001:db8::1"), one("2001:db8:0:1::1"));
+        assert_eq!(one("::ffff:10.0.0.1"), one("10.0.0.1"));
+        assert_ne!(one("10.0.0.1"), one("10.0.0.2"));
     }
 }

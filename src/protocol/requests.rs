@@ -46,6 +46,33 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether it is answered from memory, whatever the image's file system
+    /// does.
+    pub(crate) fn is_brief(&self) -> bool {
+        matches!(self, Request::Info {} | Request::Stats {})
+    }
+
+    /// What it changes, as the log tells it; `None` if nothing.
+    pub(crate) fn change(&self) -> Option<String> {
+        match self {
+            Request::Info {} | Request::Selftest {} | Request::Stats {} | Request::Map { .. } => {
+                None
+            }
+            Request::Resize { bytes } => Some(format!("resize to {bytes} bytes")),
+            Request::Advise { advice, range } => {
+                let end = range.end.map_or_else(String::new, |end| end.to_string());
+                Some(format!("advise {advice} {}..{end}", range.start))
+            }
+            Request::IoPath { path } => {
+                let path = path.to_possible_value();
+                let name = path.as_ref().map_or("", |path| path.get_name());
+                Some(format!("io-path {name}"))
+            }
+        }
+    }
+}
+
 /// What may be said about a range, after the "badvise()" of the 2008 thread.
 /// The lines of the values are help texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

@@ -16,7 +16,7 @@ pub struct Peer {
 
 impl Peer {
     /// `None` if the kernel does not tell.
-    pub(crate) fn of(stream: &UnixStream) -> Option<Self> {
+    pub fn of(stream: &UnixStream) -> Option<Self> {
         sys::peer(stream).map(|(pid, uid)| Self { pid, uid })
     }
 }
