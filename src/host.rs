@@ -4,6 +4,7 @@
 pub mod allocations;
 pub(crate) mod hardening;
 pub(crate) mod limits;
+pub(crate) mod log_budget;
 pub(crate) mod log_queue;
 pub mod logging;
 pub(crate) mod socket;

@@ -4,8 +4,10 @@
 //! No thread that serves, guards or answers may wait for a full pipe, a full
 //! disk or a stopped terminal, nor for another thread that logs: a line for
 //! which there is no room, or whose turn does not come at once, is dropped and
-//! counted. Before anything is served, a line waits a little for its turn.
-//! Putting a line in allocates nothing.
+//! counted. Before anything is served, a line waits a little for its turn, and
+//! there is no limit on how many come; afterwards there is one for each kind.
+//! Putting a line in allocates nothing. What a terminal might obey is not
+//! written as it is, whoever has chosen it.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};
@@ -13,10 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use crate::host::log_budget::{Budget, Kind};
+
 /// Lines that may wait.
 const LINES: usize = 256;
 /// Longest line in bytes; the rest of a longer one is left out.
 const LINE: usize = 500;
+/// How long lines that are left out are counted before that is told.
+const GATHER: Duration = Duration::from_secs(10);
 /// How often a line asks for the queue before it is dropped: others have it
 /// for as long as it takes to copy a line.
 const TRIES: usize = 10_000;
@@ -41,8 +47,31 @@ impl Line {
     };
 }
 
+/// Whether a terminal or a reader of lines might take it for more than a
+/// character: controls, ends of lines, changes of the direction of text.
+fn is_active(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some((at, c)) = rest.char_indices().find(|&(_, c)| is_active(c)) {
+            self.add(&rest[..at]);
+            for c in c.escape_default() {
+                self.add(c.encode_utf8(&mut [0; 4]));
+            }
+            rest = &rest[at + c.len_utf8()..];
+        }
+        self.add(rest);
+        Ok(())
+    }
+}
+
+impl Line {
+    /// As much of it as there is room for.
+    fn add(&mut self, text: &str) {
         let room = LINE - self.len;
         let mut take = text.len().min(room);
         while !text.is_char_boundary(take) {
@@ -50,7 +79,6 @@ impl fmt::Write for Line {
         }
         self.bytes[self.len..self.len + take].copy_from_slice(&text.as_bytes()[..take]);
         self.len += take;
-        Ok(())
     }
 }
 
@@ -69,8 +97,11 @@ pub(crate) struct Queue {
     dropped: AtomicU64,
     more: Condvar,
     done: Condvar,
-    /// Nothing is served yet, and lines may wait for their turn.
+    /// Nothing is served yet: lines may wait for their turn, however many.
     patient: AtomicBool,
+    budget: Budget,
+    /// No more lines will come.
+    ending: AtomicBool,
 }
 
 impl Default for Queue {
@@ -86,6 +117,8 @@ impl Default for Queue {
             more: Condvar::new(),
             done: Condvar::new(),
             patient: AtomicBool::new(false),
+            budget: Budget::default(),
+            ending: AtomicBool::new(false),
         }
     }
 }
@@ -120,6 +153,18 @@ impl Queue {
         }
     }
 
+    /// As [`put`](Self::put), if not too many lines of its kind have come.
+    pub(crate) fn put_limited(&self, kind: Kind, line: fmt::Arguments<'_>) {
+        if self.patient.load(Ordering::Relaxed) || self.budget.admits(kind) {
+            self.put(line);
+        } else if self.budget.leave_out() {
+            // The thread that writes has to tell that in a while. It has the
+            // lock when it looks for what there is to do.
+            drop(self.lock_soon());
+            self.more.notify_one();
+        }
+    }
+
     /// Puts a line in the queue, or drops it. Never waits. What is longer than
     /// [`LINE`] bytes is cut.
     pub(crate) fn put(&self, line: fmt::Arguments<'_>) {
@@ -128,7 +173,15 @@ impl Queue {
 
     /// Puts a line of any length in the queue, or drops some of it.
     pub(crate) fn put_whole(&self, line: &str) {
-        let mut rest = line;
+        let mut harmless = String::with_capacity(line.len());
+        for c in line.chars() {
+            if is_active(c) {
+                harmless.extend(c.escape_default());
+            } else {
+                harmless.push(c);
+            }
+        }
+        let mut rest = harmless.as_str();
         loop {
             let most = (0..=LINE.min(rest.len())).rev();
             let cut = most.into_iter().find(|&at| rest.is_char_boundary(at));
@@ -163,14 +216,25 @@ impl Queue {
     pub(crate) fn write_all(&self, mut to: impl Write) -> ! {
         let mut line = Line::EMPTY;
         let mut state = self.lock();
+        // When what was left out is to be told.
+        let mut due: Option<Instant> = None;
         loop {
-            while state.count == 0 {
+            if self.budget.has_left_out() {
+                let now = Instant::now();
+                let at = *due.get_or_insert(now + GATHER);
+                if at <= now || (state.count == 0 && self.ending.load(Ordering::Relaxed)) {
+                    due = None;
+                    state.writing = true;
+                    drop(state);
+                    self.tell_left_out(&mut to);
+                    state = self.lock();
+                }
+            }
+            if state.count == 0 {
                 state.writing = false;
                 self.done.notify_all();
-                state = self
-                    .more
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.wait(state, due);
+                continue;
             }
             line.clone_from(&state.lines[state.first]);
             state.first = (state.first + 1) % LINES;
@@ -199,6 +263,37 @@ impl Queue {
         }
     }
 
+    /// Waits for a line, or until then.
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, State> {
+        let Some(until) = until else {
+            let woken = self.more.wait(state);
+            return woken.unwrap_or_else(PoisonError::into_inner);
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let woken = self.more.wait_timeout(state, left);
+        woken.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn tell_left_out(&self, to: &mut impl Write) {
+        let count = self.budget.take_left_out();
+        let mut line = Line::EMPTY;
+        if count == 0 {
+            return;
+        }
+        let _ = write!(
+            line,
+            "extentd: warning: {count} lines of the log were left out: more came than are written"
+        );
+        // At the end nobody tries again.
+        if write_line(to, &line).is_err() && !self.ending.load(Ordering::Relaxed) {
+            self.budget.put_back(count);
+        }
+    }
+
     fn tell_dropped(&self, to: &mut impl Write) {
         let dropped = self.dropped.swap(0, Ordering::Relaxed);
         let mut line = Line::EMPTY;
@@ -217,11 +312,13 @@ impl Queue {
     /// Waits until all lines are written, but no longer than `limit`.
     pub(crate) fn drain(&self, limit: Duration) {
         let until = Instant::now() + limit;
+        self.ending.store(true, Ordering::Relaxed);
         // A thread that panics while it logs has the queue.
         let Some(mut state) = self.lock_soon() else {
             return;
         };
-        while state.count > 0 || state.writing {
+        self.more.notify_one();
+        while state.count > 0 || state.writing || self.budget.has_left_out() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -240,152 +337,4 @@ fn write_line(to: &mut impl Write, line: &Line) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, mpsc};
-    use std::thread;
-
-    use super::*;
-
-    /// Writes to a channel that takes nothing until it is read.
-    struct Pipe(mpsc::SyncSender<Vec<u8>>);
-
-    impl Write for Pipe {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.send(bytes.to_vec()).unwrap();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn a_full_pipe_holds_nobody_up_and_what_was_dropped_is_told() {
-        let queue = Arc::new(Queue::default());
-        let (sender, receiver) = mpsc::sync_channel(0);
-        let writer = Arc::clone(&queue);
-        queue.put(format_args!("first"));
-        thread::spawn(move || writer.write_all(Pipe(sender)));
-        // The writer has taken the first line when it offers it, and then
-        // waits with the second until somebody reads.
-        assert_eq!(receiver.recv().unwrap(), b"first\n");
-        queue.put(format_args!("line 0"));
-        let begun = |queue: &Queue| queue.lock().count == 0;
-        while !begun(&queue) {
-            thread::yield_now();
-        }
-        // Nobody reads: this returns all the same.
-        for number in 1..LINES + 101 {
-            queue.put(format_args!("line {number}"));
-        }
-        let mut text = String::new();
-        while !text.contains("dropped") {
-            text.push_str(&String::from_utf8(receiver.recv().unwrap()).unwrap());
-        }
-        assert!(text.starts_with("line 0\n"), "{text}");
-        assert!(text.contains("100 lines"), "{text}");
-    }
-
-    #[test]
-    fn a_line_does_not_wait_for_another_thread_that_logs() {
-        let queue = Queue::default();
-        let state = queue.lock();
-        queue.put(format_args!("dropped"));
-        drop(state);
-        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
-        assert_eq!(queue.lock().count, 0);
-    }
-
-    #[test]
-    fn before_anything_is_served_a_line_waits_for_its_turn_and_not_for_ever() {
-        let queue = Queue::default();
-        queue.be_patient(true);
-        thread::scope(|scope| {
-            let state = queue.lock();
-            let line = scope.spawn(|| queue.put(format_args!("kept")));
-            // Longer than all tries of one who does not wait.
-            thread::sleep(Duration::from_millis(100));
-            assert!(!line.is_finished());
-            drop(state);
-        });
-        assert_eq!(queue.lock().count, 1);
-        let state = queue.lock();
-        queue.put(format_args!("dropped"));
-        drop(state);
-        assert_eq!(queue.dropped.load(Ordering::Relaxed), 1);
-    }
-
-    /// A file on a full disk, until there is room.
-    struct Full {
-        writes: usize,
-        to: mpsc::Sender<Vec<u8>>,
-    }
-
-    impl Write for Full {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.writes += 1;
-            if self.writes <= 3 {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.to.send(bytes.to_vec()).unwrap();
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn what_could_not_be_written_is_told_when_there_is_room() {
-        let queue = Arc::new(Queue::default());
-        let (to, receiver) = mpsc::channel();
-        let writer = Arc::clone(&queue);
-        for number in 0..4 {
-            queue.put(format_args!("line {number}"));
-        }
-        thread::spawn(move || writer.write_all(Full { writes: 0, to }));
-        assert_eq!(receiver.recv().unwrap(), b"line 3\n");
-        let told = String::from_utf8(receiver.recv().unwrap()).unwrap();
-        assert!(told.contains(" 3 lines "), "{told}");
-    }
-
-    #[test]
-    fn long_lines_are_cut_between_characters() {
-        let mut line = Line::EMPTY;
-        write!(line, "{}\u{fc}end", "x".repeat(LINE - 1)).unwrap();
-        assert!(std::str::from_utf8(&line.bytes[..line.len]).is_ok());
-        assert!(line.len >= LINE - 1);
-    }
-
-    #[test]
-    fn a_whole_line_is_longer_than_a_piece() {
-        let queue = Arc::new(Queue::default());
-        let text = "\u{fc}".repeat(LINE + 1);
-        queue.put_whole(&text);
-        let (sender, receiver) = mpsc::sync_channel(16);
-        let writer = Arc::clone(&queue);
-        thread::spawn(move || writer.write_all(Pipe(sender)));
-        let mut bytes = Vec::new();
-        while bytes.last() != Some(&b'\n') {
-            bytes.extend(receiver.recv().unwrap());
-        }
-        assert_eq!(String::from_utf8(bytes).unwrap(), text + "\n");
-    }
-
-    #[test]
-    fn draining_waits_for_the_last_line() {
-        let queue = Arc::new(Queue::default());
-        let (sender, receiver) = mpsc::sync_channel(16);
-        let writer = Arc::clone(&queue);
-        queue.put(format_args!("one"));
-        thread::spawn(move || writer.write_all(Pipe(sender)));
-        queue.drain(Duration::from_secs(60));
-        assert_eq!(receiver.try_recv().unwrap(), b"one\n");
-        // And it does not wait for ever for a writer that there is not.
-        let alone = Queue::default();
-        alone.put(format_args!("two"));
-        alone.drain(Duration::from_millis(1));
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use log::{Level, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::host::hardening::SMALL_STACK;
+use crate::host::log_budget::Kind;
 use crate::host::log_queue::Queue;
 use crate::host::switches;
 use crate::host::sys;
@@ -55,7 +56,10 @@ impl Log for Queued {
 
     fn log(&self, record: &Record<'_>) {
         if FILTER.matches(record) {
-            QUEUE.put(format_args!("{}", Shown(record)));
+            QUEUE.put_limited(
+                Kind::of(record.metadata()),
+                format_args!("{}", Shown(record)),
+            );
         }
     }
 
@@ -162,8 +166,8 @@ pub(crate) fn start() -> io::Result<()> {
     Ok(())
 }
 
-/// From now on no thread waits for another one that logs. To be called before
-/// anybody is served.
+/// From now on no thread waits for another one that logs, and there is a limit
+/// for all lines. To be called before anybody is served.
 pub(crate) fn wait_no_more() {
     QUEUE.be_patient(false);
 }
@@ -192,7 +196,8 @@ pub fn end_on_panic() {
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
-        QUEUE.put_whole(&format!("extentd: error: thread {name}: {info}"));
+        let said = info.to_string().replace('\n', " ");
+        QUEUE.put_whole(&format!("extentd: error: thread {name}: {said}"));
         let backtrace = std::backtrace::Backtrace::capture();
         if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
             for line in backtrace.to_string().lines() {

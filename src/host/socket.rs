@@ -1,9 +1,9 @@
 //! UNIX sockets: bound to a path, or inherited.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +29,18 @@ pub enum SocketError {
         option: &'static str,
         /// The file.
         path: PathBuf,
+    },
+    /// One that this process may neither use nor remove.
+    #[error(
+        "{option} {path}: a socket of another user is in the way: {source}: give a path in a folder of your own"
+    )]
+    Foreign {
+        /// The option.
+        option: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
     },
     /// The host refuses.
     #[error(
@@ -111,6 +123,14 @@ pub(crate) fn bind(
         path: path.to_owned(),
         source,
     };
+    let in_the_way = |source: io::Error| match source.kind() {
+        io::ErrorKind::PermissionDenied => SocketError::Foreign {
+            option,
+            path: path.to_owned(),
+            source,
+        },
+        _ => failed(source),
+    };
     // Two processes that find the same stale file must not both replace it:
     // the second would take the first one's socket away.
     let _lock = lock_directory(path);
@@ -123,18 +143,18 @@ pub(crate) fn bind(
                 path: path.to_owned(),
             });
         }
-        Ok(_) if is_bound(path).map_err(failed)? => {
+        Ok(_) if is_bound(path).map_err(in_the_way)? => {
             return Err(SocketError::Live {
                 option,
                 path: path.to_owned(),
             });
         }
         Ok(_) => {
+            fs::remove_file(path).map_err(in_the_way)?;
             log::info!(
                 "{} was left behind by a process that has ended: replaced",
                 path.display()
             );
-            fs::remove_file(path).map_err(failed)?;
         }
     }
     let listener = match access {
@@ -198,7 +218,12 @@ fn lock_directory(path: &Path) -> Option<File> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let open = File::open(directory).ok()?;
+    // What is no directory could make an open wait, as a pipe does.
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NONBLOCK)
+        .open(directory)
+        .ok()?;
     for _ in 0..LOCK_TRIES {
         match sys::flock_exclusive(&open) {
             Ok(()) => return Some(open),

@@ -284,3 +284,91 @@ fn silent<S, P>(list: &[Client<S, P>], among: impl Fn(&Client<S, P>) -> bool) ->
     idle.min_by_key(|(_, one)| (one.doing != Doing::Leaving, one.since))
         .map(|(at, _)| at)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        all: 6,
+        each: 4,
+        request: 8,
+        answers: 10,
+        asking: Duration::from_secs(60),
+        taking: Duration::from_secs(60),
+        leaving: Duration::ZERO,
+    };
+
+    type Us = Clients<UnixStream, u32>;
+
+    fn admit(clients: &mut Us, peer: u32) -> bool {
+        let (stream, _) = UnixStream::pair().unwrap();
+        clients.admit(stream, peer, |one, other| one == other)
+    }
+
+    fn peers(clients: &Us) -> Vec<u32> {
+        clients.list.iter().map(|one| one.peer).collect()
+    }
+
+    fn numbers(clients: &Us) -> Vec<u64> {
+        clients.list.iter().map(|one| one.number).collect()
+    }
+
+    #[test]
+    fn a_peer_that_has_its_share_makes_room_itself() {
+        let mut clients = Us::new(BOUNDS);
+        for peer in [7, 1, 1, 1, 1, 1] {
+            assert!(admit(&mut clients, peer));
+        }
+        assert_eq!(numbers(&clients), [1, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn where_all_is_taken_the_one_with_most_gives_its_most_silent() {
+        let mut clients = Us::new(BOUNDS);
+        for peer in [7, 1, 1, 2, 1, 2] {
+            assert!(admit(&mut clients, peer));
+        }
+        clients.list[1].wait(Doing::Served);
+        assert!(admit(&mut clients, 8));
+        assert_eq!(peers(&clients), [7, 1, 2, 1, 2, 8], "the third has gone");
+        clients.list[1].give(Vec::new(), true);
+        clients.list[1].write();
+        assert!(admit(&mut clients, 9));
+        assert_eq!(peers(&clients), [7, 2, 1, 2, 8, 9], "who leaves goes first");
+    }
+
+    #[test]
+    fn who_is_served_never_gives_way() {
+        let mut clients = Us::new(BOUNDS);
+        for peer in [1, 1, 1, 1] {
+            assert!(admit(&mut clients, peer));
+        }
+        for one in &mut clients.list {
+            one.wait(Doing::Served);
+        }
+        assert!(!admit(&mut clients, 1));
+        assert!(admit(&mut clients, 2));
+        assert!(clients.let_one_go());
+        assert!(!clients.let_one_go());
+    }
+
+    #[test]
+    fn who_is_late_or_keeps_too_much_waiting_goes() {
+        let mut clients = Us::new(BOUNDS);
+        for peer in 0..4 {
+            assert!(admit(&mut clients, peer));
+        }
+        for one in clients.list.iter_mut().take(3) {
+            one.give(vec![0; 5], false);
+        }
+        clients.let_late_ones_go();
+        assert_eq!(peers(&clients), [1, 2, 3]);
+        assert!(clients.next_deadline().unwrap() > Instant::now());
+        clients.list[2].begin(Doing::Leaving);
+        clients.let_late_ones_go();
+        assert_eq!(peers(&clients), [1, 2]);
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{Command, Error, Parser};
+
+use crate::host::logging;
 
 /// Status of a wrong command line.
 pub const WRONG: u8 = 2;
@@ -35,10 +36,10 @@ pub fn parse<P: Parser>() -> Result<P, ExitCode> {
 }
 
 /// Says on standard error what is wrong with the command line; the status to
-/// end with.
+/// end with. Where nobody reads, the status has to do.
 pub fn complain(command: &Command, line: &str) -> ExitCode {
-    // Where nobody reads, the status has to do.
-    let _ = writeln!(io::stderr(), "{}: {line}", command.get_name());
+    logging::tell(&format!("{}: {line}", command.get_name()));
+    logging::finish();
     ExitCode::from(WRONG)
 }
 

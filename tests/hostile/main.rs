@@ -2,3 +2,9 @@
 //! what it cannot: the process lives, and serves the next front-end as before.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod control_clients;
+mod log_floods;
+mod looked_after;
+mod metrics_clients;
+mod start_paths;
