@@ -210,7 +210,7 @@ impl Controlled for Operator {
 
     fn carry_out(&self, request: Request, from: Caller) -> Answer<Done> {
         if let Some(change) = request.change() {
-            log::info!("{from} asks: {change}");
+            log::info!("control socket: {from} asks: {change}");
         }
         let done = match request {
             Request::Info {} => Ok(Done::Info(Box::new(self.info()))),

@@ -67,7 +67,10 @@ fn who_changes_something_is_named_in_the_log() {
         .wait_stderr(|line| line.contains("asks: io-path file"))
         .unwrap();
     let me = format!("pid {}, uid ", std::process::id());
-    assert!(said.contains(&me), "{said}");
+    assert!(
+        said.contains("control socket: ") && said.contains(&me),
+        "{said}"
+    );
 }
 
 #[test]
