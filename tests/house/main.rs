@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use imports::{circles, code, rooms};
+use security::proofs;
 use troubleshooting::lines;
 
 mod imports;
+mod security;
 mod troubleshooting;
 
 /// Most lines of a file, and of one of tests.
@@ -192,7 +194,7 @@ fn links(tree: &Tree) -> Vec<String> {
 }
 
 const RULES: &[Rule] = &[
-    lengths, styles, rooms, circles, taken, switches, widths, links, lines,
+    lengths, styles, rooms, circles, taken, switches, widths, links, lines, proofs,
 ];
 
 #[test]
