@@ -398,7 +398,7 @@ impl Device for Disk {
                         "io_uring is refused ({error}): plain system calls are used, one request at a time"
                     );
                 }
-                Any::Sync(Sync::new(files, slots))
+                Any::Sync(Sync::new(files, slots)?)
             }
         };
         let raw = match &self.raw {

@@ -21,7 +21,7 @@ use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 use crate::protocol::done::{Advised, PathNow, Resized};
 use crate::protocol::extents::Page;
-use crate::protocol::info::{FrontEnd, ImageAwaited, Info, Selftest, Session};
+use crate::protocol::info::{FrontEnd, ImageAwaited, Info, Selftest, Session, StandingThread};
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Advice, Answer, Request};
 use crate::swap::SwapMode;
@@ -94,6 +94,7 @@ impl Operator {
                 memory_bytes: status.memory_bytes,
                 writeback: status.writeback,
             },
+            standing: pulse::standing().into_iter().map(standing).collect(),
         }
     }
 
@@ -193,6 +194,15 @@ impl Operator {
             path: description.path,
             path_reason: description.path_reason,
         }
+    }
+}
+
+/// A thread that does not come round.
+fn standing(one: pulse::Standing) -> StandingThread {
+    StandingThread {
+        thread: one.thread,
+        seconds: one.time.as_secs(),
+        doing: one.doing.describe().to_owned(),
     }
 }
 

@@ -4,4 +4,6 @@
 pub(crate) mod handover;
 pub mod prepare_command;
 pub mod serve;
+pub(crate) mod service_manager;
 pub(crate) mod signals;
+pub(crate) mod watch;

@@ -9,6 +9,8 @@ use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use pulse::Doing;
+
 use self::later::{Later, Waiting};
 use self::stream::{Access, Streams};
 use crate::error::Error;
@@ -194,10 +196,13 @@ impl Drop for Ended {
 impl<S: ExtentSource> Worker<S> {
     fn run(mut self) {
         let _ended = Ended(Arc::clone(&self.control));
+        let _pulse = pulse::join("map-filler", Doing::Disk);
         let mut wishes = Vec::new();
         while !self.control.stop.load(Ordering::Acquire) {
             let timeout = self.timeout();
-            self.map.shared.wishes.take(&mut wishes, timeout);
+            pulse::during(Doing::Resting, || {
+                self.map.shared.wishes.take(&mut wishes, timeout);
+            });
             self.serve(&mut wishes);
             self.load_ahead();
             self.follow_advice();

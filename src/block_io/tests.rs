@@ -293,7 +293,7 @@ fn what_refuses_to_be_polled_is_used_without() {
 fn blk_17_plain_calls_agree_with_a_model() {
     for align in [1, 512, 4096] {
         let file = image();
-        agrees_with_a_model(Sync::new(files(&file), SLOTS), &file, align);
+        agrees_with_a_model(Sync::new(files(&file), SLOTS).unwrap(), &file, align);
     }
 }
 
@@ -302,7 +302,7 @@ fn blk_17_short_and_interrupted_operations_are_continued() {
     for align in [1, 512, 4096] {
         let file = image();
         let engine = Grudging {
-            engine: Sync::new(files(&file), SLOTS),
+            engine: Sync::new(files(&file), SLOTS).unwrap(),
             entries: Vec::new(),
             turn: 0,
             interrupted: Vec::new(),
@@ -316,7 +316,7 @@ fn blk_17_a_read_past_the_end_of_the_image_is_an_error() {
     let file = image();
     let align = DirectAlign::all(512);
     let mut io = BlockIo::new(
-        Sync::new(files(&file), SLOTS),
+        Sync::new(files(&file), SLOTS).unwrap(),
         Arc::new(Shared::new(align, 4096)),
         None,
         None,
@@ -340,14 +340,21 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
     };
     let shared = Arc::new(Shared::new(align, 4096));
     let mut one = BlockIo::new(
-        Sync::new(files(&file), SLOTS),
+        Sync::new(files(&file), SLOTS).unwrap(),
         Arc::clone(&shared),
         None,
         None,
         SLOTS,
     )
     .unwrap();
-    let mut two = BlockIo::new(Sync::new(files(&file), SLOTS), shared, None, None, SLOTS).unwrap();
+    let mut two = BlockIo::new(
+        Sync::new(files(&file), SLOTS).unwrap(),
+        shared,
+        None,
+        None,
+        SLOTS,
+    )
+    .unwrap();
     one.room(SLOTS);
     two.room(SLOTS);
     let (mut a, mut b) = ([1u8; 512], [2u8; 512]);

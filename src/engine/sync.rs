@@ -3,10 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use mapping::path::Permit;
+use pulse::Doing;
+use rustix::event::{Timespec, epoll};
 
 use super::{Engine, Files, Slot, Target, WITHDRAWN, Work};
 use crate::host::sys;
@@ -17,19 +20,28 @@ pub struct Sync {
     files: Files,
     queued: Vec<(u32, Work)>,
     ended: Vec<(u32, i32)>,
-    /// Negative where nothing is watched.
-    watched: Vec<RawFd>,
+    watched: Vec<Option<RawFd>>,
+    /// Tells each signal of what is watched once. Nobody reads those eventfds:
+    /// their other owners could have that wait.
+    events: OwnedFd,
 }
+
+/// Most events that one call takes.
+const EVENTS: usize = 16;
 
 impl Sync {
     /// At most `depth` operations are in flight at a time.
-    pub(crate) fn new(files: Files, depth: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The host gives no descriptor.
+    pub(crate) fn new(files: Files, depth: usize) -> io::Result<Self> {
+        Ok(Self {
             files,
             queued: Vec::with_capacity(depth),
             ended: Vec::with_capacity(depth),
             watched: Vec::new(),
-        }
+            events: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        })
     }
 }
 
@@ -129,13 +141,13 @@ impl Engine for Sync {
             let (token, work) = self.queued[index];
             // SAFETY: whoever pushed it keeps the vector valid until its
             // result was given, which is after this call.
-            let result = unsafe {
+            let result = pulse::during(Doing::Disk, || unsafe {
                 if work.is_raw() {
                     permitted(&self.files, work, may)
                 } else {
                     result_of(&self.files, work)
                 }
-            };
+            });
             self.ended.push((token, result));
         }
         self.queued.clear();
@@ -163,9 +175,24 @@ impl Engine for Sync {
 
     fn watch(&mut self, index: usize, fd: Option<RawFd>) {
         if self.watched.len() <= index {
-            self.watched.resize(index + 1, -1);
+            self.watched.resize(index + 1, None);
         }
-        self.watched[index] = fd.unwrap_or(-1);
+        let old = std::mem::replace(&mut self.watched[index], fd);
+        // Others have the same open file: it would be watched on when it is
+        // closed here.
+        let removed = old.map_or(Ok(()), |old| {
+            // SAFETY: it stays open until this call has ended.
+            epoll::delete(&self.events, unsafe { BorrowedFd::borrow_raw(old) })
+        });
+        let added = fd.map_or(Ok(()), |fd| {
+            // SAFETY: it is open, and stays so until it is replaced here.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&self.events, fd, epoll::EventData::new_u64(0), flags)
+        });
+        if let Err(error) = removed.and(added) {
+            log::error!("an event cannot be watched: {error}");
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
@@ -173,12 +200,10 @@ impl Engine for Sync {
         if !self.ended.is_empty() {
             return;
         }
-        let milliseconds = match timeout {
-            None => -1,
-            Some(time) => i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX),
-        };
-        match sys::poll_events(&self.watched, milliseconds) {
-            Ok(()) => {}
+        let mut events = [const { MaybeUninit::uninit() }; EVENTS];
+        let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
+        match epoll::wait(&self.events, &mut events, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => log::error!("cannot wait for requests: {error}"),
         }
     }

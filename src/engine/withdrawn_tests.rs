@@ -126,5 +126,5 @@ fn what_is_carried_out_at_once_is_withdrawn_too() {
     let file = device();
     withdraws(Uring::new(files(&file, Manner::Inline), 8).unwrap(), &file);
     let file = device();
-    withdraws(Sync::new(files(&file, Manner::Queued), 8), &file);
+    withdraws(Sync::new(files(&file, Manner::Queued), 8).unwrap(), &file);
 }

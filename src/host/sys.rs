@@ -263,32 +263,6 @@ fn transferred(result: isize) -> io::Result<i32> {
     Ok(i32::try_from(result).unwrap_or(i32::MAX))
 }
 
-/// Sleeps until one of the eventfds is signalled or the time has passed (-1:
-/// without end), and makes those that are silent. Negative ones are skipped.
-///
-/// # Errors
-/// What poll(2) says, but for an interruption.
-pub(crate) fn poll_events(events: &[RawFd], timeout_ms: i32) -> io::Result<()> {
-    let mut polls: Vec<libc::pollfd> = events
-        .iter()
-        .map(|fd| libc::pollfd {
-            fd: *fd,
-            events: libc::POLLIN,
-            revents: 0,
-        })
-        .collect();
-    // SAFETY: the kernel reads and writes as many pollfds as there are.
-    let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, timeout_ms) };
-    match check(result) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-        _ => {}
-    }
-    for poll in polls.iter().filter(|poll| poll.revents != 0) {
-        event_take(&poll.fd);
-    }
-    Ok(())
-}
-
 fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: sigemptyset initializes the set it is given.
@@ -450,14 +424,6 @@ pub(crate) fn event_set(event: &impl AsRawFd) {
     // SAFETY: eight bytes are readable. It fails only if the counter is full,
     // and then the event is readable already.
     unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
-}
-
-/// Makes an event descriptor silent; whether it was readable.
-pub(crate) fn event_take(event: &impl AsRawFd) -> bool {
-    let mut count = [0u8; 8];
-    // SAFETY: eight bytes are writable.
-    let read = unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
-    read == 8
 }
 
 /// Nanoseconds since the machine has started, those that it was suspended for

@@ -97,6 +97,18 @@ const FAMILIES: &[Family] = &[
         Disk(&[(None, |of| of.path_entries)]),
     ),
     family(
+        "threads_standing",
+        Gauge,
+        "Threads that stand still now.",
+        Disk(&[(None, |of| of.threads_standing)]),
+    ),
+    family(
+        "thread_stands",
+        Counter,
+        "Times that a thread was found to stand still.",
+        Disk(&[(None, |of| of.thread_stands)]),
+    ),
+    family(
         "map_lookups",
         Counter,
         "Lookups by what they found.",

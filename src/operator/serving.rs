@@ -63,6 +63,7 @@ const AT_ONCE: usize = 16;
 
 /// Serves for the life of the process. `name` is what the log calls it.
 pub(super) fn serve<T: Service>(mut service: T, bounds: Bounds, name: &str) -> ! {
+    let _pulse = pulse::join(name, pulse::Doing::Turning);
     let mut clients = Clients::new(bounds);
     let mut paused: Option<Instant> = None;
     loop {
@@ -150,7 +151,9 @@ fn wait<T: Service>(
         all.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
     }
     all.extend(waker.map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
-    rustix::event::poll(&mut all, limit.as_ref())?;
+    pulse::during(pulse::Doing::Resting, || {
+        rustix::event::poll(&mut all, limit.as_ref())
+    })?;
     let flags: Vec<PollFlags> = all.iter().map(PollFd::revents).collect();
     let (of_clients, others) = flags.split_at(clients.list.len().min(flags.len()));
     Ok(Seen {

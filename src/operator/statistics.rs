@@ -46,6 +46,8 @@ pub(crate) fn gather(disk: &Disk) -> Statistics {
         zero_fills: sums.zero_fills,
         read_bytes: sums.read_bytes,
         written_bytes: sums.written_bytes,
+        threads_standing: pulse::standing().len() as u64,
+        thread_stands: pulse::times_stood(),
         map: path.map(|path| of_map(&path.stats(), path.map().config())),
     }
 }

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use sd_notify::NotifyState;
 use vhost_backend::{Endpoint, Handle, Server};
 
 use crate::disk::{Disk, DiskError};
 use crate::host::allocations;
+use crate::host::hardening::SMALL_STACK;
 use crate::host::limits;
 use crate::host::logging;
 use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
@@ -23,7 +23,9 @@ use crate::operator::metrics_listener;
 use crate::operator::statistics;
 use crate::options::config::{Config, Socket};
 use crate::process::handover::{self, Handover};
+use crate::process::service_manager::{self, NotifyState};
 use crate::process::signals::{Signals, Wish};
+use crate::process::watch;
 use crate::swap::{self, SwapError, SwapMode};
 
 /// Why the process cannot start or go on: one line that says what to do.
@@ -85,6 +87,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     }
     let signals = Signals::watch().map_err(host("watch for signals"))?;
     logging::start().map_err(host("start the log's thread"))?;
+    watch::start().map_err(host("start the watch over its threads"))?;
     let disk = Arc::new(open_disk(config)?);
     let mut server = Server::new(Arc::clone(&disk), config.server.clone())?;
     let handle = server.handle();
@@ -121,12 +124,13 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     if let Some(pause) = handover::pause_ms() {
         log::info!("taken over after {pause} ms");
     }
-    notify(NotifyState::Ready);
+    service_manager::tell(&NotifyState::Ready);
     logging::wait_no_more();
     allocations::started();
     let result = server.run(endpoint);
     if let (Ok(()), Ok(successor)) = (&result, &*successor)
-        && let begun @ 1.. = begun.load(Ordering::Acquire)
+        && let begun = begun.load(Ordering::Acquire)
+        && ![SERVING, STOPPING].contains(&begun)
     {
         drop(control_file);
         if let Some(file) = socket_file {
@@ -177,6 +181,8 @@ fn open_disk(config: &Config) -> Result<Disk, ServeError> {
 
 /// No handover has begun.
 const SERVING: u64 = 0;
+/// None will begin any more.
+const STOPPING: u64 = u64::MAX;
 
 /// What can take over, or why nothing can.
 fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handover, String> {
@@ -191,7 +197,7 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
     }
 }
 
-/// What signals do; `begun` is set to the time at which a handover begins.
+/// What signals do; none of it keeps the next signal waiting. `begun` is set to the time at which a handover begins.
 fn wishes(
     operator: &Arc<Operator>,
     handle: &Handle,
@@ -202,25 +208,47 @@ fn wishes(
     let (handle, successor, begun) = (handle.clone(), Arc::clone(successor), Arc::clone(begun));
     move |wish| match wish {
         Wish::Stop => {
-            begun.store(SERVING, Ordering::Release);
-            notify(NotifyState::Stopping);
+            begun.store(STOPPING, Ordering::Release);
+            watch::stopping();
+            service_manager::tell(&NotifyState::Stopping);
             handle.stop();
         }
         Wish::Reread => {
             if let Some(operator) = operator.upgrade() {
-                operator.reread();
+                aside(move || operator.reread());
             }
         }
-        Wish::Handover => match &*successor {
-            Err(reason) => log::error!("no handover: {reason}"),
-            Ok(successor) => match successor.check() {
-                Err(reason) => log::error!("no handover: {reason}"),
-                Ok(()) => {
-                    begun.store(sys::boot_time_ns().max(1), Ordering::Release);
-                    handle.stop();
-                }
-            },
-        },
+        Wish::Handover => {
+            let (handle, successor) = (handle.clone(), Arc::clone(&successor));
+            let begun = Arc::clone(&begun);
+            aside(
+                move || match successor.as_ref().as_ref().map(Handover::check) {
+                    Err(reason) => log::error!("no handover: {reason}"),
+                    Ok(Err(reason)) => log::error!("no handover: {reason}"),
+                    Ok(Ok(())) => {
+                        let now = sys::boot_time_ns().clamp(1, STOPPING - 1);
+                        let (order, or) = (Ordering::AcqRel, Ordering::Acquire);
+                        match begun.compare_exchange(SERVING, now, order, or) {
+                            Ok(_) => handle.stop(),
+                            Err(_) => log::info!("no handover: the process stops"),
+                        }
+                    }
+                },
+            );
+        }
+    }
+}
+
+/// Does something that may wait for the image, or for another program.
+fn aside(act: impl FnOnce() + Send + 'static) {
+    let started = std::thread::Builder::new()
+        .name("wish".to_owned())
+        .stack_size(SMALL_STACK)
+        .spawn(act);
+    if let Err(error) = started {
+        log::error!(
+            "the signal has no effect: cannot start a thread: {error}: raise the limit on tasks (TasksMax=, pids.max, ulimit -u)"
+        );
     }
 }
 
@@ -245,13 +273,6 @@ fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), Sock
         Inherited::Listening(listener) => (Endpoint::Listener(listener), None),
         Inherited::Connected(stream) => (Endpoint::Connected(stream), None),
     })
-}
-
-/// Tells a service manager, if there is one.
-fn notify(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        log::debug!("the service manager cannot be told: {error}");
-    }
 }
 
 fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError> {

@@ -32,6 +32,20 @@ pub struct Info {
     pub swap: Option<SwapInfo>,
     /// The front-end.
     pub session: Session,
+    /// Threads that do not come round; empty where all is well.
+    pub standing: Vec<StandingThread>,
+}
+
+/// A thread that has stood still for some seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct StandingThread {
+    /// Its name.
+    pub thread: String,
+    /// For how long, in seconds.
+    pub seconds: u64,
+    /// What it does: for people.
+    pub doing: String,
 }
 
 /// The disk.

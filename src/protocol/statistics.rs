@@ -33,6 +33,10 @@ pub struct Statistics {
     pub read_bytes: u64,
     /// Bytes of writes that ended well.
     pub written_bytes: u64,
+    /// Threads that stand still now.
+    pub threads_standing: u64,
+    /// How often one was found to.
+    pub thread_stands: u64,
     /// The map of extents; `None` where there is no disk path.
     pub map: Option<MapStatistics>,
 }

@@ -4,7 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod control_clients;
+mod liveness;
 mod log_floods;
 mod looked_after;
 mod metrics_clients;
+mod served;
 mod start_paths;
+mod stuck_eventfd;
+mod tracer;

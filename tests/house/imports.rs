@@ -56,7 +56,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("error", &["memory", "sys"]),
             ("command", &["memory"]),
             ("options", &["error"]),
-            ("queue", &["command", "crash", "device", "memory"]),
+            ("queue", &["command", "crash", "device", "memory", "sys"]),
             (
                 "worker",
                 &[

@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -47,6 +47,16 @@ pub(crate) fn is_readable(fd: &impl AsRawFd) -> bool {
     };
     // SAFETY: one entry is writable for the call.
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
+/// Takes a connection. Whoever has the listening socket as well may let that
+/// wait, by making it block and taking the connection first: then it fails.
+pub(crate) fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
+    let accepted = pulse::foreign(|| {
+        let flags = rustix::net::SocketFlags::CLOEXEC;
+        Ok(rustix::net::accept_with(listener, flags)?)
+    });
+    accepted.map(UnixStream::from)
 }
 
 /// What can be read from a socket without taking it: `Some(true)` if there is
@@ -240,6 +250,18 @@ pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
     close_on_exec(&file)?;
     // SAFETY: the descriptor is open and handed over.
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+}
+
+/// Signals an eventfd by one write, which is not made again where it was
+/// interrupted.
+pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
+    let one = 1_u64.to_ne_bytes();
+    // SAFETY: eight bytes are readable.
+    let written = unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    if written < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// There is a limit on the memory of this process (`RLIMIT_DATA`, `RLIMIT_AS`).

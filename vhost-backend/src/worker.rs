@@ -10,6 +10,7 @@ pub(crate) mod workers;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
 
+use pulse::Doing;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::spin::Spin;
@@ -51,6 +52,7 @@ impl<D: Device> Worker<D> {
     /// Serves until it is told to quit, or nobody is left to tell it.
     pub(crate) fn run(&mut self) {
         loop {
+            pulse::turn();
             let ended = self.reap();
             self.show();
             self.settle();
@@ -61,7 +63,7 @@ impl<D: Device> Worker<D> {
             }
             let fetched = self.fetch();
             if ended + fetched > 0 {
-                self.common.channel.flush_submissions();
+                pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
                 if fetched > 0 {
                     // What needed no I/O.
                     self.show();
@@ -168,7 +170,8 @@ impl<D: Device> Worker<D> {
 
     fn sleep(&mut self) {
         let polled = self.served().any(Queue::needs_polling);
-        self.common.channel.wait(polled.then_some(POLL_INTERVAL));
+        let timeout = polled.then_some(POLL_INTERVAL);
+        pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
 
     /// Fetches some from each queue; returns how many requests. Where there
@@ -307,7 +310,7 @@ impl<D: Device> Worker<D> {
             return false;
         };
         queue.resubmit(&mut self.common);
-        self.common.channel.flush_submissions();
+        pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
         queue.publish();
         let kick = setup.kick.take();
         let watched = self.watch.set_kick(index, kick, &mut self.common.channel);

@@ -15,6 +15,7 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pulse::Doing;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::device::Refusal;
@@ -194,6 +195,9 @@ struct Watch {
 
 impl Watch {
     fn run(mut self) {
+        let event = Arc::clone(&self.event);
+        let wake = move || sys::eventfd_signal(event.as_raw_fd());
+        let _pulse = pulse::join_with("guard", Doing::Disk, wake);
         while !self.stop.load(Ordering::Acquire) {
             self.path.turn();
             // Asked in any state, so that an old event does not keep us awake.
@@ -363,7 +367,9 @@ impl Watch {
         let lease = self.path.lease_event();
         let closes = self.closes.as_ref().map_or(event, CloseWatch::event);
         let mut polls = [&event, &lease, &closes].map(|fd| PollFd::new(fd, PollFlags::IN));
-        let result = rustix::event::poll(&mut polls, timeout.as_ref());
+        let result = pulse::during(Doing::Resting, || {
+            rustix::event::poll(&mut polls, timeout.as_ref())
+        });
         if let Err(error) = result
             && error != rustix::io::Errno::INTR
         {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pulse::Doing;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
@@ -127,6 +128,9 @@ struct Woken {
 
 impl<T: Fn(Seen)> Watch<T> {
     fn run(mut self) {
+        let event = Arc::clone(&self.event);
+        let wake = move || sys::eventfd_signal(event.as_raw_fd());
+        let _pulse = pulse::join_with("lookout", Doing::Disk, wake);
         let mut woken = Woken::default();
         let mut next = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
@@ -207,7 +211,10 @@ impl<T: Fn(Seen)> Watch<T> {
             tv_sec: 0,
             tv_nsec: time.min(MOST).subsec_nanos().into(),
         });
-        let woken = match rustix::event::poll(&mut polls, time.as_ref()) {
+        let polled = pulse::during(Doing::Resting, || {
+            rustix::event::poll(&mut polls, time.as_ref())
+        });
+        let woken = match polled {
             Ok(_) => Woken {
                 mounted: polls[1].revents().contains(PollFlags::PRI),
                 changed: polls[2].revents().contains(PollFlags::IN)

@@ -7,10 +7,17 @@
 //! work at the same time; those that follow are some time apart while there is
 //! more to be done, so that a driver that is quicker than the disk is not woken
 //! for each answer. None is put off beyond the worker's own rest.
+//!
+//! The front-end has the same descriptors: it can make them block, and fill
+//! them. A worker that is caught so is got out by the watch, and writes to that
+//! one no more.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sys;
 
 /// Between two interrupts of a queue while its worker has more to do.
 pub(crate) const SPACING: Duration = Duration::from_micros(50);
@@ -60,19 +67,33 @@ impl Interrupts {
     }
 
     /// Interrupts.
-    pub(crate) fn interrupt(&self) {
-        if let Some(call) = &self.call {
-            // Fails only if an interrupt is pending, or for a descriptor that
-            // cannot interrupt: nothing could be done about that.
-            let _ = call.write(1);
+    pub(crate) fn interrupt(&mut self) {
+        if let Some(call) = &self.call
+            && keeps_waiting(call)
+        {
+            log::warn!(
+                "the front-end let an interrupt wait (its call event is full, and blocks): that event is not used any more"
+            );
+            self.call = None;
         }
     }
 
     /// Tells that the ring is broken.
-    pub(crate) fn report_broken(&self) {
-        if let Some(err) = &self.err {
-            // As for interrupts.
-            let _ = err.write(1);
+    pub(crate) fn report_broken(&mut self) {
+        if let Some(err) = &self.err
+            && keeps_waiting(err)
+        {
+            log::warn!(
+                "the front-end let the report of a broken ring wait (its error event is full, and blocks): that event is not used any more"
+            );
+            self.err = None;
         }
     }
+}
+
+/// Signals an event; whether that had to be given up. Else it fails only if it
+/// is signalled already, or cannot be: nothing could be done about that.
+fn keeps_waiting(event: &EventFd) -> bool {
+    pulse::foreign(|| sys::signal(event))
+        .is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
 }

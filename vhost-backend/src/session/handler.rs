@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use pulse::Doing;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::command::{Answer, Command, Mode, RingAddresses};
@@ -371,7 +372,8 @@ impl<D: Device> Handler<D> {
         let inflight = self.inflight_region(queue);
         let setup = ring.setup(&self.memory, self.negotiated.event_idx(), inflight)?;
         let addresses = setup.addresses;
-        if !self.image.take(|| self.device.rings_started()) {
+        let started = || pulse::during(Doing::Disk, || self.device.rings_started());
+        if !self.image.take(started) {
             return Ok(());
         }
         if self.workers.tell(queue, Command::Start { queue, setup }) == Answer::Refused {
@@ -457,7 +459,8 @@ impl<D: Device> Handler<D> {
     }
 
     fn release_image(&mut self) {
-        self.image.release(|| self.device.rings_stopped());
+        let stopped = || pulse::during(Doing::Disk, || self.device.rings_stopped());
+        self.image.release(stopped);
     }
 
     fn ring(&mut self, index: u32) -> Result<(usize, &mut Vring), Refusal> {

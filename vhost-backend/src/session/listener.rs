@@ -86,10 +86,8 @@ impl Doorway {
         // Asked first: at the limit on open files accept(2) fails also where nobody
         // has come.
         while sys::is_readable(&self.listener) && self.has_room() {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    self.enter(stream, poller, served);
-                }
+            match sys::accept(&self.listener) {
+                Ok(stream) => self.enter(stream, poller, served),
                 // Nobody, or somebody who has gone again.
                 Err(e)
                     if matches!(

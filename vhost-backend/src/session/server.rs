@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use epoll::Events;
+use pulse::Doing;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command::Mode;
@@ -122,6 +123,10 @@ impl<D: Device> Server<D> {
     /// The host refuses something the session thread needs. A misbehaving
     /// front-end is no error.
     pub fn run(&mut self, endpoint: Endpoint) -> Result<(), Error> {
+        let bell = Arc::clone(&self.bell);
+        // Fails only where it is signalled already.
+        let wake = move || drop(bell.event.write(1));
+        let _pulse = pulse::join_with("session", Doing::Turning, wake);
         let poller = Poller::new().map_err(Error::os("create an epoll instance"))?;
         poller
             .add(&self.bell.event, WAKE, Events::EPOLLIN)
@@ -152,6 +157,7 @@ impl<D: Device> Server<D> {
         session: &mut Option<Session<D>>,
     ) -> Result<(), Error> {
         while !self.bell.stops() {
+            pulse::turn();
             if let Some(doorway) = doorway.as_mut() {
                 let served = session.as_ref().map(|one| one.connected().peer);
                 doorway.look(poller, served);
@@ -175,8 +181,7 @@ impl<D: Device> Server<D> {
                 Outcome::Waits => self.deadline(doorway.as_ref(), session.as_ref(), impatience),
             };
             self.show(doorway.as_ref(), session.as_ref());
-            if poller
-                .wait(deadline, WAKE)
+            if pulse::during(Doing::Resting, || poller.wait(deadline, WAKE))
                 .map_err(Error::os("wait for events"))?
             {
                 // Readable just now; nobody else reads it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread::{Builder, JoinHandle};
 
+use pulse::Doing;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::command::{Answer, Command, Mode, Order};
@@ -36,7 +37,7 @@ const MAX_IN_FLIGHT: usize = 1024;
 #[derive(Debug)]
 struct Handle {
     orders: Sender<Order>,
-    wake: EventFd,
+    wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -86,7 +87,10 @@ impl Workers {
     pub(crate) fn tell(&self, queue: usize, command: Command) -> Answer {
         let handle = self.handles.get(queue % self.handles.len().max(1));
         handle
-            .and_then(|handle| handle.send(command).recv().ok())
+            .and_then(|handle| {
+                let answered = handle.send(command);
+                pulse::during(Doing::Disk, || answered.recv().ok())
+            })
             .unwrap_or(Answer::Refused)
     }
 
@@ -99,7 +103,7 @@ impl Workers {
             .map(|handle| handle.send(command()))
             .collect();
         for answer in answers {
-            if answer.recv().is_err() {
+            if pulse::during(Doing::Disk, || answer.recv()).is_err() {
                 log::error!("a worker has gone");
             }
         }
@@ -118,7 +122,7 @@ impl Drop for Workers {
             if handle
                 .thread
                 .take()
-                .is_some_and(|thread| thread.join().is_err())
+                .is_some_and(|thread| pulse::during(Doing::Disk, || thread.join()).is_err())
             {
                 log::error!("a worker has panicked");
             }
@@ -136,6 +140,8 @@ fn start<D: Device>(
 ) -> io::Result<Handle> {
     let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
     let commands = wake.try_clone()?;
+    let wake = Arc::new(wake);
+    let prod = Arc::clone(&wake);
     let (orders, received) = mpsc::channel();
     let (ready, is_ready) = mpsc::sync_channel(1);
     let cpu = options
@@ -143,10 +149,13 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
+    let name = format!("worker-{worker}");
     let thread = Builder::new()
-        .name(format!("worker-{worker}"))
+        .name(name.clone())
         .stack_size(STACK)
         .spawn(move || {
+            // Fails only where it is signalled already.
+            let _pulse = pulse::join_with(&name, Doing::Turning, move || drop(prod.write(1)));
             if let Err(error) = sys::ask_for_short_slices() {
                 log::debug!("worker {worker} has slices as long as others: {error}");
             }

@@ -1,0 +1,115 @@
+//! The thread that watches all others: it says who stands still and who goes
+//! on, and tells the service manager that the process is well as long as all
+//! that must turn do turn. When the process is to stop and does not, it ends it.
+
+use std::io;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pulse::{Change, Watch};
+
+use crate::host::hardening::SMALL_STACK;
+use crate::host::logging;
+use crate::process::service_manager::{self, NotifyState};
+
+/// A stop may take so long, for a disk that does not answer: less than the
+/// service manager gives it (`TimeoutStopSec=`).
+const STOP: Duration = Duration::from_secs(50);
+/// The same where a thread stands still that no disk keeps.
+const STOP_STANDING: Duration = Duration::from_secs(10);
+
+static STOPPING: OnceLock<Instant> = OnceLock::new();
+
+/// From now on the process is to stop. It ends within a bound, whatever its
+/// threads wait for; what is in flight then stays in the front-end's record.
+pub(crate) fn stopping() {
+    STOPPING.get_or_init(Instant::now);
+}
+
+/// Starts the thread, for the life of the process.
+///
+/// # Errors
+/// The host refuses a thread or a signal's handler.
+pub(crate) fn start() -> io::Result<()> {
+    pulse::catch_strikes()?;
+    // Where it is told too rarely, it ends the process.
+    let interval = service_manager::watchdog_enabled().map(|limit| limit / 4);
+    thread::Builder::new()
+        .name("watch".to_owned())
+        .stack_size(SMALL_STACK)
+        .spawn(move || watch(interval))?;
+    Ok(())
+}
+
+fn watch(interval: Option<Duration>) {
+    let mut watch = Watch::default();
+    let mut last = Instant::now();
+    let mut told: Option<Instant> = None;
+    loop {
+        let next = watch.next();
+        let next = interval.map_or(next, |interval| next.min(interval));
+        thread::sleep(next);
+        let now = Instant::now();
+        for change in watch.look(now - last, next) {
+            say(&change);
+        }
+        last = now;
+        let due = interval.filter(|&interval| told.is_none_or(|at| now - at >= interval));
+        if due.is_some() && !stands() {
+            service_manager::tell(&NotifyState::Watchdog);
+            told = Some(now);
+        }
+        if let Some(time) = STOPPING.get().map(Instant::elapsed)
+            && (time >= STOP || (time >= STOP_STANDING && stands()))
+        {
+            leave(time);
+        }
+    }
+}
+
+/// A thread that is to come round does not.
+pub(crate) fn stands() -> bool {
+    pulse::standing().iter().any(|one| one.doing.must_turn())
+}
+
+fn leave(time: Duration) -> ! {
+    let standing = pulse::standing();
+    let who: Vec<_> = standing
+        .iter()
+        .map(|one| {
+            format!(
+                "thread {} stands still {}",
+                one.thread,
+                one.doing.describe()
+            )
+        })
+        .collect();
+    let why = if who.is_empty() {
+        "the disk does not answer".to_owned()
+    } else {
+        who.join(", ")
+    };
+    log::error!(
+        "not stopped after {} s ({why}): leaving at once, and what is in flight to the next process",
+        time.as_secs()
+    );
+    logging::finish();
+    std::process::exit(1);
+}
+
+fn say(change: &Change) {
+    match change {
+        Change::Stands(one) => log::warn!(
+            "thread {} stands still, for {} s by now, {}",
+            one.thread,
+            one.time.as_secs(),
+            one.doing.describe()
+        ),
+        Change::GoesOn(one) => log::info!(
+            "thread {} goes on, after {} s",
+            one.thread,
+            one.time.as_secs()
+        ),
+    }
+}

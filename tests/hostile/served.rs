@@ -1,0 +1,118 @@
+//! A process that serves a small image, and whether it still does.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use front_end::{Daemon, Like, Wanted};
+use rig::attached::Attached;
+use rig::small_image::{IMAGE, content};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take; nothing is proved by it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A process, and what it needs.
+pub struct Served {
+    pub daemon: Daemon,
+    control: PathBuf,
+    pub files: TempDir,
+}
+
+impl Served {
+    /// With these arguments beside those that it needs.
+    pub fn new(arguments: &[&str]) -> Self {
+        Self::with(arguments, |_| Vec::new())
+    }
+
+    /// Likewise, with variables in its environment that may name what lies in
+    /// its folder.
+    pub fn with(
+        arguments: &[&str],
+        variables: impl FnOnce(&Path) -> Vec<(String, String)>,
+    ) -> Self {
+        front_end::set_limit(LIMIT);
+        let files = rig::scratch::folder("hostile");
+        let path = |name| files.path().join(name);
+        let (image, control) = (path("image"), path("control"));
+        std::fs::write(&image, content(0, IMAGE)).unwrap();
+        let mut all = vec!["--control-path", control.to_str().unwrap()];
+        all.extend(arguments);
+        let variables = variables(files.path());
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let binary = rig::extentd!();
+        let daemon =
+            Daemon::start_with(&binary, &path("socket"), &image, &all, &variables).unwrap();
+        Self {
+            daemon,
+            control,
+            files,
+        }
+    }
+
+    /// A front-end with a queue.
+    pub fn attach(&self) -> Attached {
+        Attached::new(self.daemon.socket(), Like::Qemu, Wanted::default())
+    }
+
+    /// A correct front-end has what it asks for.
+    pub fn serves_the_next(&self) {
+        let mut next = self.attach();
+        assert_eq!(next.read(8, 4096), content(4096, 4096));
+    }
+
+    /// What `extentctl info` says.
+    pub fn info(&self) -> Value {
+        let output = Command::new(rig::extentctl!())
+            .arg("--control-path")
+            .arg(&self.control)
+            .args(["--json", "info"])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Waits until `info` is as wanted.
+    pub fn info_until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let info = self.info();
+            if wanted(&info) {
+                return info;
+            }
+            assert!(start.elapsed() < LIMIT, "{info:#}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits for a line of its log with these words.
+    pub fn said(&self, words: &str) -> String {
+        self.daemon
+            .wait_stderr(|line| line.contains(words))
+            .unwrap()
+    }
+
+    /// The number of its thread of that name.
+    pub fn thread(&self, name: &str) -> i32 {
+        self.find_thread(name).unwrap()
+    }
+
+    /// It has a thread of that name.
+    pub fn has_thread(&self, name: &str) -> bool {
+        self.find_thread(name).is_some()
+    }
+
+    fn find_thread(&self, name: &str) -> Option<i32> {
+        let tasks = format!("/proc/{}/task", self.daemon.pid());
+        let tasks = std::fs::read_dir(tasks).ok()?;
+        tasks.map_while(Result::ok).find_map(|task| {
+            let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            let number = task.file_name().to_str()?.parse().ok();
+            number.filter(|_| comm.trim() == name)
+        })
+    }
+}

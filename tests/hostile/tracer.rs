@@ -1,0 +1,59 @@
+//! A thread of another process that is held where it is.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+/// Holds a thread until it is dropped, as a tracer does.
+#[derive(Debug)]
+pub struct Held {
+    /// Ends the tracer, which has to be one and the same thread.
+    release: Option<Sender<()>>,
+    tracer: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Holds the thread of that number.
+    pub fn thread(thread: i32) -> Self {
+        let (release, released) = channel::<()>();
+        let (ready, is_ready) = channel();
+        let tracer = std::thread::spawn(move || {
+            seize(thread).unwrap();
+            ready.send(()).unwrap();
+            // It ends when the other end is dropped; so does the tracing.
+            let _ = released.recv();
+        });
+        is_ready.recv().unwrap();
+        Self {
+            release: Some(release),
+            tracer: Some(tracer),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release.take();
+        if let Some(tracer) = self.tracer.take() {
+            let _ = tracer.join();
+        }
+    }
+}
+
+/// Attaches to a thread and stops it.
+fn seize(thread: i32) -> io::Result<()> {
+    for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
+        // SAFETY: both requests take no pointer that is used.
+        if unsafe { libc::ptrace(request, thread, 0, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    let stopped = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+    if stopped != thread {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
