@@ -115,6 +115,36 @@ fn withdraws(mut engine: impl Engine, file: &File) {
     assert_eq!(content(file), 5);
 }
 
+/// Whether a wait without end of work came to its end before its time.
+fn is_woken(engine: &mut impl Engine) -> bool {
+    let limit = std::time::Duration::from_millis(200);
+    let start = std::time::Instant::now();
+    engine.wait(Some(limit), &mut || None);
+    start.elapsed() < limit
+}
+
+/// Who reads an event of somebody else may wait for ever.
+fn reads_no_event(mut engine: impl Engine) {
+    let event = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    engine.watch(3, Some(event.as_raw_fd()));
+    event.write(1).unwrap();
+    assert!(is_woken(&mut engine));
+    assert!(!is_woken(&mut engine), "a signal wakes once");
+    event.write(1).unwrap();
+    assert!(is_woken(&mut engine));
+    assert_eq!(event.read().unwrap(), 2);
+    engine.watch(3, None);
+    event.write(1).unwrap();
+    assert!(!is_woken(&mut engine));
+}
+
+#[test]
+fn what_wakes_an_engine_is_not_read() {
+    let file = device();
+    reads_no_event(Uring::new(files(&file, Manner::Queued), 8).unwrap());
+    reads_no_event(Sync::new(files(&file, Manner::Queued), 8).unwrap());
+}
+
 #[test]
 fn a_ring_withdraws_what_it_was_shown() {
     let file = device();

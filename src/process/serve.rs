@@ -247,7 +247,7 @@ fn aside(act: impl FnOnce() + Send + 'static) {
         .spawn(act);
     if let Err(error) = started {
         log::error!(
-            "the signal has no effect: cannot start a thread: {error}: raise the limit on tasks (TasksMax=, pids.max, ulimit -u)"
+            "the signal has no effect, as there is no thread for it ({error}): raise the limit on tasks"
         );
     }
 }

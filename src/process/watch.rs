@@ -101,13 +101,13 @@ fn leave(time: Duration) -> ! {
 fn say(change: &Change) {
     match change {
         Change::Stands(one) => log::warn!(
-            "thread {} stands still, for {} s by now, {}",
+            "thread {} stands still for {} s by now: {}",
             one.thread,
             one.time.as_secs(),
             one.doing.describe()
         ),
         Change::GoesOn(one) => log::info!(
-            "thread {} goes on, after {} s",
+            "thread {} goes on after {} s",
             one.thread,
             one.time.as_secs()
         ),

@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Served {
     pub daemon: Daemon,
     control: PathBuf,
-    pub files: TempDir,
+    _files: TempDir,
 }
 
 impl Served {
@@ -50,7 +50,7 @@ impl Served {
         Self {
             daemon,
             control,
-            files,
+            _files: files,
         }
     }
 

@@ -128,8 +128,9 @@ fn a_process_that_is_to_stop_does_so_while_a_call_event_blocks() {
     jam(&call);
     front.driver.ring().want_call(true);
     ask(&mut front, 1);
-    assert!(served.daemon.terminate().unwrap().success());
+    // The worker is about to say so.
     answered(&mut front, 1);
+    assert!(served.daemon.terminate().unwrap().success());
 }
 
 #[test]
