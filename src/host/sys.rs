@@ -426,6 +426,14 @@ pub(crate) fn event_set(event: &impl AsRawFd) {
     unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) };
 }
 
+/// Makes an event descriptor silent; whether it was readable.
+pub(crate) fn event_take(event: &impl AsRawFd) -> bool {
+    let mut count = [0u8; 8];
+    // SAFETY: eight bytes are writable.
+    let read = unsafe { libc::read(event.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+    read == 8
+}
+
 /// Nanoseconds since the machine has started, those that it was suspended for
 /// included.
 pub(crate) fn boot_time_ns() -> u64 {
