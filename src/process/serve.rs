@@ -197,7 +197,8 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
     }
 }
 
-/// What signals do; none of it keeps the next signal waiting. `begun` is set to the time at which a handover begins.
+/// What signals do, such that none keeps the next one waiting; `begun` is set
+/// to the time at which a handover begins.
 fn wishes(
     operator: &Arc<Operator>,
     handle: &Handle,
