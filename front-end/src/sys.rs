@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::time::Duration;
 
@@ -43,8 +44,14 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `length` bytes of a file, which should be that long.
+    /// Maps `length` bytes of a file, which should be that long: in whole pages of the file, which
+    /// may be huge ones and cannot be unmapped in part.
     pub(crate) fn new(file: &File, offset: u64, length: usize) -> io::Result<Self> {
+        let page = file.metadata()?.blksize().max(1);
+        let length = usize::try_from(page)
+            .ok()
+            .and_then(|page| length.checked_next_multiple_of(page))
+            .ok_or(io::ErrorKind::InvalidInput)?;
         let offset = i64::try_from(offset).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: the kernel chooses an address that is free, so nothing that

@@ -59,6 +59,8 @@ pub(crate) fn count_request() {
 ///   whatever others do to the image.
 /// - `EXTENTD_TEST_LEASE_DELAY`: after how many milliseconds a lost lease is
 ///   asked for again, each time.
+/// - `EXTENTD_TEST_QUIET`: for how many milliseconds no first write may have
+///   ended in a window before it is loaded.
 /// - `EXTENTD_TEST_NO_DIRTY`: guest pages stay unmarked while a guest
 ///   migrates.
 pub(crate) fn pass_on() {
@@ -68,6 +70,7 @@ pub(crate) fn pass_on() {
             left_out,
             unguarded: is_set("EXTENTD_TEST_UNGUARDED"),
             lease_delay: number("EXTENTD_TEST_LEASE_DELAY").map(std::time::Duration::from_millis),
+            quiet: number("EXTENTD_TEST_QUIET").map(std::time::Duration::from_millis),
         });
         if is_set("EXTENTD_TEST_NO_DIRTY") {
             vhost_backend::leave_pages_unmarked();

@@ -9,6 +9,7 @@ mod defaults;
 mod device;
 mod disk;
 mod fairness;
+mod huge_pages;
 mod index;
 mod layout;
 mod lifecycle;

@@ -25,6 +25,8 @@ mod lane;
 mod last_sectors;
 mod length;
 mod log_full;
+mod no_inotify;
+mod older_forms;
 mod panics;
 mod passes;
 mod paused;

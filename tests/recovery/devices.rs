@@ -161,6 +161,41 @@ fn a_mounted_device_is_told_at_the_start_and_waited_for() {
     );
 }
 
+/// A device that the host swaps on, until this is dropped.
+struct SwapSpace<'a>(&'a Path);
+
+impl SwapSpace<'_> {
+    fn new(device: &Path) -> SwapSpace<'_> {
+        run(Command::new("mkswap").arg("-q").arg(device)).unwrap();
+        // Last in the row, so that nothing lands there.
+        run(Command::new("swapon").args(["-p", "0"]).arg(device)).unwrap();
+        SwapSpace(device)
+    }
+}
+
+impl Drop for SwapSpace<'_> {
+    fn drop(&mut self) {
+        if let Err(reason) = run(Command::new("swapoff").arg(self.0)) {
+            println!("{} stays: {reason}", self.0.display());
+        }
+    }
+}
+
+#[test]
+fn a_device_that_the_host_swaps_on_is_told_and_waited_for() {
+    let Some(lo) = Loop::new(16, 512) else { return };
+    let swap = SwapSpace::new(lo.path());
+    let daemon = another(&lo, "socket", &[]);
+    let line = wait(&daemon, "no ring will start before this has changed");
+    assert!(line.contains("is in use (swap space)"), "{line}");
+    let mut guest = attach(&daemon);
+    wait(&daemon, "no ring is started yet");
+    drop(swap);
+    wait(&daemon, "the image is free now");
+    guest.write(1, &[1; 512]);
+    assert!(run(Command::new("swapon").arg(lo.path())).is_err());
+}
+
 #[test]
 fn a_device_that_others_use_is_served_with_lock_off() {
     let Some(lo) = Loop::new(16, 512) else { return };

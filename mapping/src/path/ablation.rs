@@ -13,6 +13,8 @@ pub struct Ablation {
     pub unguarded: bool,
     /// After how long a lost lease is asked for again, each time.
     pub lease_delay: Option<Duration>,
+    /// What [`Config::quiet`](crate::Config::quiet) is.
+    pub quiet: Option<Duration>,
 }
 
 #[cfg(feature = "test-switches")]
@@ -42,6 +44,11 @@ pub(crate) fn lease_delay() -> Option<Duration> {
     CHOSEN.get().and_then(|chosen| chosen.lease_delay)
 }
 
+#[cfg(feature = "test-switches")]
+pub(crate) fn quiet() -> Option<Duration> {
+    CHOSEN.get().and_then(|chosen| chosen.quiet)
+}
+
 #[cfg(not(feature = "test-switches"))]
 pub(crate) fn left_out(_measure: &str) -> bool {
     false
@@ -54,6 +61,11 @@ pub(crate) fn unguarded() -> bool {
 
 #[cfg(not(feature = "test-switches"))]
 pub(crate) fn lease_delay() -> Option<Duration> {
+    None
+}
+
+#[cfg(not(feature = "test-switches"))]
+pub(crate) fn quiet() -> Option<Duration> {
     None
 }
 

@@ -86,6 +86,9 @@ impl Core {
             grain: options.grain,
             ..Config::default()
         };
+        if let Some(quiet) = ablation::quiet() {
+            config.quiet = quiet;
+        }
         if swap.is_some() {
             config = config.reserve_whole(size, source.count(0..size)?);
         }

@@ -11,7 +11,7 @@ use crate::program::run;
 /// A kind of file system to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Made {
-    /// What tests call it; one of ext4 begins with `ext4`.
+    /// What tests call it; that of ext2, ext3 and ext4 begins with `ext`.
     pub name: &'static str,
     /// The program that makes it, with its arguments but for the device.
     pub mkfs: &'static [&'static str],
@@ -55,6 +55,34 @@ pub const EXT4_INLINE: Made = Made {
     megabytes: 160,
     sector: 512,
 };
+/// Older forms of ext4, all mounted as that: files in lists of blocks instead of extents, no journal.
+pub const OLDER_EXT: [Made; 5] = [
+    Made {
+        name: "ext2",
+        mkfs: &["mkfs.ext2", "-q", "-F"],
+        ..EXT4
+    },
+    Made {
+        name: "ext3",
+        mkfs: &["mkfs.ext3", "-q", "-F"],
+        ..EXT4
+    },
+    Made {
+        name: "ext3-1k",
+        mkfs: &["mkfs.ext3", "-q", "-F", "-b", "1024"],
+        ..EXT4
+    },
+    Made {
+        name: "ext4-no-journal",
+        mkfs: &["mkfs.ext4", "-q", "-F", "-O", "^has_journal"],
+        ..EXT4
+    },
+    Made {
+        name: "ext4-no-extents",
+        mkfs: &["mkfs.ext4", "-q", "-F", "-O", "^extent,^64bit"],
+        ..EXT4
+    },
+];
 /// ext4 that journals data.
 pub const EXT4_JOURNAL: Made = Made {
     name: "ext4-journal",
@@ -168,6 +196,10 @@ impl Mounted {
         if !made.options.is_empty() {
             mount.args(["-o", made.options]);
         }
+        if mounted.is_ext4() {
+            // Also where it was made as ext2 or ext3.
+            mount.args(["-t", "ext4"]);
+        }
         run(mount.arg(device).arg(mounted.root()))?;
         mounted.mounted = true;
         Ok(mounted)
@@ -203,9 +235,9 @@ impl Mounted {
             .unwrap()
     }
 
-    /// Whether it is an ext4 of any kind.
+    /// Whether it is an ext4 of any kind, ext2 and ext3 included.
     pub fn is_ext4(&self) -> bool {
-        self.made.name.starts_with("ext4")
+        self.made.name.starts_with("ext")
     }
 }
 
