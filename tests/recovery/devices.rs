@@ -176,7 +176,7 @@ impl SwapSpace<'_> {
 impl Drop for SwapSpace<'_> {
     fn drop(&mut self) {
         if let Err(reason) = run(Command::new("swapoff").arg(self.0)) {
-            println!("{} stays: {reason}", self.0.display());
+            eprintln!("{} stays: {reason}", self.0.display());
         }
     }
 }
