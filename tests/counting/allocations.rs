@@ -172,7 +172,8 @@ fn requests_allocate_nothing() {
         ..plan(Pattern::Randwrite, 32)
     };
     check(Way::File, less_than_a_block);
-    // Each run writes another sixteenth of the image, or nearly. However long others have the CPU in between.
+    // Each run writes another sixteenth of the image, or nearly, however long others have the CPU
+    // in between.
     mapping::path::leave_out(mapping::path::Ablation {
         left_out: |_| false,
         unguarded: false,

@@ -160,7 +160,8 @@ fn first_writes_cost_hardly_any_fiemap() {
         let Some(image) = Image::sparse(Way::Disk) else {
             return;
         };
-        // However long others have the CPU in between, no window that is being filled becomes quiet.
+        // However long others have the CPU in between, no window that is being filled becomes
+        // quiet.
         let (_, _, ioctls) = total_with(&image, &plan, requests, "env EXTENTD_TEST_QUIET=3600000");
         let each = ratio(ioctls, WARM_UP + requests);
         eprintln!("{:?}: {each:.4} ioctls per first write", plan.pattern);
