@@ -18,8 +18,8 @@ use crate::served::{Guest, Served, binary};
 const BYTES: usize = 8 << 20;
 const SECTORS: usize = BYTES / SECTOR;
 
-/// A program that runs extentd in a user name space that may have no instance. `None`, with the reason
-/// printed, where there can be none.
+/// A program that runs extentd in a user name space that may have no instance. `None`, with the
+/// reason printed, where there can be none.
 fn runner(files: &TempDir) -> Option<PathBuf> {
     let take = "echo 0 >/proc/sys/user/max_inotify_instances";
     let space = "unshare --user --map-root-user sh -ec";

@@ -55,7 +55,8 @@ pub const EXT4_INLINE: Made = Made {
     megabytes: 160,
     sector: 512,
 };
-/// Older forms of ext4, all mounted as that: files in lists of blocks instead of extents, no journal.
+/// Older forms of ext4, all mounted as that: files in lists of blocks instead of extents, no
+/// journal.
 pub const OLDER_EXT: [Made; 5] = [
     Made {
         name: "ext2",
