@@ -150,7 +150,12 @@ impl<E: Engine> BlockIo<E> {
 
     /// Issues the next operation of a task, or ends it.
     fn advance(&mut self, tag: u32) {
-        match self.next(tag) {
+        let next = self.next(tag);
+        self.carry_on(tag, next);
+    }
+
+    fn carry_on(&mut self, tag: u32, next: Next) {
+        match next {
             Next::Work(work) => {
                 // SAFETY: a vector is of the task's own pieces or entry, which
                 // stay where they are while it is in flight: the table never
@@ -339,15 +344,20 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_limit = self.raw_limit.saturating_add(1);
             }
         }
+        let mut copied = Ok(());
         // Nothing else ends within a sector.
         if !moved.is_multiple_of(SECTOR)
             && let Op::Read { .. } = self.tasks[tag as usize].op
         {
-            self.pad(tag);
+            copied = self.pad(tag);
         }
         let task = &self.tasks[tag as usize];
-        if task.buffer.is_some() && task.left() == 0 {
-            self.chunk_done(tag);
+        if copied.is_ok() && task.buffer.is_some() && task.left() == 0 {
+            copied = self.chunk_done(tag);
+        }
+        if copied.is_err() {
+            let next = self.unreachable(tag);
+            return self.carry_on(tag, next);
         }
         self.advance(tag);
     }

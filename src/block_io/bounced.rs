@@ -3,7 +3,7 @@
 //! part of a block is written.
 #![allow(unsafe_code)]
 
-use vhost_backend::Op;
+use vhost_backend::{Op, Unreachable};
 
 use super::task::Step;
 use super::{BlockIo, Next};
@@ -59,8 +59,8 @@ impl<E: Engine> BlockIo<E> {
             } else {
                 Step::BufferWrite
             };
-            if task.step == Step::BufferWrite {
-                self.fill(tag);
+            if task.step == Step::BufferWrite && self.fill(tag).is_err() {
+                return self.unreachable(tag);
             }
         }
         self.counts.bounced += 1;
@@ -83,14 +83,14 @@ impl<E: Engine> BlockIo<E> {
 
     /// A read has come to the end of an image that ends within a sector: the
     /// rest of that reads as zeros.
-    pub(super) fn pad(&mut self, tag: u32) {
+    pub(super) fn pad(&mut self, tag: u32) -> Result<(), Unreachable> {
         let task = &mut self.tasks[tag as usize];
         match (task.step, task.buffer) {
             (Step::Direct, _) if self.shared.ends_within_sector(task.start() + task.done) => {
                 let rest = task.len - task.done;
                 // SAFETY: the pieces of a read are writable guest memory,
                 // mapped until the completion is reported.
-                unsafe { task.pieces.fill_zeros(rest) };
+                unsafe { task.pieces.fill_zeros(rest) }?;
                 task.done = task.len;
             }
             (Step::BufferRead, Some(buffer))
@@ -102,30 +102,36 @@ impl<E: Engine> BlockIo<E> {
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Puts what a chunk writes into its buffer.
-    pub(super) fn fill(&mut self, tag: u32) {
+    fn fill(&mut self, tag: u32) -> Result<(), Unreachable> {
         let task = &self.tasks[tag as usize];
-        let Some(buffer) = task.buffer else { return };
+        let Some(buffer) = task.buffer else {
+            return Ok(());
+        };
         let (at, len) = task.chunk_in_buffer();
         if matches!(task.op, Op::WriteZeroes { .. }) {
             self.pool.zero(buffer, at, len);
+            Ok(())
         } else {
             // SAFETY: the pieces are guest memory, mapped until the
             // completion is reported.
             unsafe {
                 self.pool
                     .gather(buffer, at, task.pieces.all(), task.chunk_from(), len)
-            };
+            }
         }
     }
 
     /// A buffer's operation is complete: what was read is handed out, what
     /// was written counts as done.
-    pub(super) fn chunk_done(&mut self, tag: u32) {
+    pub(super) fn chunk_done(&mut self, tag: u32) -> Result<(), Unreachable> {
         let task = &mut self.tasks[tag as usize];
-        let Some(buffer) = task.buffer else { return };
+        let Some(buffer) = task.buffer else {
+            return Ok(());
+        };
         match task.step {
             Step::BufferRead => {
                 let (at, len) = task.chunk_in_buffer();
@@ -134,13 +140,13 @@ impl<E: Engine> BlockIo<E> {
                 unsafe {
                     self.pool
                         .scatter(buffer, at, task.pieces.all(), task.chunk_from(), len)
-                };
+                }?;
                 task.chunk_ends();
             }
             Step::BufferFill => {
                 task.aim(self.pool.entry(buffer), task.first, task.last);
                 task.step = Step::BufferWrite;
-                self.fill(tag);
+                self.fill(tag)?;
             }
             Step::BufferWrite => {
                 if std::mem::take(&mut task.owns_blocks) {
@@ -150,5 +156,6 @@ impl<E: Engine> BlockIo<E> {
             }
             _ => {}
         }
+        Ok(())
     }
 }

@@ -2,6 +2,8 @@
 //! have nothing between it and the disk.
 #![allow(unsafe_code)]
 
+use vhost_backend::{Unreachable, zero};
+
 use crate::engine::Vector;
 use crate::engine::limits::Limits;
 
@@ -146,21 +148,25 @@ impl Pieces {
 
     /// Fills the next `bytes` bytes of the memory with zeros: they are done.
     ///
+    /// # Errors
+    /// Some of it cannot be reached.
+    ///
     /// # Safety
     /// The pieces are mapped, writable guest memory.
-    pub(super) unsafe fn fill_zeros(&mut self, bytes: u64) {
+    pub(super) unsafe fn fill_zeros(&mut self, bytes: u64) -> Result<(), Unreachable> {
         let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
         for piece in self.rest() {
             let part = piece.iov_len.min(left);
             // SAFETY: not more than the piece has, which the caller vouches
             // for. The guest may use the memory meanwhile, as with any device.
-            unsafe { piece.iov_base.cast::<u8>().write_bytes(0, part) };
+            unsafe { zero(piece.iov_base.cast(), part) }?;
             left -= part;
             if left == 0 {
                 break;
             }
         }
         self.moved(bytes);
+        Ok(())
     }
 
     /// A vector of zeros: `zeros` as often as it takes, for at most `bytes`,

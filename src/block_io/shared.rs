@@ -245,6 +245,10 @@ impl Shared {
                     "the limit on the length of files is reached: raise it (LimitFSIZE=, ulimit -f)"
                         .to_owned()
                 }
+                libc::EFAULT => {
+                    "the guest's memory cannot be reached there: its file was truncated, or there is no room for its pages (a full tmpfs or file system, no free huge page)"
+                        .to_owned()
+                }
                 _ => std::io::Error::from_raw_os_error(errno).to_string(),
             };
             log::error!("{op} failed: {error} ({count} failed requests so far)");

@@ -41,7 +41,9 @@ impl<E: Engine> BlockIo<E> {
                     // SAFETY: zeros are only planned for reads, whose pieces
                     // are writable guest memory, mapped until the completion
                     // is reported.
-                    unsafe { task.pieces.fill_zeros(piece.end - at) };
+                    if unsafe { task.pieces.fill_zeros(piece.end - at) }.is_err() {
+                        return self.unreachable(tag);
+                    }
                     task.done += piece.end - at;
                     self.counts.zeros += 1;
                 }
@@ -84,6 +86,14 @@ impl<E: Engine> BlockIo<E> {
             },
             _ => Work::Read(target, vector),
         })
+    }
+
+    /// The guest's memory cannot be reached by a copy of ours, as if the kernel
+    /// had said so: the request fails.
+    pub(super) fn unreachable(&mut self, tag: u32) -> Next {
+        self.shared
+            .report(self.tasks[tag as usize].op, libc::EFAULT);
+        Next::End(Status::IoErr)
     }
 
     /// Zeros over written extents, straight to the disk.

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 
+use vhost_backend::{Unreachable, copy};
+
 use crate::host::sys;
 
 /// A buffer taken from a [`Pool`]; to be given back to the same one.
@@ -97,9 +99,12 @@ impl Pool {
     /// Copies `len` bytes of the guest's pieces, from their byte `from` on, to
     /// the buffer's byte `at`.
     ///
+    /// # Errors
+    /// Some of the guest's memory cannot be reached.
+    ///
     /// # Safety
-    /// The pieces are mapped. (The guest may change them meanwhile: that only
-    /// changes which bytes of its own it stores.)
+    /// The pieces are mapped guest memory. (The guest may change them
+    /// meanwhile: that only changes which bytes of its own it stores.)
     pub(crate) unsafe fn gather(
         &mut self,
         buffer: Buffer,
@@ -107,30 +112,29 @@ impl Pool {
         pieces: &[libc::iovec],
         from: usize,
         len: usize,
-    ) {
+    ) -> Result<(), Unreachable> {
         let whole = self.entry(buffer);
         assert!(at + len <= whole.iov_len, "copies stay in the buffer");
-        let mut at = at;
+        let mut to = whole.iov_base.cast::<u8>().wrapping_add(at);
         for_each_part(pieces, from, len, |part, bytes| {
-            // SAFETY: `at + bytes` stays below the buffer's size, checked
-            // above; the caller vouches for the pieces; they do not overlap,
-            // the buffer being our own.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    part.cast_const(),
-                    whole.iov_base.cast::<u8>().add(at),
-                    bytes,
-                )
-            };
-            at += bytes;
-        });
+            // SAFETY: `at + len` stays below the buffer's size, checked
+            // above, and the parts are `len` bytes together; the caller
+            // vouches for the pieces; they do not overlap, the buffer being
+            // our own.
+            let copied = unsafe { copy(part, to, bytes) };
+            to = to.wrapping_add(bytes);
+            copied
+        })
     }
 
     /// Copies `len` bytes of the buffer, from its byte `at` on, to the guest's
     /// pieces from their byte `from` on.
     ///
+    /// # Errors
+    /// Some of the guest's memory cannot be reached.
+    ///
     /// # Safety
-    /// The pieces are mapped and writable.
+    /// The pieces are mapped, writable guest memory.
     pub(crate) unsafe fn scatter(
         &self,
         buffer: Buffer,
@@ -138,21 +142,16 @@ impl Pool {
         pieces: &[libc::iovec],
         from: usize,
         len: usize,
-    ) {
+    ) -> Result<(), Unreachable> {
         let whole = self.entry(buffer);
         assert!(at + len <= whole.iov_len, "copies stay in the buffer");
-        let mut at = at;
+        let mut source = whole.iov_base.cast::<u8>().wrapping_add(at);
         for_each_part(pieces, from, len, |part, bytes| {
             // SAFETY: as in `gather`, the other way round.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    whole.iov_base.cast::<u8>().add(at).cast_const(),
-                    part,
-                    bytes,
-                )
-            };
-            at += bytes;
-        });
+            let copied = unsafe { copy(source, part, bytes) };
+            source = source.wrapping_add(bytes);
+            copied
+        })
     }
 
     /// Writes zeros to `len` bytes of the buffer from its byte `at` on.
@@ -185,13 +184,14 @@ fn map_zeros(bytes: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(address.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
 }
 
-/// Walks `len` bytes of the pieces from byte `from` on, part by part.
+/// Walks `len` bytes of the pieces from byte `from` on, part by part, as long
+/// as that goes well.
 fn for_each_part(
     pieces: &[libc::iovec],
     from: usize,
     len: usize,
-    mut each: impl FnMut(*mut u8, usize),
-) {
+    mut each: impl FnMut(*mut u8, usize) -> Result<(), Unreachable>,
+) -> Result<(), Unreachable> {
     let (mut skip, mut left) = (from, len);
     for piece in pieces {
         if left == 0 {
@@ -202,10 +202,11 @@ fn for_each_part(
             continue;
         }
         let bytes = (piece.iov_len - skip).min(left);
-        each(piece.iov_base.cast::<u8>().wrapping_add(skip), bytes);
+        each(piece.iov_base.cast::<u8>().wrapping_add(skip), bytes)?;
         skip = 0;
         left -= bytes;
     }
+    Ok(())
 }
 
 #[cfg(test)]

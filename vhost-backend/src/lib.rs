@@ -32,6 +32,7 @@ pub use device::{
     WriteZeroesLimits,
 };
 pub use error::Error;
+pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]
 pub use memory::dirty::leave_pages_unmarked;

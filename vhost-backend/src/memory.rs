@@ -1,6 +1,8 @@
 //! The guest's memory as the front-end shares it: one immutable table at a
 //! time, replaced as a whole.
 
+mod backing;
+pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod inflight;
 pub(crate) mod shared;
@@ -9,11 +11,10 @@ pub(crate) mod sigbus;
 use std::fs::File;
 use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use self::shared::{Shared, SharedError};
 use crate::device::HostRegion;
-use crate::sys;
 
 /// Regions a table may hold (GET_MAX_MEM_SLOTS).
 pub(crate) const MAX_REGIONS: usize = 509;
@@ -71,8 +72,9 @@ impl RegionSpec {
 struct Mapping {
     /// No other mapping of this process has or had it.
     id: u64,
-    in_memory: bool,
-    _shared: Shared,
+    shared: Shared,
+    /// Whoever first saw that it is lost has said so.
+    told: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -86,7 +88,6 @@ struct Region {
 impl Region {
     fn map(spec: RegionSpec, file: File) -> Result<Self, MemoryError> {
         spec.check()?;
-        let in_memory = sys::is_memory(&file);
         let shared = Shared::map(file, spec.offset, spec.size)?;
         shared.leave_to_host();
         Ok(Self {
@@ -94,8 +95,8 @@ impl Region {
             host: shared.at(0).addr(),
             mapping: Arc::new(Mapping {
                 id: MAPPINGS.fetch_add(1, Ordering::Relaxed),
-                in_memory,
-                _shared: shared,
+                shared,
+                told: AtomicBool::new(false),
             }),
         })
     }
@@ -104,6 +105,11 @@ impl Region {
     fn at(&self, guest: u64) -> Option<(u64, u64)> {
         let offset = guest.checked_sub(self.spec.guest)?;
         (offset < self.spec.size).then(|| (offset, self.spec.size - offset))
+    }
+
+    /// There are zeros in its place.
+    fn is_lost(&self) -> bool {
+        self.mapping.shared.is_lost()
     }
 
     fn host(&self, offset: u64) -> Option<*mut u8> {
@@ -121,6 +127,8 @@ pub(crate) struct Memory {
     regions: Vec<Region>,
     /// The largest region: nearly all of a guest's buffers are there.
     largest: usize,
+    /// Indices of regions, sorted by their addresses here.
+    by_host: Vec<usize>,
 }
 
 impl Memory {
@@ -178,7 +186,41 @@ impl Memory {
             .enumerate()
             .max_by_key(|(_, r)| r.spec.size)
             .map_or(0, |(i, _)| i);
-        Self { regions, largest }
+        let mut by_host: Vec<usize> = (0..regions.len()).collect();
+        by_host.sort_unstable_by_key(|index| regions.get(*index).map(|r| r.host));
+        Self {
+            regions,
+            largest,
+            by_host,
+        }
+    }
+
+    /// There are zeros in place of some region.
+    pub(crate) fn has_losses(&self) -> bool {
+        self.regions.iter().any(Region::is_lost)
+    }
+
+    /// There are zeros in place of the region of this address.
+    pub(crate) fn is_lost_at(&self, guest: u64) -> bool {
+        self.find(guest).is_some_and(|(region, ..)| region.is_lost())
+    }
+
+    /// This table without the regions that are lost, if there are any. Says
+    /// so, once for each.
+    pub(crate) fn without_losses(&self) -> Option<Self> {
+        let (lost, rest): (Vec<_>, Vec<_>) = self.regions.iter().partition(|r| r.is_lost());
+        let first = lost.first()?;
+        let told = |r: &&&Region| !r.mapping.told.swap(true, Ordering::Relaxed);
+        let news = lost.iter().filter(told).count();
+        if news > 0 {
+            log::error!(
+                "guest memory (regions: {news}, one at {:#x} of {} bytes) {}; requests and queues there fail until the front-end shares it anew",
+                first.spec.guest,
+                first.spec.size,
+                SharedError::Lost,
+            );
+        }
+        Some(Self::sorted(rest.into_iter().cloned().collect()))
     }
 
     /// The front-end has shared no memory (yet).
@@ -197,7 +239,7 @@ impl Memory {
             base: r.host,
             len: usize::try_from(r.spec.size).unwrap_or(0),
             id: r.mapping.id,
-            in_memory: r.mapping.in_memory,
+            in_memory: r.mapping.shared.in_memory(),
         };
         self.regions.iter().map(region).collect()
     }
@@ -228,16 +270,23 @@ impl Memory {
 
     /// The guest physical address of a host address of this table.
     pub(crate) fn guest(&self, host: *const u8) -> Option<u64> {
-        let largest = self.regions.get(self.largest);
-        largest.into_iter().chain(&self.regions).find_map(|r| {
-            let offset = host.addr().checked_sub(r.host)?;
-            let offset = u64::try_from(offset).ok()?;
-            (offset < r.spec.size).then(|| r.spec.guest + offset)
-        })
+        let in_region = |region: &Region| {
+            let offset = u64::try_from(host.addr().checked_sub(region.host)?).ok()?;
+            (offset < region.spec.size).then(|| region.spec.guest + offset)
+        };
+        let at = |index: &usize| self.regions.get(*index);
+        if let Some(guest) = self.regions.get(self.largest).and_then(in_region) {
+            return Some(guest);
+        }
+        let begins_before = |index: &usize| at(index).is_some_and(|r| r.host <= host.addr());
+        let after = self.by_host.partition_point(begins_before);
+        let before = self.by_host.get(after.checked_sub(1)?)?;
+        at(before).and_then(in_region)
     }
 
     /// Appends the host pieces of `len` bytes, split where regions meet
-    /// (RING-11); `None` (and nothing appended) if any byte is not mapped.
+    /// (RING-11), at most one for each region; `None` (and nothing appended)
+    /// if any byte is not mapped.
     pub(crate) fn pieces(&self, guest: u64, len: u64, into: &mut Vec<libc::iovec>) -> Option<()> {
         let before = into.len();
         let all = self.push_pieces(guest, len, into);
@@ -274,193 +323,4 @@ impl Memory {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-    use std::os::fd::{AsRawFd, FromRawFd};
-
-    fn memfd(size: u64, flags: libc::c_uint) -> File {
-        #[allow(unsafe_code)]
-        // SAFETY: the name is a C string; a fresh descriptor is owned here.
-        let file = unsafe {
-            let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | flags);
-            assert!(fd >= 0);
-            File::from_raw_fd(fd)
-        };
-        file.set_len(size).unwrap();
-        file
-    }
-
-    fn spec(guest: u64, size: u64, user: u64, offset: u64) -> RegionSpec {
-        RegionSpec {
-            guest,
-            size,
-            user,
-            offset,
-        }
-    }
-
-    const USER: u64 = 0x7f00_0000_0000;
-
-    /// Two regions that meet at 0x10000, one apart at 0x100000.
-    pub(crate) fn table() -> Memory {
-        let specs = [
-            spec(0x10_0000, 0x4000, USER, 0),
-            spec(0, 0x1_0000, USER + 0x10_0000, 0),
-            spec(0x1_0000, 0x2000, USER + 0x20_0000, 0x1000),
-        ];
-        Memory::new(
-            &specs,
-            vec![memfd(0x4000, 0), memfd(0x1_0000, 0), memfd(0x3000, 0)],
-        )
-        .unwrap()
-    }
-
-    #[test]
-    fn ring_11_pieces_are_split_where_regions_meet() {
-        let memory = table();
-        let mut pieces = Vec::new();
-        memory.pieces(0xf000, 0x1800, &mut pieces).unwrap();
-        assert_eq!(
-            pieces.iter().map(|p| p.iov_len).collect::<Vec<_>>(),
-            [0x1000, 0x800]
-        );
-        assert_eq!(pieces[1].iov_base.cast(), memory.host(0x1_0000, 1).unwrap());
-        assert!(memory.host(0xf000, 0x1000).is_some());
-        assert!(memory.host(0xf000, 0x1001).is_none());
-    }
-
-    #[test]
-    fn ring_11_a_partly_mapped_range_gives_no_pieces() {
-        let memory = table();
-        let mut pieces = Vec::new();
-        memory.pieces(0, 16, &mut pieces).unwrap();
-        for (guest, len) in [
-            (0x1_1000, 0x1001),
-            (0x2_0000, 1),
-            (0x10_3fff, 2),
-            (u64::MAX, 2),
-            (u64::MAX - 1, u64::MAX),
-        ] {
-            assert!(
-                memory.pieces(guest, len, &mut pieces).is_none(),
-                "{guest:#x} {len:#x}"
-            );
-            assert_eq!(pieces.len(), 1);
-        }
-    }
-
-    #[test]
-    fn vu_17_user_addresses_are_translated() {
-        let memory = table();
-        assert_eq!(memory.user_to_guest(USER + 0x20_1fff), Some(0x1_1fff));
-        assert_eq!(memory.user_to_guest(USER + 0x20_2000), None);
-        assert_eq!(memory.user_to_guest(0), None);
-    }
-
-    #[test]
-    fn vu_20_insane_regions_are_refused() {
-        let file = || memfd(0x4000, 0);
-        let refused = |s: RegionSpec| Memory::default().with(s, file()).unwrap_err();
-        assert!(matches!(refused(spec(0, 0, USER, 0)), MemoryError::Range));
-        assert!(matches!(
-            refused(spec(u64::MAX - 0xfff, 0x2000, USER, 0)),
-            MemoryError::Range
-        ));
-        assert!(matches!(
-            refused(spec(0, 0x2000, u64::MAX - 0xfff, 0)),
-            MemoryError::Range
-        ));
-        assert!(matches!(
-            refused(spec(0, 0x2000, USER, u64::MAX - 0xfff)),
-            MemoryError::Range
-        ));
-        assert!(matches!(
-            refused(spec(0, 0x4001, USER, 0)),
-            MemoryError::Shared(SharedError::BeyondFile)
-        ));
-        assert!(matches!(
-            refused(spec(0, 0x1000, USER, 0x4000)),
-            MemoryError::Shared(SharedError::BeyondFile)
-        ));
-        let null = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/zero")
-            .unwrap();
-        assert!(matches!(
-            Memory::default().with(spec(0, 0x1000, USER, 0), null),
-            Err(MemoryError::Shared(SharedError::NotAFile))
-        ));
-        assert!(matches!(
-            table().with(spec(0x10_3000, 0x1000, 0x1000, 0), file()),
-            Err(MemoryError::Overlap)
-        ));
-        assert!(matches!(
-            table().with(spec(0x20_0000, 0x1000, USER + 0x3000, 0), file()),
-            Err(MemoryError::Overlap)
-        ));
-        assert!(matches!(
-            Memory::new(&[spec(0, 0x1000, USER, 0)], vec![]),
-            Err(MemoryError::Files)
-        ));
-    }
-
-    #[test]
-    fn vu_19_an_offset_need_not_be_a_multiple_of_a_page() {
-        use std::os::unix::fs::FileExt;
-        let file = memfd(0x4000, 0);
-        file.write_all_at(b"here", 0x1234).unwrap();
-        let memory = Memory::default()
-            .with(spec(0x1000, 0x1000, USER, 0x1234), file)
-            .unwrap();
-        #[allow(unsafe_code)]
-        // SAFETY: host() vouches for the bytes, and nobody writes them.
-        let bytes = unsafe { std::slice::from_raw_parts(memory.host(0x1000, 4).unwrap(), 4) };
-        assert_eq!(bytes, b"here");
-    }
-
-    #[test]
-    fn vu_21_a_new_table_shares_the_mappings_of_the_old() {
-        let old = table();
-        let host = old.host(0x10_0000, 1).unwrap();
-        let new = old
-            .without(spec(0, 0x1_0000, USER + 0x10_0000, 0x7777))
-            .unwrap();
-        drop(old);
-        assert_eq!(new.host(0x10_0000, 1), Some(host));
-        assert!(new.host(0, 1).is_none());
-        assert!(matches!(
-            new.without(spec(0, 0x1_0000, USER + 0x10_0000, 0)),
-            Err(MemoryError::Unknown)
-        ));
-    }
-
-    #[test]
-    fn vu_20_truncation_after_mapping_is_survived() {
-        let file = memfd(0x4000, 0);
-        let memory = Memory::default()
-            .with(spec(0, 0x4000, USER, 0), file.try_clone().unwrap())
-            .unwrap();
-        file.set_len(0x1000).unwrap();
-        let gone = memory.host(0x2008, 8).unwrap();
-        #[allow(unsafe_code)]
-        // SAFETY: the bytes are mapped; that they are gone is the test.
-        unsafe {
-            assert_eq!(gone.read_volatile(), 0);
-            gone.write_volatile(7);
-            assert_eq!(gone.read_volatile(), 7);
-        }
-    }
-
-    #[test]
-    fn a_sealed_file_needs_no_guard() {
-        let file = memfd(0x1000, libc::MFD_ALLOW_SEALING);
-        assert!(!sys::cannot_shrink(&file));
-        #[allow(unsafe_code)]
-        // SAFETY: sealing touches no memory.
-        let sealed =
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
-        assert_eq!(sealed, 0);
-        assert!(sys::cannot_shrink(&file));
-    }
-}
+pub(crate) mod tests;

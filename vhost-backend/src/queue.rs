@@ -17,7 +17,7 @@ use std::sync::mpsc::SyncSender;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::chain::Walked;
-pub(crate) use self::common::Common;
+pub(crate) use self::common::{Common, STEPS};
 use self::epochs::{Epochs, Held};
 use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
@@ -69,6 +69,8 @@ pub(crate) struct Queue {
     pausing: Option<SyncSender<Answer>>,
     /// The driver was already found to offer nonsense.
     complained: bool,
+    /// It has stopped as it lay in memory that was lost.
+    buried: bool,
 }
 
 impl Queue {
@@ -89,6 +91,7 @@ impl Queue {
             stopping: None,
             pausing: None,
             complained: false,
+            buried: false,
         }
     }
 
@@ -115,8 +118,13 @@ impl Queue {
         let resumed = ring.resumed();
         if let Some(region) = &setup.inflight {
             let Some(recovered) = ring.recover(region.clone()) else {
+                let why = if region.is_lost() {
+                    "cannot be reached"
+                } else {
+                    "makes no sense"
+                };
                 log::error!(
-                    "queue {}: the record of requests in flight makes no sense",
+                    "queue {}: the record of requests in flight {why}",
                     self.number
                 );
                 return false;
@@ -129,6 +137,7 @@ impl Queue {
         self.enabled = setup.enabled;
         self.polled = setup.kick.is_none();
         self.complained = false;
+        self.buried = false;
         if resumed {
             self.interrupts.interrupt();
         }
@@ -153,7 +162,7 @@ impl Queue {
     fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
         let mut heads = std::mem::take(&mut self.recovered);
         let mut count = 0;
-        while !common.tags.is_empty()
+        while common.may_fetch()
             && let Some(head) = heads.get(count)
         {
             self.take(*head, false, common);
@@ -220,6 +229,33 @@ impl Queue {
         };
         let addresses = addresses.unwrap_or(ring.addresses());
         ring.relocate(memory, addresses)
+    }
+
+    /// Some memory was lost, perhaps that of the log of dirty pages: the ring
+    /// stops if it lay there, or what is recorded of it.
+    #[cold]
+    pub(crate) fn bury(&mut self, epochs: &Epochs, log_is_lost: bool) {
+        let reached = self.relocate(epochs, None);
+        let Some(ring) = self.ring.as_mut() else {
+            return;
+        };
+        let what = if !reached {
+            "its ring"
+        } else if ring.has_lost_record() {
+            "its record of requests in flight"
+        } else if log_is_lost {
+            "the log of dirty pages"
+        } else {
+            return;
+        };
+        ring.set_broken();
+        if !std::mem::replace(&mut self.buried, true) {
+            log::error!(
+                "queue {}: {what} lay in memory that was lost; the queue stops",
+                self.number
+            );
+            self.interrupts.report_broken();
+        }
     }
 
     pub(crate) fn enable(&mut self, on: bool) {
@@ -304,7 +340,7 @@ impl Queue {
             return self.resubmit_some(common);
         }
         for count in 0..most {
-            let Some(ring) = self.active().filter(|_| !common.tags.is_empty()) else {
+            let Some(ring) = self.active().filter(|_| common.may_fetch()) else {
                 return count;
             };
             let popped = ring.pop();
@@ -338,6 +374,7 @@ impl Queue {
             disk,
             tags,
             dirty,
+            steps,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
@@ -361,7 +398,8 @@ impl Queue {
             self.recovered.push(head);
             return;
         };
-        let (mut chain, status) = match epochs.walk(scratch, ring, head) {
+        let walked = epochs.walk(scratch, ring, head);
+        let (mut chain, status) = match walked {
             Walked::Good(chain, status) => (chain, status),
             Walked::Bad(status) => {
                 if let (Some(dirty), Some(status), Some(memory)) =
@@ -372,10 +410,8 @@ impl Queue {
                 if let Some(status) = status {
                     epochs.finish_now(status, Status::IoErr);
                 }
-                mark(dirty, tag);
-                tags.give_back(tag);
-                ring.answer(head, 0);
-                return;
+                *steps = steps.saturating_sub(scratch.take_steps());
+                return self.answer_now(head, tag, 0, common);
             }
         };
         if let Some(dirty) = dirty {
@@ -383,12 +419,18 @@ impl Queue {
             dirty.note(tag, memory, pieces);
             dirty.note(tag, memory, &[status.piece()]);
         }
-        match request::parse(&mut chain, &disk.terms()) {
-            Parsed::Done(outcome, written) => {
-                epochs.finish_now(status, outcome);
-                mark(dirty, tag);
-                tags.give_back(tag);
-                ring.answer(head, written.saturating_add(1));
+        let parsed = request::parse(&mut chain, &disk.terms());
+        // What was read may have been zeros in place of memory that was lost.
+        let parsed = if epochs.are_stale() {
+            Parsed::Unreachable
+        } else {
+            parsed
+        };
+        let (outcome, written) = match parsed {
+            Parsed::Done(outcome, written) => (outcome, written),
+            Parsed::Unreachable => {
+                self.complain("has a request where no memory can be reached", head);
+                (Status::IoErr, 0)
             }
             Parsed::Io(op, data) => {
                 let (pieces, writes) = match data {
@@ -396,21 +438,31 @@ impl Queue {
                     Data::Readable => (chain.readable_pieces(), 0),
                     Data::Writable(bytes) => (chain.writable_pieces(), bytes),
                 };
-                let Some(pieces) = pieces else {
-                    epochs.finish_now(status, Status::IoErr);
-                    mark(dirty, tag);
-                    tags.give_back(tag);
-                    ring.answer(head, 1);
+                if let Some(pieces) = pieces {
+                    channel.submit(Tag(tag), op, pieces);
+                    *steps = steps.saturating_sub(scratch.take_steps());
+                    *slot = Some(Slot {
+                        held: epochs.hold(status),
+                        writes,
+                    });
+                    self.in_flight += 1;
+                    crash::point();
                     return;
-                };
-                channel.submit(Tag(tag), op, pieces);
-                *slot = Some(Slot {
-                    held: epochs.hold(status),
-                    writes,
-                });
-                self.in_flight += 1;
-                crash::point();
+                }
+                (Status::IoErr, 0)
             }
+        };
+        epochs.finish_now(status, outcome);
+        *steps = steps.saturating_sub(scratch.take_steps());
+        self.answer_now(head, tag, written.saturating_add(1), common);
+    }
+
+    /// Answers a request that needed no I/O; its status is written.
+    fn answer_now<D: Device>(&mut self, head: u16, tag: u32, len: u32, common: &mut Common<D>) {
+        mark(&mut common.dirty, tag);
+        common.tags.give_back(tag);
+        if let Some(ring) = &mut self.ring {
+            ring.answer(head, len);
         }
     }
 
@@ -440,7 +492,7 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
-        epochs.finish(slot.held, status);
+        let status = epochs.finish(slot.held, status);
         crash::point();
         mark(dirty, tag.0);
         if let Some(ring) = &mut self.ring {

@@ -87,8 +87,8 @@ fn filesystem(file: &File) -> io::Result<libc::statfs> {
     Ok(stat)
 }
 
-/// The unit in which a file can be mapped and unmapped, in bytes: a huge page
-/// on hugetlbfs, a page elsewhere.
+/// The unit in which a file that [is memory](is_memory) can be mapped and
+/// unmapped, in bytes: a huge page on hugetlbfs, a page elsewhere.
 pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
     let stat = filesystem(file)?;
     if stat.f_type == libc::HUGETLBFS_MAGIC {
@@ -97,17 +97,79 @@ pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
     Ok(page_size())
 }
 
-/// The file is memory: it lies on tmpfs or hugetlbfs, as a memfd does.
+/// The file is memory: it lies on tmpfs or hugetlbfs, as a memfd does. Only
+/// files there have seals, and the kernel asks nobody for them.
 pub(crate) fn is_memory(file: &File) -> bool {
-    filesystem(file)
-        .is_ok_and(|stat| [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&stat.f_type))
+    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) >= 0 }
 }
 
-/// The file was sealed against shrinking, so its pages cannot vanish.
-pub(crate) fn cannot_shrink(file: &File) -> bool {
-    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0
+/// What the kernel knows of a file, without asking whoever serves it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub is_regular: bool,
+    /// Bytes.
+    pub size: u64,
+    /// Its file system is on one block device, which is not for every user to
+    /// arrange.
+    pub on_block_device: bool,
+}
+
+/// Looks at a file; never waits.
+pub(crate) fn known_of(file: &File) -> io::Result<Known> {
+    // SAFETY: all zeros is a valid statx, a struct of integers.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the name is a C string, and `stat` is
+    // writable for the call.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
+            libc::STATX_TYPE | libc::STATX_SIZE,
+            &raw mut stat,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Known {
+        is_regular: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG,
+        size: stat.stx_size,
+        on_block_device: stat.stx_dev_major != 0,
+    })
+}
+
+/// The type of handle by which its file system would find a file again, if it
+/// gives any. The kernel makes it up by itself.
+pub(crate) fn handle_type(file: &File) -> Option<i32> {
+    /// `struct file_handle` with `MAX_HANDLE_SZ` bytes.
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        handle: [u8; 128],
+    }
+    let mut handle = Handle {
+        bytes: 128,
+        kind: 0,
+        handle: [0; 128],
+    };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: the descriptor is open, the name is a C string, and both structs
+    // are writable for the call, the handle for as many bytes as it says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    let Handle { bytes, kind, handle } = handle;
+    (result == 0 && bytes > 0 && handle.len() >= bytes as usize).then_some(kind)
 }
 
 /// Memory of `len` zero bytes as a file that keeps its length.

@@ -19,7 +19,8 @@ use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
 use crate::memory::dirty::{Logging, Tracker};
 use crate::queue::interrupts::TurnClock;
-use crate::queue::{Common, Queue};
+use crate::queue::chain::MOST_RANGES;
+use crate::queue::{Common, Queue, STEPS};
 use crate::sys;
 
 /// How often a ring without a kick is looked at.
@@ -53,6 +54,9 @@ impl<D: Device> Worker<D> {
     pub(crate) fn run(&mut self) {
         loop {
             pulse::turn();
+            if self.common.epochs.are_stale() {
+                self.bury();
+            }
             let ended = self.reap();
             self.show();
             self.settle();
@@ -72,10 +76,25 @@ impl<D: Device> Worker<D> {
                 continue;
             }
             self.publish();
-            // With no tag left only an end goes on.
-            if !self.look() && (self.common.tags.is_empty() || !self.arm()) {
+            // With no room left only an end goes on.
+            if !self.look() && (!self.common.has_room() || !self.arm()) {
                 self.sleep();
             }
+        }
+    }
+
+    /// Memory that the front-end shares was lost: nothing uses it from now on.
+    #[cold]
+    fn bury(&mut self) {
+        if self.common.epochs.bury()
+            && let Some(memory) = self.common.epochs.current()
+        {
+            self.common.channel.memory(&memory.host_regions());
+        }
+        let log = self.logging.log.as_ref();
+        let log_is_lost = log.is_some_and(|log| log.is_lost());
+        for queue in &mut self.queues {
+            queue.bury(&self.common.epochs, log_is_lost);
         }
     }
 
@@ -161,7 +180,7 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
-        let may_fetch = !common.tags.is_empty();
+        let may_fetch = common.has_room();
         spin.look(|| {
             let mut queues = queues.iter_mut().take(*served);
             common.channel.has_ended() || (may_fetch && queues.any(Queue::has_available))
@@ -175,7 +194,7 @@ impl<D: Device> Worker<D> {
     }
 
     /// Fetches some from each queue; returns how many requests. Where there
-    /// are too few tags, another queue is the first to get some each time.
+    /// is too little room, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
         let Self {
             queues,
@@ -184,12 +203,13 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
+        common.steps = STEPS;
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         let fetched = order
             .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
-        if common.tags.is_empty() {
+        if !common.may_fetch() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };
         }
         fetched
@@ -222,6 +242,8 @@ impl<D: Device> Worker<D> {
                 for queue in &mut self.queues {
                     queue.relocate(&self.common.epochs, None);
                 }
+                // Some of it may have been lost before.
+                self.bury();
                 if retire {
                     self.retiring.push(answer);
                     return;
@@ -283,7 +305,7 @@ impl<D: Device> Worker<D> {
             None => common.dirty = None,
             Some(log) => match &mut common.dirty {
                 Some(dirty) => dirty.replace_log(log),
-                None => common.dirty = Some(Tracker::new(log, self.slots)),
+                None => common.dirty = Some(Tracker::new(log, self.slots, MOST_RANGES)),
             },
         }
         self.logging = logging;
@@ -309,6 +331,7 @@ impl<D: Device> Worker<D> {
         let Some(queue) = self.queues.get_mut(index) else {
             return false;
         };
+        self.common.steps = STEPS;
         queue.resubmit(&mut self.common);
         pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
         queue.publish();

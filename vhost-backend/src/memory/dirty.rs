@@ -26,6 +26,12 @@ impl Log {
         Ok(Self { shared })
     }
 
+    /// It could not be reached: what was marked since is not known to the
+    /// front-end.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.shared.is_lost()
+    }
+
     /// These bytes of guest memory were written. Pages beyond the log are
     /// left out (VU-36).
     pub(crate) fn mark(&self, guest: u64, len: u64) {
@@ -88,50 +94,50 @@ const NONE: u32 = u32::MAX;
 /// Ranges for which there is room, for each request that can be in flight.
 const RANGES_PER_REQUEST: usize = 16;
 
-/// What one request may write.
-#[derive(Debug, Clone, Copy)]
-struct Noted {
-    first: u32,
-    /// Covers what there was no room for, as the first byte and the first
-    /// beyond it: too many pages rather than too few.
-    hull: (u64, u64),
-}
-
-impl Noted {
-    const NOTHING: Self = Self {
-        first: NONE,
-        hull: (u64::MAX, 0),
-    };
-}
-
 /// Remembers what the requests of a worker write, and marks it when they have
 /// ended. All room is made at the start: descriptors are the driver's, which
-/// may have changed them by then.
+/// may have changed them by then. Nothing is marked that no request writes:
+/// where there is [no room](Self::has_room) for one more request, it is
+/// fetched later.
 #[derive(Debug)]
 pub(crate) struct Tracker {
     log: Arc<Log>,
-    /// For each tag.
-    noted: Box<[Noted]>,
+    /// For each tag: its first range, or [`NONE`].
+    noted: Box<[u32]>,
     ranges: Box<[Range]>,
     /// The first range that is not in use, or [`NONE`].
     free: u32,
+    /// How many are not.
+    free_count: usize,
+    /// Ranges of the largest request.
+    most: usize,
 }
 
 impl Tracker {
-    /// For requests with tags below `tags`.
-    pub(crate) fn new(log: Arc<Log>, tags: usize) -> Self {
-        let count = u32::try_from(tags * RANGES_PER_REQUEST).unwrap_or(NONE);
+    /// For requests with tags below `tags`, each of `most` ranges at most.
+    pub(crate) fn new(log: Arc<Log>, tags: usize, most: usize) -> Self {
+        let wanted = tags.saturating_mul(RANGES_PER_REQUEST);
+        let count = u32::try_from(wanted.saturating_add(most)).unwrap_or(NONE);
         let range = |index: u32| Range {
             guest: 0,
             len: 0,
             next: if index + 1 < count { index + 1 } else { NONE },
         };
+        let ranges: Box<[Range]> = (0..count).map(range).collect();
         Self {
             log,
-            noted: vec![Noted::NOTHING; tags].into(),
-            ranges: (0..count).map(range).collect(),
+            noted: vec![NONE; tags].into(),
             free: if count == 0 { NONE } else { 0 },
+            free_count: ranges.len(),
+            ranges,
+            most,
         }
+    }
+
+    /// One more request can be noted, whatever it writes. There is room at
+    /// least when nothing is in flight.
+    pub(crate) fn has_room(&self) -> bool {
+        self.free_count >= self.most
     }
 
     /// Marks in this log from now on, also for requests that were noted
@@ -155,23 +161,25 @@ impl Tracker {
         let slot = usize::try_from(tag)
             .ok()
             .and_then(|tag| self.noted.get_mut(tag));
-        let Some(noted) = slot else { return };
+        let Some(first) = slot else { return };
         let range = |index: u32| usize::try_from(index).unwrap_or(usize::MAX);
-        if let Some(last) = self.ranges.get_mut(range(noted.first))
+        if let Some(last) = self.ranges.get_mut(range(*first))
             && last.guest.checked_add(last.len) == Some(guest)
         {
-            last.len += len;
+            last.len = last.len.saturating_add(len);
         } else if let Some(new) = self.ranges.get_mut(range(self.free)) {
             let index = std::mem::replace(&mut self.free, new.next);
             *new = Range {
                 guest,
                 len,
-                next: noted.first,
+                next: *first,
             };
-            noted.first = index;
+            *first = index;
+            self.free_count = self.free_count.saturating_sub(1);
         } else {
-            let (start, end) = noted.hull;
-            noted.hull = (start.min(guest), end.max(guest.saturating_add(len)));
+            // Whoever fetches has looked for room.
+            log::error!("there is no room to note what a request writes");
+            self.log.mark(guest, len);
         }
     }
 
@@ -186,10 +194,7 @@ impl Tracker {
             .ok()
             .and_then(|tag| self.noted.get_mut(tag));
         let Some(noted) = slot else { return };
-        let Noted { mut first, hull } = std::mem::replace(noted, Noted::NOTHING);
-        if hull.0 < hull.1 {
-            self.log.mark(hull.0, hull.1 - hull.0);
-        }
+        let mut first = std::mem::replace(noted, NONE);
         while let Some(range) = usize::try_from(first)
             .ok()
             .and_then(|index| self.ranges.get_mut(index))
@@ -197,6 +202,7 @@ impl Tracker {
             self.log.mark(range.guest, range.len);
             let next = std::mem::replace(&mut range.next, self.free);
             self.free = std::mem::replace(&mut first, next);
+            self.free_count = self.free_count.saturating_add(1);
         }
     }
 }

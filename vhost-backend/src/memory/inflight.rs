@@ -119,6 +119,9 @@ impl Inflight {
                 return Err(InflightError::Damaged(queue));
             }
         }
+        if inflight.shared.is_lost() {
+            return Err(SharedError::Lost.into());
+        }
         Ok(inflight)
     }
 
@@ -158,6 +161,11 @@ impl Region {
     fn u64(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: as in `u16`.
         unsafe { AtomicU64::from_ptr(self.shared.at(self.start + offset).cast()) }
+    }
+
+    /// It could not be reached: nothing that was read from it means anything.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.shared.is_lost()
     }
 
     fn entry(head: u16, field: usize) -> usize {
@@ -264,6 +272,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// It could not be reached, so no successor will learn from it.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.region.is_lost()
+    }
+
     /// A request was fetched and is about to be carried out.
     pub(crate) fn fetched(&mut self, head: u16) {
         let region = &self.region;

@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::ptr::with_exposed_provenance_mut;
 
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
+use crate::memory::backing::Backing;
 use crate::memory::sigbus::Guarded;
 use crate::sys;
 
@@ -19,22 +19,29 @@ pub(crate) enum SharedError {
     Range,
     #[error("is not backed by a regular file")]
     NotAFile,
+    #[error(
+        "is backed by a file of which nobody here knows how long it takes to answer (FUSE, a network, an overlay): give the front-end a memfd, or a file on tmpfs, hugetlbfs, ext4, XFS or btrfs"
+    )]
+    Elsewhere,
     #[error("reaches beyond the end of its file")]
     BeyondFile,
+    #[error(
+        "cannot be reached: its file was truncated, or there is no room for its pages (a full tmpfs or file system, no free huge page)"
+    )]
+    Lost,
     #[error("cannot be mapped: {0}")]
     Map(io::Error),
 }
 
 /// A mapped part of a file. Whoever has the file can write it at any time,
-/// and can shrink it, after which it reads as zeros (VU-20).
+/// and can see to it that it cannot be reached: then it is [lost](Self::is_lost).
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// The address of the first byte asked for, with exposed provenance.
     start: usize,
     len: usize,
-    /// Before the mapping, so that it is dropped first. `None`: cannot shrink.
-    _guard: Option<Guarded>,
-    mmap: MmapRegion,
+    in_memory: bool,
+    mapping: Guarded,
 }
 
 impl Shared {
@@ -45,25 +52,21 @@ impl Shared {
         if size == 0 {
             return Err(SharedError::Range);
         }
-        let metadata = file.metadata().map_err(SharedError::Map)?;
-        if !metadata.file_type().is_file() {
-            return Err(SharedError::NotAFile);
-        }
-        if metadata.size() < end {
+        let backing = Backing::of(&file)?;
+        if backing.len < end {
             return Err(SharedError::BeyondFile);
         }
 
         sys::close_on_exec(&file).map_err(SharedError::Map)?;
 
         // Only whole pages can be mapped, and only whole huge pages unmapped.
-        let granule = sys::map_granule(&file).map_err(SharedError::Map)?;
-        let start = offset / granule * granule;
+        let unit = backing.unit;
+        let start = offset / unit * unit;
         let end = end
-            .checked_next_multiple_of(granule)
+            .checked_next_multiple_of(unit)
             .ok_or(SharedError::Range)?;
         let bytes = |bytes: u64| usize::try_from(bytes).map_err(|_| SharedError::Range);
         let (mapped, skip) = (bytes(end - start)?, bytes(offset - start)?);
-        let shrinks = !sys::cannot_shrink(&file);
         let mmap: MmapRegion = MmapRegionBuilder::new(mapped)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
@@ -71,23 +74,31 @@ impl Shared {
             .build()
             .map_err(|e| SharedError::Map(io::Error::other(e)))?;
         sys::keep_private(mmap.as_ptr(), mapped);
-
-        let host = mmap.as_ptr().expose_provenance();
-        let guard = shrinks
-            .then(|| Guarded::new(host, mapped, bytes(granule)?).map_err(SharedError::Map))
-            .transpose()?;
+        let mapping = Guarded::new(mmap, bytes(unit)?).map_err(SharedError::Map)?;
         Ok(Self {
-            start: host + skip,
+            start: mapping.start() + skip,
             len: bytes(size)?,
-            _guard: guard,
-            mmap,
+            in_memory: backing.in_memory,
+            mapping,
         })
     }
 
     /// It is the guest's memory, which the host may reclaim and swap even if
     /// this process has all of its own memory locked.
     pub(crate) fn leave_to_host(&self) {
-        sys::leave_to_host(self.mmap.as_ptr(), self.mmap.size());
+        let start = with_exposed_provenance_mut(self.mapping.start());
+        sys::leave_to_host(start, self.mapping.size());
+    }
+
+    /// It is memory of this host, and no file on a disk.
+    pub(crate) fn in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// It could not be reached, at least once: what is there now is no longer
+    /// the front-end's, and what was read there since may have been zeros.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.mapping.is_lost()
     }
 
     /// Bytes that were asked for.

@@ -5,6 +5,7 @@
 use libc::iovec;
 
 use crate::device::Status;
+use crate::memory::copy::{Unreachable, copy};
 use crate::memory::{MAX_REGIONS, Memory};
 use crate::queue::descriptor::Descriptor;
 use crate::queue::request::ChainReader;
@@ -13,6 +14,14 @@ use crate::queue::ring::Ring;
 /// Pieces of host memory that one request may have in one direction; more
 /// make it fail.
 pub(crate) const MAX_SEGMENTS: usize = 4096;
+
+/// Descriptors that a chain may have; more than any request needs. A driver
+/// that offers longer ones, perhaps all by one table, would have the worker
+/// read it for each of them.
+pub(crate) const MAX_DESCRIPTORS: u16 = 8192;
+
+/// Pieces of host memory that one request may write, its status among them.
+pub(crate) const MOST_RANGES: usize = MAX_SEGMENTS + MAX_REGIONS + 1;
 
 /// The chain has no end that could be found (RING-5, RING-6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +56,7 @@ impl<'a> Descriptors<'a> {
             table: Table::Direct,
             entries: size,
             next: Some(head),
-            left: size,
+            left: size.min(MAX_DESCRIPTORS),
         }
     }
 
@@ -60,6 +69,10 @@ impl<'a> Descriptors<'a> {
             Table::Indirect(_, Some(host)) => Some(unsafe { Descriptor::read(host.add(offset)) }),
             Table::Indirect(guest, None) => {
                 let guest = guest.checked_add(u64::try_from(offset).ok()?)?;
+                if let Some(host) = self.memory.host(guest, 16) {
+                    // SAFETY: all of it is mapped as long as `memory` is held.
+                    return Some(unsafe { Descriptor::read(host) });
+                }
                 let mut bytes = [0; 16];
                 for (at, byte) in (guest..=guest.checked_add(15)?).zip(&mut bytes) {
                     // SAFETY: this byte is mapped as long as `memory` is held.
@@ -83,7 +96,7 @@ impl<'a> Descriptors<'a> {
         let host = self.memory.host(pointer.addr(), u64::from(pointer.len()));
         self.table = Table::Indirect(pointer.addr(), host.map(<*mut u8>::cast_const));
         self.entries = entries;
-        self.left = entries;
+        self.left = entries.min(MAX_DESCRIPTORS);
         Ok(())
     }
 
@@ -143,10 +156,9 @@ struct Buffers {
     /// The first piece that is not used up, which may be cut at its front.
     first: usize,
     bytes: u64,
-    /// The last buffer is not mapped.
-    torn: bool,
-    /// Pieces were left out.
-    overflowed: bool,
+    /// Not all pieces are here: there are too many, or the request cannot be
+    /// executed anyway.
+    partial: bool,
 }
 
 impl Buffers {
@@ -156,8 +168,7 @@ impl Buffers {
             pieces,
             first: 0,
             bytes: 0,
-            torn: false,
-            overflowed: false,
+            partial: false,
         }
     }
 
@@ -165,28 +176,26 @@ impl Buffers {
         self.pieces.clear();
         self.first = 0;
         self.bytes = 0;
-        self.torn = false;
-        self.overflowed = false;
+        self.partial = false;
     }
 
-    fn add(&mut self, memory: &Memory, guest: u64, len: u32) {
-        if self.pieces.len() >= MAX_SEGMENTS {
-            // The last piece is always kept: it ends with the status byte.
-            self.overflowed = true;
-            self.pieces.truncate(MAX_SEGMENTS - 1);
-        }
-        self.torn = memory
-            .pieces(guest, u64::from(len), &mut self.pieces)
-            .is_none();
-        if self.pieces.len() > MAX_SEGMENTS {
-            self.overflowed = true;
-        }
+    /// Adds a buffer; `false` if it is not mapped. Once a piece is left out no
+    /// other is looked for.
+    fn add(&mut self, memory: &Memory, guest: u64, len: u32) -> bool {
         self.bytes += u64::from(len);
+        if self.partial {
+            return true;
+        }
+        let mapped = memory
+            .pieces(guest, u64::from(len), &mut self.pieces)
+            .is_some();
+        self.partial = !mapped || self.pieces.len() > MAX_SEGMENTS;
+        mapped
     }
 
-    /// Cuts off the last byte.
+    /// Cuts off the last byte, which is here.
     fn take_last(&mut self) -> Option<StatusByte> {
-        let piece = self.pieces.last_mut().filter(|_| !self.torn)?;
+        let piece = self.pieces.last_mut()?;
         piece.iov_len -= 1;
         self.bytes -= 1;
         // SAFETY: no piece is empty, so this is the address of its last byte.
@@ -198,15 +207,19 @@ impl Buffers {
     }
 
     /// Uses up to `len` bytes at the front, each stretch by `with(host, offset
-    /// in what is used, length)`.
-    fn consume(&mut self, len: usize, mut with: impl FnMut(*mut u8, usize, usize)) -> usize {
+    /// in what is used, length)`, as long as that goes well.
+    fn consume(
+        &mut self,
+        len: usize,
+        mut with: impl FnMut(*mut u8, usize, usize) -> Result<(), Unreachable>,
+    ) -> Result<usize, Unreachable> {
         let mut used = 0;
         while used < len
             && let Some(piece) = self.pieces.get_mut(self.first)
         {
             let bytes = piece.iov_len.min(len - used);
             let host = piece.iov_base.cast::<u8>();
-            with(host, used, bytes);
+            with(host, used, bytes)?;
             // SAFETY: not beyond the end of the piece.
             piece.iov_base = unsafe { host.add(bytes) }.cast();
             piece.iov_len -= bytes;
@@ -216,11 +229,11 @@ impl Buffers {
             used += bytes;
             self.bytes = self.bytes.saturating_sub(bytes as u64);
         }
-        used
+        Ok(used)
     }
 
     fn rest(&self) -> Option<&[iovec]> {
-        self.pieces.get(self.first..).filter(|_| !self.overflowed)
+        self.pieces.get(self.first..).filter(|_| !self.partial)
     }
 }
 
@@ -229,6 +242,8 @@ impl Buffers {
 pub(crate) struct Scratch {
     readable: Buffers,
     writable: Buffers,
+    /// Descriptors that were followed.
+    steps: u32,
 }
 
 impl Scratch {
@@ -236,17 +251,32 @@ impl Scratch {
         Self {
             readable: Buffers::new(),
             writable: Buffers::new(),
+            steps: 0,
         }
     }
 
-    /// Follows a chain to its end.
+    /// Descriptors of all chains that were followed, since this was last
+    /// asked.
+    pub(crate) fn take_steps(&mut self) -> u32 {
+        std::mem::take(&mut self.steps)
+    }
+
+    /// Follows a chain to its end, but looks for no buffer behind one that
+    /// makes it fail: only for the status byte, at its end.
     pub(crate) fn walk<'a>(&'a mut self, memory: &'a Memory, ring: &Ring, head: u16) -> Walked<'a> {
-        let Self { readable, writable } = self;
+        let Self {
+            readable,
+            writable,
+            steps,
+        } = self;
         readable.clear();
         writable.clear();
         let mut sound = true;
         let mut total = 0u32;
+        // The last buffer to write, if it is not among the pieces.
+        let mut left_out = None;
         for descriptor in Descriptors::new(memory, ring, head) {
+            *steps = steps.wrapping_add(1);
             let Ok(descriptor) = descriptor else {
                 return Walked::Bad(None);
             };
@@ -260,16 +290,32 @@ impl Scratch {
                 None => sound = false,
             }
             if descriptor.is_writable() {
-                writable.add(memory, descriptor.addr(), len);
-                sound &= !writable.torn;
+                if sound {
+                    sound = writable.add(memory, descriptor.addr(), len);
+                }
+                let here = sound && !writable.partial;
+                left_out = (!here).then_some((descriptor.addr(), len));
             } else {
                 // RING-9: all that is read comes before all that is written.
                 sound &= writable.bytes == 0;
-                readable.add(memory, descriptor.addr(), len);
-                sound &= !readable.torn;
+                if sound {
+                    sound = readable.add(memory, descriptor.addr(), len);
+                }
             }
         }
-        match writable.take_last() {
+        let status = match left_out {
+            Some((guest, len)) => {
+                let last = guest.checked_add(u64::from(len) - 1);
+                // All of the buffer has to be there, not only its end.
+                writable.pieces.truncate(MAX_SEGMENTS);
+                let there = memory.pieces(guest, u64::from(len), &mut writable.pieces);
+                writable.bytes = writable.bytes.saturating_sub(u64::from(there.is_some()));
+                let last = last.filter(|_| there.is_some());
+                last.and_then(|last| memory.host(last, 1)).map(StatusByte)
+            }
+            None => writable.take_last(),
+        };
+        match status {
             Some(status) if sound => Walked::Good(
                 Chain {
                     memory,
@@ -328,20 +374,20 @@ impl ChainReader for Chain<'_> {
         self.writable.bytes
     }
 
-    fn read(&mut self, into: &mut [u8]) -> usize {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Unreachable> {
         self.readable.consume(into.len(), |host, offset, len| {
             // SAFETY: `host` is a piece of `memory` with at least `len` bytes,
             // and `consume` stays within what it was asked for. The guest may
             // change the bytes meanwhile; any value is valid, and what was
             // copied is all that is looked at.
-            unsafe { host.copy_to_nonoverlapping(into.as_mut_ptr().add(offset), len) }
+            unsafe { copy(host, into.as_mut_ptr().add(offset), len) }
         })
     }
 
-    fn write(&mut self, from: &[u8]) -> usize {
+    fn write(&mut self, from: &[u8]) -> Result<usize, Unreachable> {
         self.writable.consume(from.len(), |host, offset, len| {
             // SAFETY: as in `read`, the other way round.
-            unsafe { host.copy_from_nonoverlapping(from.as_ptr().add(offset), len) }
+            unsafe { copy(from.as_ptr().add(offset), host, len) }
         })
     }
 }

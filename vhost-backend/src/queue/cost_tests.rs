@@ -109,7 +109,7 @@ fn serve(kept: Kept, batches: u32) {
     let mut driver = Driver::new(&guest, 0x1000, SIZE);
     let disk = Arc::new(Instant);
     let (log, _file) = log(128);
-    let tracker = || Tracker::new(Arc::clone(&log), usize::from(SIZE));
+    let tracker = || Tracker::new(Arc::clone(&log), usize::from(SIZE), crate::queue::chain::MOST_RANGES);
     let mut common = Common {
         channel: disk.channel(0, usize::from(SIZE)).unwrap(),
         epochs: Epochs::new(Arc::clone(&guest.memory)),
@@ -117,6 +117,7 @@ fn serve(kept: Kept, batches: u32) {
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
         dirty: (kept == Kept::Log || kept == Kept::NoLog).then(tracker),
+        steps: u32::MAX,
     };
     let shape = Shape {
         queues: 1,

@@ -152,6 +152,7 @@ impl Life {
             disk: Disk::new(disk, Arc::new(Mode::default())),
             tags: Tags::full(usize::from(SIZE)),
             dirty: None,
+            steps: u32::MAX,
         };
         let next_avail = match world.base {
             Base::Used => world.driver.used_idx().load(Ordering::Acquire),

@@ -47,7 +47,12 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         scratch: Scratch::new(),
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
-        dirty: Some(Tracker::new(Arc::clone(&log), usize::from(SIZE))),
+        dirty: Some(Tracker::new(
+            Arc::clone(&log),
+            usize::from(SIZE),
+            crate::queue::chain::MOST_RANGES,
+        )),
+        steps: u32::MAX,
     };
     let setup = RingSetup {
         size: SIZE,

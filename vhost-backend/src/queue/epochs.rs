@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::device::Status;
 use crate::memory::Memory;
+use crate::memory::sigbus::losses;
 use crate::queue::chain::{Scratch, StatusByte, Walked};
 use crate::queue::ring::Ring;
 
@@ -14,6 +15,9 @@ use crate::queue::ring::Ring;
 struct Epoch {
     memory: Arc<Memory>,
     in_flight: usize,
+    /// Some of it could not be reached: its requests may have read zeros, or
+    /// written where the guest does not see it.
+    damaged: bool,
 }
 
 /// A request's claim on the memory it was fetched with, and where its status
@@ -31,6 +35,8 @@ pub(crate) struct Epochs {
     epochs: VecDeque<Epoch>,
     /// The number of the first.
     first: u64,
+    /// [`losses`] when the tables were last looked at.
+    losses: u64,
 }
 
 impl Epochs {
@@ -39,9 +45,36 @@ impl Epochs {
             epochs: VecDeque::from([Epoch {
                 memory,
                 in_flight: 0,
+                damaged: false,
             }]),
             first: 0,
+            losses: losses(),
         }
+    }
+
+    /// Memory was lost since the tables were last [looked at](Self::bury):
+    /// whatever was read from them since may have been zeros.
+    #[inline(always)]
+    pub(crate) fn are_stale(&self) -> bool {
+        losses() != self.losses
+    }
+
+    /// Takes what was lost out of the current table, and remembers that
+    /// requests in flight may have used it. Returns whether there is a new
+    /// table.
+    #[cold]
+    pub(crate) fn bury(&mut self) -> bool {
+        // What is lost from here on is seen the next time.
+        self.losses = losses();
+        for epoch in &mut self.epochs {
+            epoch.damaged |= epoch.memory.has_losses();
+        }
+        let rest = self.current().and_then(|memory| memory.without_losses());
+        let is_new = rest.is_some();
+        if let Some(rest) = rest {
+            self.replace(Arc::new(rest));
+        }
+        is_new
     }
 
     /// The table that new requests use.
@@ -54,6 +87,7 @@ impl Epochs {
         self.epochs.push_back(Epoch {
             memory,
             in_flight: 0,
+            damaged: false,
         });
         self.drop_unused();
     }
@@ -96,12 +130,17 @@ impl Epochs {
         }
     }
 
-    /// Writes the status of a request and gives its claim back.
-    pub(crate) fn finish(&mut self, held: Held, status: Status) {
+    /// Writes the status of a request and gives its claim back. Returns the
+    /// status: a request that may have used memory that was lost has failed.
+    pub(crate) fn finish(&mut self, held: Held, mut status: Status) -> Status {
+        let stale = self.are_stale();
         let index = usize::try_from(held.epoch - self.first).ok();
         let Some(epoch) = index.and_then(|index| self.epochs.get_mut(index)) else {
-            return;
+            return Status::IoErr;
         };
+        if (stale || epoch.damaged) && status == Status::Ok {
+            status = Status::IoErr;
+        }
         // SAFETY: the claim counted in this epoch since the chain was walked,
         // so its table is in `epochs` and mapped.
         unsafe { held.status.write(status) };
@@ -109,6 +148,7 @@ impl Epochs {
         if epoch.in_flight == 0 {
             self.drop_unused();
         }
+        status
     }
 
     /// Writes the status of a request that needed no I/O.

@@ -7,6 +7,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use crate::device::{DiskInfo, Op, SECTOR, Status};
+use crate::memory::copy::Unreachable;
 
 /// A request's buffers, without its status byte, as two streams of bytes.
 pub(crate) trait ChainReader {
@@ -15,9 +16,9 @@ pub(crate) trait ChainReader {
     /// Bytes that can still be written.
     fn writable(&self) -> u64;
     /// Copies from the front of what is readable; returns how many bytes.
-    fn read(&mut self, into: &mut [u8]) -> usize;
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Unreachable>;
     /// Copies to the front of what is writable; returns how many bytes.
-    fn write(&mut self, from: &[u8]) -> usize;
+    fn write(&mut self, from: &[u8]) -> Result<usize, Unreachable>;
 }
 
 /// What a request is judged by, read as it is fetched.
@@ -47,28 +48,49 @@ pub(crate) enum Parsed {
     Done(Status, u32),
     /// To be carried out.
     Io(Op, Data),
+    /// Its header, or another part of it, cannot be read or written.
+    Unreachable,
 }
 
 /// The request cannot be served, for this reason.
-type Refused = Status;
+#[derive(Debug)]
+enum Refused {
+    With(Status),
+    Unreachable,
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        Self::With(status)
+    }
+}
+
+impl From<Unreachable> for Refused {
+    fn from(_: Unreachable) -> Self {
+        Self::Unreachable
+    }
+}
 
 /// Reads the header, and the payload of commands that have one, and judges
 /// the request. Data is left in the chain.
 pub(crate) fn parse(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Parsed {
-    judge(chain, terms).unwrap_or_else(|refused| Parsed::Done(refused, 0))
+    judge(chain, terms).unwrap_or_else(|refused| match refused {
+        Refused::With(status) => Parsed::Done(status, 0),
+        Refused::Unreachable => Parsed::Unreachable,
+    })
 }
 
 fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refused> {
     let mut header = [0; 16];
-    if chain.read(&mut header) < header.len() {
-        return Err(Status::IoErr);
+    if chain.read(&mut header)? < header.len() {
+        return Err(Status::IoErr.into());
     }
     let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
     let sector = u64::from_le_bytes(sector);
     let writable_disk = || {
         if terms.info.read_only {
-            Err(Status::IoErr)
+            Err(Refused::With(Status::IoErr))
         } else {
             Ok(())
         }
@@ -80,7 +102,7 @@ fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refu
             let bytes = chain.writable();
             let offset = transfer(sector, bytes, terms)?;
             let Ok(len) = u32::try_from(bytes) else {
-                return Err(Status::IoErr);
+                return Err(Status::IoErr.into());
             };
             if len == 0 {
                 return Ok(Parsed::Done(Status::Ok, 0));
@@ -97,7 +119,7 @@ fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refu
         }
         VIRTIO_BLK_T_FLUSH => Ok(Parsed::Io(Op::Flush, Data::None)),
         VIRTIO_BLK_T_GET_ID => {
-            let written = chain.write(&terms.info.serial);
+            let written = chain.write(&terms.info.serial)?;
             Ok(Parsed::Done(
                 Status::Ok,
                 u32::try_from(written).unwrap_or(0),
@@ -108,7 +130,7 @@ fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refu
             let limits = terms.info.discard.ok_or(Status::Unsupp)?;
             let segment = Segment::read(chain)?;
             if segment.flags != 0 {
-                return Err(Status::Unsupp);
+                return Err(Status::Unsupp.into());
             }
             let (offset, len) = segment.range(limits.max_sectors, terms.capacity)?;
             if len == 0 {
@@ -121,7 +143,7 @@ fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refu
             let limits = terms.info.write_zeroes.ok_or(Status::Unsupp)?;
             let segment = Segment::read(chain)?;
             if segment.flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 {
-                return Err(Status::Unsupp);
+                return Err(Status::Unsupp.into());
             }
             let (offset, len) = segment.range(limits.max_sectors, terms.capacity)?;
             if len == 0 {
@@ -139,14 +161,14 @@ fn judge(chain: &mut impl ChainReader, terms: &Terms<'_>) -> Result<Parsed, Refu
                 Data::None,
             ))
         }
-        _ => Err(Status::Unsupp),
+        _ => Err(Status::Unsupp.into()),
     }
 }
 
 /// The byte offset of a transfer that lies within the disk (BLK-14, BLK-15).
 fn transfer(sector: u64, bytes: u64, terms: &Terms<'_>) -> Result<u64, Refused> {
     if !bytes.is_multiple_of(SECTOR) {
-        return Err(Status::IoErr);
+        return Err(Status::IoErr.into());
     }
     within(sector, bytes / SECTOR, terms.capacity)
 }
@@ -160,7 +182,7 @@ fn within(sector: u64, sectors: u64, capacity: u64) -> Result<u64, Refused> {
     if addressable {
         Ok(sector * SECTOR)
     } else {
-        Err(Status::IoErr)
+        Err(Status::IoErr.into())
     }
 }
 
@@ -178,14 +200,16 @@ impl Segment {
     fn read(chain: &mut impl ChainReader) -> Result<Self, Refused> {
         let payload = chain.readable();
         if payload == 0 || !payload.is_multiple_of(Self::SIZE) {
-            return Err(Status::IoErr);
+            return Err(Status::IoErr.into());
         }
         if payload > Self::SIZE {
-            return Err(Status::Unsupp);
+            return Err(Status::Unsupp.into());
         }
         let (mut sector, mut sectors, mut flags) = ([0; 8], [0; 4], [0; 4]);
-        if chain.read(&mut sector) + chain.read(&mut sectors) + chain.read(&mut flags) != 16 {
-            return Err(Status::IoErr);
+        for part in [&mut sector[..], &mut sectors[..], &mut flags[..]] {
+            if chain.read(part)? != part.len() {
+                return Err(Status::IoErr.into());
+            }
         }
         Ok(Self {
             sector: u64::from_le_bytes(sector),
@@ -197,7 +221,7 @@ impl Segment {
     /// Offset and length in bytes.
     fn range(&self, max_sectors: u32, capacity: u64) -> Result<(u64, u64), Refused> {
         if self.sectors > max_sectors {
-            return Err(Status::IoErr);
+            return Err(Status::IoErr.into());
         }
         let offset = within(self.sector, u64::from(self.sectors), capacity)?;
         Ok((offset, u64::from(self.sectors) * SECTOR))

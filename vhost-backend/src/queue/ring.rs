@@ -13,6 +13,7 @@ use crate::crash;
 use crate::memory::Memory;
 use crate::memory::dirty::UsedLog;
 use crate::memory::inflight::{Record, Region};
+use crate::memory::sigbus::losses;
 use crate::queue::descriptor::Descriptor;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`.
@@ -24,10 +25,17 @@ struct Place {
     descriptors: *const u8,
     avail: *const u8,
     used: *mut u8,
-    _memory: Arc<Memory>,
+    memory: Arc<Memory>,
 }
 
 impl Place {
+    /// A part of it was lost.
+    #[cold]
+    fn is_lost(&self, at: RingAddresses) -> bool {
+        let parts = [at.descriptors, at.avail, at.used];
+        parts.into_iter().any(|part| self.memory.is_lost_at(part))
+    }
+
     /// Each part lies in one region, aligned for the guest and for us (RING-2).
     fn find(memory: &Arc<Memory>, at: RingAddresses, size: u16, event_idx: bool) -> Option<Self> {
         let size = u64::from(size);
@@ -42,7 +50,7 @@ impl Place {
             descriptors: part(at.descriptors, 16 * size, 16)?,
             avail: part(at.avail, 4 + 2 * size + event, 2)?,
             used: part(at.used, 4 + 8 * size + event, 4)?,
-            _memory: Arc::clone(memory),
+            memory: Arc::clone(memory),
         })
     }
 
@@ -50,7 +58,7 @@ impl Place {
     fn avail(&self, index: usize) -> &AtomicU16 {
         // SAFETY: callers pass 0, 1, 2 + (an index below the size) or, with
         // EVENT_IDX, 2 + the size; `find` saw that much memory, 2-aligned, and
-        // `_memory` keeps it mapped. The guest may write it at any time, which
+        // `memory` keeps it mapped. The guest may write it at any time, which
         // an atomic allows.
         unsafe { AtomicU16::from_ptr(self.avail.cast_mut().cast::<u16>().add(index)) }
     }
@@ -86,6 +94,8 @@ pub(crate) struct Ring {
     addresses: RingAddresses,
     /// `None` while guest memory does not contain the ring.
     place: Option<Place>,
+    /// [`losses`] when it was last known that the ring can be reached.
+    losses: u64,
     next_avail: u16,
     /// `avail.idx` as last read: what lies before it may be fetched.
     seen_avail: u16,
@@ -122,13 +132,18 @@ impl Ring {
         if !size.is_power_of_two() {
             return None;
         }
+        let losses_before = losses();
         let place = Place::find(memory, addresses, size, event_idx)?;
         let used = u16::from_le(place.used(1).load(Ordering::Acquire));
+        if losses() != losses_before && place.is_lost(addresses) {
+            return None;
+        }
         Some(Self {
             size,
             event_idx,
             addresses,
             place: Some(place),
+            losses: losses_before,
             next_avail,
             seen_avail: next_avail,
             next_used: used,
@@ -148,6 +163,9 @@ impl Ring {
     /// goes on behind them (VU-32, VU-33). `None`: the record is not usable.
     pub(crate) fn recover(&mut self, region: Region) -> Option<Vec<u16>> {
         let (record, heads) = region.recover(self.size, self.published)?;
+        if record.is_lost() {
+            return None;
+        }
         let in_flight = u16::try_from(heads.len()).ok()?;
         self.next_avail = self.published.wrapping_add(in_flight);
         self.seen_avail = self.next_avail;
@@ -172,14 +190,15 @@ impl Ring {
     /// answers are kept.
     pub(crate) fn relocate(&mut self, memory: &Arc<Memory>, addresses: RingAddresses) -> bool {
         self.addresses = addresses;
+        self.losses = losses();
         self.place = Place::find(memory, addresses, self.size, self.event_idx);
         self.armed = false;
         if self.place.is_some() {
-            for index in 0..self.unplaced.len() {
-                let (head, len) = self.unplaced[index];
+            let mut unplaced = std::mem::take(&mut self.unplaced);
+            for (head, len) in unplaced.drain(..) {
                 self.put(head, len);
             }
-            self.unplaced.clear();
+            self.unplaced = unplaced;
         }
         self.place.is_some()
     }
@@ -200,6 +219,24 @@ impl Ring {
     /// Nothing will be fetched from it, whatever the driver does.
     pub(crate) fn broken(&self) -> bool {
         self.broken
+    }
+
+    /// From now on nothing is.
+    pub(crate) fn set_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// What a successor would learn from could not be reached.
+    pub(crate) fn has_lost_record(&self) -> bool {
+        self.record.as_ref().is_some_and(Record::is_lost)
+    }
+
+    /// Memory was lost since the ring was last known to be reached, and a part
+    /// of the ring with it.
+    #[inline(always)]
+    fn is_doubtful(&self) -> bool {
+        let is_lost = |place: &Place| place.is_lost(self.addresses);
+        losses() != self.losses && self.place.as_ref().is_some_and(is_lost)
     }
 
     /// The driver has offered something that was not taken yet, or is out of
@@ -231,6 +268,9 @@ impl Ring {
             // Acquire: entries and descriptors are read after it (RING-3).
             let avail = u16::from_le(place.avail(1).load(Ordering::Acquire));
             if avail.wrapping_sub(self.next_avail) > self.size {
+                if self.is_doubtful() {
+                    return Popped::Empty;
+                }
                 self.broken = true;
                 return Popped::Broken;
             }
@@ -308,6 +348,11 @@ impl Ring {
         place
             .used(1)
             .store(self.next_used.to_le(), Ordering::Release);
+        if self.is_doubtful() {
+            // Nobody may see it: the record has to say so, if there is one.
+            self.broken = true;
+            return;
+        }
         self.published = self.next_used;
         crash::point();
         let batch = self.published.wrapping_sub(before);

@@ -38,6 +38,7 @@ fn rig() -> Rig {
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
         dirty: None,
+        steps: u32::MAX,
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queue = Queue::new(0, 0);

@@ -104,6 +104,7 @@ impl Rig {
                 disk: Disk::new(disk, Arc::new(mode)),
                 tags: Tags::full(usize::from(slots)),
                 dirty: None,
+                steps: u32::MAX,
             },
             stopping: None,
         }

@@ -123,7 +123,7 @@ fn piece(guest: &Guest, at: u64, len: usize) -> libc::iovec {
 fn vu_37_vu_39_a_request_is_marked_when_it_has_ended_in_the_log_of_then() {
     let guest = Guest::new(&[(0, 0x10_0000), (0x40_0000, 0x1000)]);
     let ((old, old_file), (new, new_file)) = (log(256), log(256));
-    let mut tracker = Tracker::new(old, 4);
+    let mut tracker = Tracker::new(old, 4, 0);
     let data = [piece(&guest, 0x2ff0, 0x20), piece(&guest, 0x40_0000, 1)];
     tracker.note(2, &guest.memory, &data);
     tracker.note(3, &guest.memory, &[piece(&guest, 0x9000, 1)]);
@@ -139,27 +139,32 @@ fn vu_37_vu_39_a_request_is_marked_when_it_has_ended_in_the_log_of_then() {
 }
 
 #[test]
-fn vu_37_pieces_beyond_the_room_are_marked_as_one() {
+fn vu_37_there_is_room_for_one_more_request_or_it_is_said() {
     let guest = Guest::new(&[(0, 0x10_0000)]);
     let (log, file) = log(64);
-    let tags = 2;
-    let mut tracker = Tracker::new(log, tags);
-    let room = tags * RANGES_PER_REQUEST;
+    let (tags, most) = (2, 40);
+    let mut tracker = Tracker::new(log, tags, most);
+    let in_all = tags * RANGES_PER_REQUEST + most;
     for round in 0..3 {
+        assert!(tracker.has_room());
         // Every other page: nothing can be joined.
-        let pages: Vec<u64> = (0..room as u64 + 3).map(|i| 2 * i).collect();
+        let pages: Vec<u64> = (0..in_all as u64 - 39).map(|i| 2 * i).collect();
         for page in &pages {
+            assert!(tracker.has_room(), "{round} {page}");
             tracker.note(1, &guest.memory, &[piece(&guest, page * PAGE, 1)]);
         }
-        assert_eq!(tracker.free, NONE);
-        tracker.note(0, &guest.memory, &[piece(&guest, 200 * PAGE, 1)]);
-        tracker.mark(1);
-        let marked = take_pages(&file);
-        assert!(pages.iter().all(|page| marked.contains(page)), "{round}");
-        // Only those without room were joined.
-        assert_eq!(marked.len(), pages.len() + 2, "{round}");
+        assert!(!tracker.has_room());
+        // Whoever was let in before still has it.
+        let rest: Vec<u64> = (0..39).map(|i| 128 + 2 * i).collect();
+        for page in &rest {
+            tracker.note(0, &guest.memory, &[piece(&guest, page * PAGE, 1)]);
+        }
+        assert_eq!((tracker.free, tracker.free_count), (NONE, 0));
         tracker.mark(0);
-        assert_eq!(take_pages(&file), [200], "{round}");
+        assert_eq!(take_pages(&file), rest, "{round}: and nothing between");
+        tracker.mark(1);
+        assert_eq!(take_pages(&file), pages, "{round}");
+        assert_eq!(tracker.free_count, in_all);
     }
 }
 
@@ -167,7 +172,7 @@ fn vu_37_pieces_beyond_the_room_are_marked_as_one() {
 fn vu_37_adjacent_pieces_take_one_place() {
     let guest = Guest::new(&[(0, 0x10_0000)]);
     let (log, file) = log(64);
-    let mut tracker = Tracker::new(log, 1);
+    let mut tracker = Tracker::new(log, 1, 0);
     for page in 0..64 {
         tracker.note(0, &guest.memory, &[piece(&guest, page * PAGE, 4096)]);
     }

@@ -134,7 +134,7 @@ fn blk_09_bytes_are_read_and_written_across_buffers() {
         panic!()
     };
     let mut bytes = [0; 12];
-    assert_eq!(chain.read(&mut bytes), 12);
+    assert_eq!(chain.read(&mut bytes), Ok(12));
     assert_eq!(&bytes, b"headHEADover");
     assert_eq!((chain.readable(), chain.writable()), (3, 5));
     assert_eq!(
@@ -146,9 +146,9 @@ fn blk_09_bytes_are_read_and_written_across_buffers() {
             .sum::<usize>(),
         3
     );
-    assert_eq!(chain.read(&mut bytes), 3);
+    assert_eq!(chain.read(&mut bytes), Ok(3));
     assert_eq!(&bytes[..3], b"lap");
-    assert_eq!(chain.write(b"answers"), 5);
+    assert_eq!(chain.write(b"answers"), Ok(5));
     assert_eq!(chain.writable(), 0);
     assert_eq!(rig.driver.guest.read(DATA + 0x20, 2), b"an");
     assert_eq!(
@@ -230,16 +230,24 @@ fn ring_06_the_longest_indirect_table() {
     let guest = Guest::new(&[(0, 0x20_0000)]);
     rig.driver = Driver::new(&guest, 0x1000, SIZE);
     rig.ring = Ring::new(&guest.memory, SIZE, rig.driver.at, 0, false).unwrap();
-    let table: Vec<_> = (0..65535u16)
-        .map(|i| match i {
+    let table = |last: u16| {
+        let one = |i| match i {
             0 => descriptor(DATA, 16, NEXT, 1),
-            65534 => descriptor(DATA + 0x100, 1, WRITE, 0),
+            i if i == last => descriptor(DATA + 0x100, 1, WRITE, 0),
             _ => descriptor(DATA + 0x200, 512, NEXT | WRITE, i + 1),
-        })
-        .collect();
+        };
+        (0..=last).map(one).collect::<Vec<_>>()
+    };
+    // Whoever offers more is not read to the end.
+    for last in [65534, MAX_DESCRIPTORS] {
+        let found = rig.indirect(0x1_0000, &table(last));
+        assert_eq!(found, Found::Bad { status: None }, "{last}");
+        assert_eq!(rig.scratch.take_steps(), u32::from(MAX_DESCRIPTORS) + 1);
+    }
+    let last = MAX_DESCRIPTORS - 1;
     assert_eq!(
-        rig.indirect(0x1_0000, &table),
-        rig.good(16, 65533 * 512, DATA + 0x100)
+        rig.indirect(0x1_0000, &table(last)),
+        rig.good(16, u64::from(last - 1) * 512, DATA + 0x100)
     );
     let Walked::Good(chain, _) = rig.scratch.walk(&guest.memory, &rig.ring, 0) else {
         panic!()
@@ -248,7 +256,34 @@ fn ring_06_the_longest_indirect_table() {
         chain.writable_pieces().is_none(),
         "more pieces than a request may have"
     );
-    assert!(rig.scratch.writable.pieces.len() <= MAX_SEGMENTS);
+    assert!(rig.scratch.writable.pieces.len() <= MAX_SEGMENTS + 1);
+}
+
+/// Each buffer spans all regions: they are looked up for no more of them than
+/// a request may have pieces.
+#[test]
+fn ring_11_buffers_over_many_regions_are_not_looked_for_once_there_are_too_many() {
+    let mut rig = Rig::new();
+    let regions: Vec<_> = (0..500_u64).map(|i| (i * 0x1000, 0x1000)).collect();
+    let guest = Guest::new(&[&regions[..], &[(1 << 32, 0x20_0000)]].concat());
+    rig.driver = Driver::new(&guest, 1 << 32, SIZE);
+    rig.ring = Ring::new(&guest.memory, SIZE, rig.driver.at, 0, false).unwrap();
+    let (table, all) = ((1 << 32) + 0x1_0000, 500 * 0x1000);
+    for (lead, sound) in [(NEXT | WRITE, true), (NEXT, true)] {
+        let mut descriptors = vec![descriptor(table - 16, 16, NEXT, 1)];
+        let spans = (1..100).map(|next| descriptor(0, all, lead, next + 1));
+        descriptors.extend(spans);
+        descriptors.push(descriptor(table - 17, 1, WRITE, 0));
+        let status = rig.at(table - 17);
+        match rig.indirect(table, &descriptors) {
+            Found::Good { status: at, .. } => assert!(sound && at == status),
+            Found::Bad { status: at } => assert!(!sound && at == Some(status)),
+        }
+        for buffers in [&rig.scratch.readable, &rig.scratch.writable] {
+            assert!(buffers.pieces.len() <= MAX_SEGMENTS + MAX_REGIONS);
+            assert_eq!(buffers.pieces.capacity(), MAX_SEGMENTS + MAX_REGIONS);
+        }
+    }
 }
 
 #[test]

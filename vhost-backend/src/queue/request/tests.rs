@@ -21,17 +21,17 @@ impl ChainReader for Bytes {
         (self.writable - self.written.len()) as u64
     }
 
-    fn read(&mut self, into: &mut [u8]) -> usize {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Unreachable> {
         let len = into.len().min(self.readable.len());
         into[..len].copy_from_slice(&self.readable[..len]);
         self.readable.drain(..len);
-        len
+        Ok(len)
     }
 
-    fn write(&mut self, from: &[u8]) -> usize {
+    fn write(&mut self, from: &[u8]) -> Result<usize, Unreachable> {
         let len = from.len().min(self.writable - self.written.len());
         self.written.extend_from_slice(&from[..len]);
-        len
+        Ok(len)
     }
 }
 
