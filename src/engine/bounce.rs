@@ -230,14 +230,14 @@ mod tests {
             },
         ];
         // SAFETY: the pieces are slices of `source`.
-        unsafe { pool.gather(buffer, 100, &pieces, 50, 100) };
+        unsafe { pool.gather(buffer, 100, &pieces, 50, 100).unwrap() };
         let mut target = vec![0u8; 100];
         let whole = [libc::iovec {
             iov_base: target.as_mut_ptr().cast(),
             iov_len: 100,
         }];
         // SAFETY: the piece is `target`.
-        unsafe { pool.scatter(buffer, 100, &whole, 0, 100) };
+        unsafe { pool.scatter(buffer, 100, &whole, 0, 100).unwrap() };
         assert_eq!(target, (50..150).collect::<Vec<u8>>());
     }
 

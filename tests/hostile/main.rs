@@ -6,9 +6,12 @@
 mod control_clients;
 mod liveness;
 mod log_floods;
+mod long_chains;
 mod looked_after;
+mod lost_memory;
 mod metrics_clients;
 mod served;
 mod start_paths;
 mod stuck_eventfd;
 mod tracer;
+mod victim;

@@ -4,8 +4,8 @@
 use std::io;
 
 use crate::memory::MemoryError;
+use crate::memory::backing::SharedError;
 use crate::memory::inflight::InflightError;
-use crate::memory::shared::SharedError;
 use crate::sys;
 
 /// Why a server cannot start or go on.

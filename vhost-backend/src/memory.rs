@@ -1,7 +1,7 @@
 //! The guest's memory as the front-end shares it: one immutable table at a
 //! time, replaced as a whole.
 
-mod backing;
+pub(crate) mod backing;
 pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod inflight;
@@ -13,7 +13,8 @@ use std::ptr::with_exposed_provenance_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use self::shared::{Shared, SharedError};
+use self::backing::SharedError;
+use self::shared::Shared;
 use crate::device::HostRegion;
 
 /// Regions a table may hold (GET_MAX_MEM_SLOTS).
@@ -202,7 +203,8 @@ impl Memory {
 
     /// There are zeros in place of the region of this address.
     pub(crate) fn is_lost_at(&self, guest: u64) -> bool {
-        self.find(guest).is_some_and(|(region, ..)| region.is_lost())
+        self.find(guest)
+            .is_some_and(|(region, ..)| region.is_lost())
     }
 
     /// This table without the regions that are lost, if there are any. Says

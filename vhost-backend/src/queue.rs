@@ -7,6 +7,7 @@ pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
 pub(crate) mod interrupts;
+mod lifetime;
 pub(crate) mod request;
 pub(crate) mod ring;
 pub(crate) mod tags;
@@ -23,7 +24,7 @@ use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
 use self::tags::Owner;
-use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::command::Answer;
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
@@ -95,55 +96,6 @@ impl Queue {
         }
     }
 
-    /// Begins to serve a ring; `false` if it cannot be served. What is to be
-    /// [resubmitted](Self::resubmit) comes first.
-    pub(crate) fn start(&mut self, setup: &RingSetup, epochs: &Epochs) -> bool {
-        if self.ring.is_some() {
-            return false;
-        }
-        let Some(memory) = epochs.current() else {
-            return false;
-        };
-        let Some(mut ring) = Ring::new(
-            memory,
-            setup.size,
-            setup.addresses,
-            setup.next_avail,
-            setup.event_idx,
-        ) else {
-            return false;
-        };
-        // Whoever served it before may have ended between answering and
-        // interrupting; one interrupt too many does no harm.
-        let resumed = ring.resumed();
-        if let Some(region) = &setup.inflight {
-            let Some(recovered) = ring.recover(region.clone()) else {
-                let why = if region.is_lost() {
-                    "cannot be reached"
-                } else {
-                    "makes no sense"
-                };
-                log::error!(
-                    "queue {}: the record of requests in flight {why}",
-                    self.number
-                );
-                return false;
-            };
-            self.recovered = recovered;
-        }
-        self.ring = Some(ring);
-        self.slots = (0..setup.size).map(|_| None).collect();
-        self.used_log = setup.used_log;
-        self.enabled = setup.enabled;
-        self.polled = setup.kick.is_none();
-        self.complained = false;
-        self.buried = false;
-        if resumed {
-            self.interrupts.interrupt();
-        }
-        true
-    }
-
     /// Carries out what a predecessor has fetched and not answered (VU-32), as
     /// far as there are tags; the rest comes first when there are some again.
     /// It is in flight whether or not the ring is enabled by now.
@@ -189,85 +141,8 @@ impl Queue {
         }
     }
 
-    /// Fetches no more; the answer comes from [`settle`](Self::settle).
-    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
-        // Only a session that has gone would have left an earlier one behind.
-        if let Some(earlier) = self.stopping.replace(answer) {
-            let _ = earlier.send(Answer::Refused);
-        }
-    }
-
-    /// Ends a ring that was told to stop, once nothing is in flight.
-    /// Returns whether it ended now.
-    pub(crate) fn settle(&mut self) -> bool {
-        if self.in_flight() > 0 {
-            return false;
-        }
-        if let Some(answer) = self.pausing.take() {
-            self.publish();
-            let _ = answer.send(Answer::Done);
-        }
-        let Some(answer) = self.stopping.take() else {
-            return false;
-        };
-        self.publish();
-        let next_avail = self.ring.take().map(Ring::end);
-        self.slots = Box::default();
-        // A session that has gone does not want to know.
-        let _ = answer.send(Answer::Stopped(next_avail));
-        true
-    }
-
-    /// The ring was moved; `false` if it is not in guest memory there, and
-    /// rests.
-    pub(crate) fn relocate(&mut self, epochs: &Epochs, addresses: Option<RingAddresses>) -> bool {
-        let Some(ring) = &mut self.ring else {
-            return true;
-        };
-        let Some(memory) = epochs.current() else {
-            return false;
-        };
-        let addresses = addresses.unwrap_or(ring.addresses());
-        ring.relocate(memory, addresses)
-    }
-
-    /// Some memory was lost, perhaps that of the log of dirty pages: the ring
-    /// stops if it lay there, or what is recorded of it.
-    #[cold]
-    pub(crate) fn bury(&mut self, epochs: &Epochs, log_is_lost: bool) {
-        let reached = self.relocate(epochs, None);
-        let Some(ring) = self.ring.as_mut() else {
-            return;
-        };
-        let what = if !reached {
-            "its ring"
-        } else if ring.has_lost_record() {
-            "its record of requests in flight"
-        } else if log_is_lost {
-            "the log of dirty pages"
-        } else {
-            return;
-        };
-        ring.set_broken();
-        if !std::mem::replace(&mut self.buried, true) {
-            log::error!(
-                "queue {}: {what} lay in memory that was lost; the queue stops",
-                self.number
-            );
-            self.interrupts.report_broken();
-        }
-    }
-
     pub(crate) fn enable(&mut self, on: bool) {
         self.enabled = on;
-    }
-
-    /// As [`stop`](Self::stop), until it is enabled again.
-    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
-        self.enabled = false;
-        if let Some(earlier) = self.pausing.replace(answer) {
-            let _ = earlier.send(Answer::Refused);
-        }
     }
 
     pub(crate) fn set_polled(&mut self, polled: bool) {
@@ -429,7 +304,7 @@ impl Queue {
         let (outcome, written) = match parsed {
             Parsed::Done(outcome, written) => (outcome, written),
             Parsed::Unreachable => {
-                self.complain("has a request where no memory can be reached", head);
+                self.complain("has a request in memory that cannot be reached", head);
                 (Status::IoErr, 0)
             }
             Parsed::Io(op, data) => {

@@ -168,7 +168,11 @@ pub(crate) fn handle_type(file: &File) -> Option<i32> {
             libc::AT_EMPTY_PATH,
         )
     };
-    let Handle { bytes, kind, handle } = handle;
+    let Handle {
+        bytes,
+        kind,
+        handle,
+    } = handle;
     (result == 0 && bytes > 0 && handle.len() >= bytes as usize).then_some(kind)
 }
 

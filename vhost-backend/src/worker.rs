@@ -18,8 +18,8 @@ use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
 use crate::memory::dirty::{Logging, Tracker};
-use crate::queue::interrupts::TurnClock;
 use crate::queue::chain::MOST_RANGES;
+use crate::queue::interrupts::TurnClock;
 use crate::queue::{Common, Queue, STEPS};
 use crate::sys;
 
@@ -54,10 +54,10 @@ impl<D: Device> Worker<D> {
     pub(crate) fn run(&mut self) {
         loop {
             pulse::turn();
+            let ended = self.reap();
             if self.common.epochs.are_stale() {
                 self.bury();
             }
-            let ended = self.reap();
             self.show();
             self.settle();
             self.obey();
@@ -77,7 +77,9 @@ impl<D: Device> Worker<D> {
             }
             self.publish();
             // With no room left only an end goes on.
-            if !self.look() && (!self.common.has_room() || !self.arm()) {
+            let asleep = !self.look() && (!self.common.has_room() || !self.arm());
+            // What was just looked at may be gone, and then nobody would kick.
+            if asleep && !self.common.epochs.are_stale() {
                 self.sleep();
             }
         }

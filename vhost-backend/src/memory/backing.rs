@@ -10,15 +10,36 @@
 //! their own the looks of one of those.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use super::shared::SharedError;
 use crate::sys;
 
 /// Types of the handles that btrfs and bcachefs give their files, and nobody
 /// else: those are on block devices, though the device that stat(2) tells is
 /// none.
 const HANDLES: [i32; 3] = [0x4d, 0x4e, 0xb1];
+
+/// Why something cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SharedError {
+    #[error("is empty or wraps around")]
+    Range,
+    #[error("is not backed by a regular file")]
+    NotAFile,
+    #[error(
+        "is backed by a file of which nobody here knows how long it takes to answer (FUSE, a network, an overlay): give the front-end a memfd, or a file on tmpfs, hugetlbfs, ext4, XFS or btrfs"
+    )]
+    Elsewhere,
+    #[error("reaches beyond the end of its file")]
+    BeyondFile,
+    #[error(
+        "cannot be reached: its file was truncated, or there is no room for its pages (a full tmpfs or file system, no free huge page)"
+    )]
+    Lost,
+    #[error("cannot be mapped: {0}")]
+    Map(io::Error),
+}
 
 /// A file that may be memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

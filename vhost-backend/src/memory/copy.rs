@@ -194,11 +194,21 @@ mod tests {
                 copy(source.as_ptr().add(from), target.as_mut_ptr().add(to), len).unwrap();
             }
             assert_eq!(target[to..to + len], source[from..from + len]);
-            assert!(target[..to].iter().chain(&target[to + len..]).all(|b| *b == 0xaa));
+            assert!(
+                target[..to]
+                    .iter()
+                    .chain(&target[to + len..])
+                    .all(|b| *b == 0xaa)
+            );
             // SAFETY: as above.
             unsafe { zero(target.as_mut_ptr().add(to), len).unwrap() };
             assert!(target[to..to + len].iter().all(|b| *b == 0));
-            assert!(target[..to].iter().chain(&target[to + len..]).all(|b| *b == 0xaa));
+            assert!(
+                target[..to]
+                    .iter()
+                    .chain(&target[to + len..])
+                    .all(|b| *b == 0xaa)
+            );
         }
     }
 
@@ -209,8 +219,12 @@ mod tests {
         let mut own = vec![1; 2 * PAGE];
         file.set_len(2 * PAGE as u64).unwrap();
         for round in 0..3 {
-            for (at, len) in [(2 * PAGE, 16), (2 * PAGE - 3, 7), (3 * PAGE + 1, 5), (PAGE, 2 * PAGE)]
-            {
+            for (at, len) in [
+                (2 * PAGE, 16),
+                (2 * PAGE - 3, 7),
+                (3 * PAGE + 1, 5),
+                (PAGE, 2 * PAGE),
+            ] {
                 let there = shared.at(at);
                 // SAFETY: within the mapping and within `own`.
                 let results = unsafe {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::memory::Memory;
-use crate::memory::shared::{Shared, SharedError};
+use crate::memory::backing::SharedError;
+use crate::memory::shared::Shared;
 
 /// `VHOST_LOG_PAGE`: a bit of the log stands for so many bytes.
 const PAGE: u64 = 4096;

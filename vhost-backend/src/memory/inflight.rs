@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use crate::crash;
-use crate::memory::shared::{Shared, SharedError};
+use crate::memory::backing::SharedError;
+use crate::memory::shared::Shared;
 use crate::sys;
 
 /// The version of a queue's region; 0: nobody has used it yet.

@@ -8,30 +8,9 @@ use std::ptr::with_exposed_provenance_mut;
 use vm_memory::FileOffset;
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 
-use crate::memory::backing::Backing;
+use crate::memory::backing::{Backing, SharedError};
 use crate::memory::sigbus::Guarded;
 use crate::sys;
-
-/// Why something cannot be mapped.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SharedError {
-    #[error("is empty or wraps around")]
-    Range,
-    #[error("is not backed by a regular file")]
-    NotAFile,
-    #[error(
-        "is backed by a file of which nobody here knows how long it takes to answer (FUSE, a network, an overlay): give the front-end a memfd, or a file on tmpfs, hugetlbfs, ext4, XFS or btrfs"
-    )]
-    Elsewhere,
-    #[error("reaches beyond the end of its file")]
-    BeyondFile,
-    #[error(
-        "cannot be reached: its file was truncated, or there is no room for its pages (a full tmpfs or file system, no free huge page)"
-    )]
-    Lost,
-    #[error("cannot be mapped: {0}")]
-    Map(io::Error),
-}
 
 /// A mapped part of a file. Whoever has the file can write it at any time,
 /// and can see to it that it cannot be reached: then it is [lost](Self::is_lost).

@@ -13,9 +13,7 @@
 
 use std::io;
 use std::sync::Once;
-use std::sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 
 use vm_memory::mmap::MmapRegion;
 
@@ -66,12 +64,14 @@ impl Slot {
     /// Nobody else changes it meanwhile.
     fn set(&self, start: usize, end: usize, unit: usize) {
         let before = self.sequence.load(Ordering::Relaxed);
-        self.sequence.store(before.wrapping_add(1), Ordering::Relaxed);
+        self.sequence
+            .store(before.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
         self.start.store(start, Ordering::Relaxed);
         self.end.store(end, Ordering::Relaxed);
         self.unit.store(unit, Ordering::Relaxed);
-        self.sequence.store(before.wrapping_add(2), Ordering::Release);
+        self.sequence
+            .store(before.wrapping_add(2), Ordering::Release);
     }
 
     /// Its three numbers as they were set together. One that is being changed
@@ -389,7 +389,10 @@ mod tests {
         let before = losses();
         // SAFETY: bytes of that mapping; that they are gone is the test.
         let (gone, there) = unsafe {
-            (address.add(SIZE / 2).read_volatile(), address.read_volatile())
+            (
+                address.add(SIZE / 2).read_volatile(),
+                address.read_volatile(),
+            )
         };
         assert_eq!((gone, there), (0, 0), "all of it is replaced at once");
         assert!(first.is_lost() && !second.is_lost());

@@ -109,7 +109,13 @@ fn serve(kept: Kept, batches: u32) {
     let mut driver = Driver::new(&guest, 0x1000, SIZE);
     let disk = Arc::new(Instant);
     let (log, _file) = log(128);
-    let tracker = || Tracker::new(Arc::clone(&log), usize::from(SIZE), crate::queue::chain::MOST_RANGES);
+    let tracker = || {
+        Tracker::new(
+            Arc::clone(&log),
+            usize::from(SIZE),
+            crate::queue::chain::MOST_RANGES,
+        )
+    };
     let mut common = Common {
         channel: disk.channel(0, usize::from(SIZE)).unwrap(),
         epochs: Epochs::new(Arc::clone(&guest.memory)),
@@ -125,7 +131,7 @@ fn serve(kept: Kept, batches: u32) {
     };
     let record = inflight::create(shape).unwrap();
     let record = Inflight::open(record, 0, shape.bytes(), shape).unwrap();
-    let setup = RingSetup {
+    let setup = crate::command::RingSetup {
         size: SIZE,
         addresses: driver.at,
         next_avail: 0,

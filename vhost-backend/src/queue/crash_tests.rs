@@ -161,7 +161,7 @@ impl Life {
         };
         let record = world.record.try_clone().unwrap();
         let inflight = Inflight::open(record, 0, SHAPE.bytes(), SHAPE).unwrap();
-        let setup = RingSetup {
+        let setup = crate::command::RingSetup {
             size: SIZE,
             addresses: world.driver.at,
             next_avail,

@@ -54,7 +54,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         )),
         steps: u32::MAX,
     };
-    let setup = RingSetup {
+    let setup = crate::command::RingSetup {
         size: SIZE,
         addresses: driver.at,
         next_avail: 0,

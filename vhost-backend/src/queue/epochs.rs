@@ -133,12 +133,12 @@ impl Epochs {
     /// Writes the status of a request and gives its claim back. Returns the
     /// status: a request that may have used memory that was lost has failed.
     pub(crate) fn finish(&mut self, held: Held, mut status: Status) -> Status {
-        let stale = self.are_stale();
+        let before = self.are_stale();
         let index = usize::try_from(held.epoch - self.first).ok();
         let Some(epoch) = index.and_then(|index| self.epochs.get_mut(index)) else {
             return Status::IoErr;
         };
-        if (stale || epoch.damaged) && status == Status::Ok {
+        if (before || epoch.damaged) && status == Status::Ok {
             status = Status::IoErr;
         }
         // SAFETY: the claim counted in this epoch since the chain was walked,
@@ -147,6 +147,10 @@ impl Epochs {
         epoch.in_flight -= 1;
         if epoch.in_flight == 0 {
             self.drop_unused();
+        }
+        // Nor does the guest see a status that could not be written.
+        if self.are_stale() && status == Status::Ok {
+            status = Status::IoErr;
         }
         status
     }

@@ -57,7 +57,7 @@ fn rig() -> Rig {
 
 impl Rig {
     fn start(&mut self, next_avail: u16) -> bool {
-        let setup = RingSetup {
+        let setup = crate::command::RingSetup {
             size: SIZE,
             addresses: self.driver.at,
             next_avail,

@@ -1,0 +1,137 @@
+//! How a queue begins, moves, pauses and ends, and what becomes of it when
+//! the memory is lost that it lies in.
+
+use std::sync::mpsc::SyncSender;
+
+use super::Queue;
+use super::epochs::Epochs;
+use super::ring::Ring;
+use crate::command::{Answer, RingAddresses, RingSetup};
+
+impl Queue {
+    /// Begins to serve a ring; `false` if it cannot be served. What is to be
+    /// [resubmitted](Self::resubmit) comes first.
+    pub(crate) fn start(&mut self, setup: &RingSetup, epochs: &Epochs) -> bool {
+        if self.ring.is_some() {
+            return false;
+        }
+        let Some(memory) = epochs.current() else {
+            return false;
+        };
+        let Some(mut ring) = Ring::new(
+            memory,
+            setup.size,
+            setup.addresses,
+            setup.next_avail,
+            setup.event_idx,
+        ) else {
+            return false;
+        };
+        // Whoever served it before may have ended between answering and
+        // interrupting; one interrupt too many does no harm.
+        let resumed = ring.resumed();
+        if let Some(region) = &setup.inflight {
+            let Some(recovered) = ring.recover(region.clone()) else {
+                let why = if region.is_lost() {
+                    "cannot be reached"
+                } else {
+                    "makes no sense"
+                };
+                log::error!(
+                    "queue {}: the record of requests in flight {why}",
+                    self.number
+                );
+                return false;
+            };
+            self.recovered = recovered;
+        }
+        self.ring = Some(ring);
+        self.slots = (0..setup.size).map(|_| None).collect();
+        self.used_log = setup.used_log;
+        self.enabled = setup.enabled;
+        self.polled = setup.kick.is_none();
+        self.complained = false;
+        self.buried = false;
+        if resumed {
+            self.interrupts.interrupt();
+        }
+        true
+    }
+
+    /// Fetches no more; the answer comes from [`settle`](Self::settle).
+    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
+        // Only a session that has gone would have left an earlier one behind.
+        if let Some(earlier) = self.stopping.replace(answer) {
+            let _ = earlier.send(Answer::Refused);
+        }
+    }
+
+    /// Ends a ring that was told to stop, once nothing is in flight.
+    /// Returns whether it ended now.
+    pub(crate) fn settle(&mut self) -> bool {
+        if self.in_flight() > 0 {
+            return false;
+        }
+        if let Some(answer) = self.pausing.take() {
+            self.publish();
+            let _ = answer.send(Answer::Done);
+        }
+        let Some(answer) = self.stopping.take() else {
+            return false;
+        };
+        self.publish();
+        let next_avail = self.ring.take().map(Ring::end);
+        self.slots = Box::default();
+        // A session that has gone does not want to know.
+        let _ = answer.send(Answer::Stopped(next_avail));
+        true
+    }
+
+    /// The ring was moved; `false` if it is not in guest memory there, and
+    /// rests.
+    pub(crate) fn relocate(&mut self, epochs: &Epochs, addresses: Option<RingAddresses>) -> bool {
+        let Some(ring) = &mut self.ring else {
+            return true;
+        };
+        let Some(memory) = epochs.current() else {
+            return false;
+        };
+        let addresses = addresses.unwrap_or(ring.addresses());
+        ring.relocate(memory, addresses)
+    }
+
+    /// Some memory was lost, perhaps that of the log of dirty pages: the ring
+    /// stops if it lay there, or what is recorded of it.
+    #[cold]
+    pub(crate) fn bury(&mut self, epochs: &Epochs, log_is_lost: bool) {
+        let reached = self.relocate(epochs, None);
+        let Some(ring) = self.ring.as_mut() else {
+            return;
+        };
+        let what = if !reached {
+            "its ring"
+        } else if ring.has_lost_record() {
+            "its record of requests in flight"
+        } else if log_is_lost {
+            "the log of dirty pages"
+        } else {
+            return;
+        };
+        ring.set_broken();
+        if !std::mem::replace(&mut self.buried, true) {
+            log::error!(
+                "queue {}: {what} lay in memory that was lost; the queue stops",
+                self.number
+            );
+            self.interrupts.report_broken();
+        }
+    }
+
+    /// As [`stop`](Self::stop), until it is enabled again.
+    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
+        self.enabled = false;
+        if let Some(earlier) = self.pausing.replace(answer) {
+            let _ = earlier.send(Answer::Refused);
+        }
+    }
+}
