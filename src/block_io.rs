@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vhost_backend::device::SECTOR;
-use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag};
+use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
 
 use self::approach::{Choice, choose};
 use self::bulk::Bulk;
@@ -150,12 +150,7 @@ impl<E: Engine> BlockIo<E> {
 
     /// Issues the next operation of a task, or ends it.
     fn advance(&mut self, tag: u32) {
-        let next = self.next(tag);
-        self.carry_on(tag, next);
-    }
-
-    fn carry_on(&mut self, tag: u32, next: Next) {
-        match next {
+        match self.next(tag) {
             Next::Work(work) => {
                 // SAFETY: a vector is of the task's own pieces or entry, which
                 // stay where they are while it is in flight: the table never
@@ -344,20 +339,19 @@ impl<E: Engine> BlockIo<E> {
                 self.raw_limit = self.raw_limit.saturating_add(1);
             }
         }
-        let mut copied = Ok(());
         // Nothing else ends within a sector.
         if !moved.is_multiple_of(SECTOR)
             && let Op::Read { .. } = self.tasks[tag as usize].op
+            && let Err(Unreachable) = self.pad(tag)
         {
-            copied = self.pad(tag);
+            return self.end_unreachable(tag);
         }
         let task = &self.tasks[tag as usize];
-        if copied.is_ok() && task.buffer.is_some() && task.left() == 0 {
-            copied = self.chunk_done(tag);
-        }
-        if copied.is_err() {
-            let next = self.unreachable(tag);
-            return self.carry_on(tag, next);
+        if task.buffer.is_some()
+            && task.left() == 0
+            && let Err(Unreachable) = self.chunk_done(tag)
+        {
+            return self.end_unreachable(tag);
         }
         self.advance(tag);
     }

@@ -96,6 +96,14 @@ impl<E: Engine> BlockIo<E> {
         Next::End(Status::IoErr)
     }
 
+    /// The same, where the task is not asked what is next.
+    #[cold]
+    pub(super) fn end_unreachable(&mut self, tag: u32) {
+        if let Next::End(status) = self.unreachable(tag) {
+            self.end(tag, status);
+        }
+    }
+
     /// Zeros over written extents, straight to the disk.
     pub(super) fn planned_zeroes(&mut self, tag: u32) -> Next {
         let task = &mut self.tasks[tag as usize];

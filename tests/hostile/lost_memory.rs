@@ -426,3 +426,16 @@ fn vu_20_memory_that_is_shared_anew_serves_again() {
     drop(front);
     victim.is_well();
 }
+
+/// What the kernel makes up stands for file systems whose files come from
+/// somebody else: neither is of this host's memory or disks.
+#[test]
+fn vu_20_memory_whose_server_may_never_answer_is_refused() {
+    let victim = Victim::start();
+    let front = victim.attach(Like::Qemu);
+    let file = File::open("/proc/self/status").unwrap();
+    assert_ne!(add_region(&front, place(0), file.as_raw_fd()), 0);
+    victim.wait_line("nobody here knows how long it takes to answer");
+    drop(front);
+    victim.is_well();
+}

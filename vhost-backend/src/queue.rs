@@ -18,7 +18,7 @@ use std::sync::mpsc::SyncSender;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::chain::Walked;
-pub(crate) use self::common::{Common, STEPS};
+pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
 use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
@@ -249,7 +249,6 @@ impl Queue {
             disk,
             tags,
             dirty,
-            steps,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
@@ -285,7 +284,6 @@ impl Queue {
                 if let Some(status) = status {
                     epochs.finish_now(status, Status::IoErr);
                 }
-                *steps = steps.saturating_sub(scratch.take_steps());
                 return self.answer_now(head, tag, 0, common);
             }
         };
@@ -315,7 +313,6 @@ impl Queue {
                 };
                 if let Some(pieces) = pieces {
                     channel.submit(Tag(tag), op, pieces);
-                    *steps = steps.saturating_sub(scratch.take_steps());
                     *slot = Some(Slot {
                         held: epochs.hold(status),
                         writes,
@@ -328,7 +325,6 @@ impl Queue {
             }
         };
         epochs.finish_now(status, outcome);
-        *steps = steps.saturating_sub(scratch.take_steps());
         self.answer_now(head, tag, written.saturating_add(1), common);
     }
 

@@ -20,7 +20,7 @@ use crate::device::{Device, IoChannel};
 use crate::memory::dirty::{Logging, Tracker};
 use crate::queue::chain::MOST_RANGES;
 use crate::queue::interrupts::TurnClock;
-use crate::queue::{Common, Queue, STEPS};
+use crate::queue::{Common, Queue};
 use crate::sys;
 
 /// How often a ring without a kick is looked at.
@@ -205,7 +205,7 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
-        common.steps = STEPS;
+        common.scratch.begin_turn();
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         let fetched = order
@@ -333,7 +333,7 @@ impl<D: Device> Worker<D> {
         let Some(queue) = self.queues.get_mut(index) else {
             return false;
         };
-        self.common.steps = STEPS;
+        self.common.scratch.begin_turn();
         queue.resubmit(&mut self.common);
         pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
         queue.publish();

@@ -60,23 +60,27 @@ pub(super) fn landing(at: usize) -> Option<usize> {
 mod raw {
     use std::arch::global_asm;
 
+    // Nothing is pushed, so every instruction may be left for the landing.
     global_asm!(
         ".pushsection .text.extentd_shared_copy,\"ax\",@progbits",
         ".hidden extentd_shared_copy",
         ".globl extentd_shared_copy",
         ".type extentd_shared_copy,@function",
         "extentd_shared_copy:",
+        "cmp rdx, 16",
+        "jne 2f",
+        "mov rax, [rsi]",
+        "mov rcx, [rsi + 8]",
+        "mov [rdi], rax",
+        "mov [rdi + 8], rcx",
+        "xor eax, eax",
+        "ret",
+        "2:",
         "mov rcx, rdx",
         "shr rcx, 3",
-        ".hidden extentd_shared_copy_words",
-        ".globl extentd_shared_copy_words",
-        "extentd_shared_copy_words:",
         "rep movsq",
         "mov rcx, rdx",
         "and ecx, 7",
-        ".hidden extentd_shared_copy_bytes",
-        ".globl extentd_shared_copy_bytes",
-        "extentd_shared_copy_bytes:",
         "rep movsb",
         "xor eax, eax",
         "ret",
@@ -87,17 +91,16 @@ mod raw {
         "extentd_shared_zero:",
         "mov rcx, rsi",
         "xor eax, eax",
-        ".hidden extentd_shared_zero_bytes",
-        ".globl extentd_shared_zero_bytes",
-        "extentd_shared_zero_bytes:",
         "rep stosb",
         "ret",
         ".size extentd_shared_zero, . - extentd_shared_zero",
         ".hidden extentd_shared_failed",
         ".globl extentd_shared_failed",
+        ".type extentd_shared_failed,@function",
         "extentd_shared_failed:",
         "mov eax, 1",
         "ret",
+        ".size extentd_shared_failed, . - extentd_shared_failed",
         ".popsection",
     );
 
@@ -106,22 +109,13 @@ mod raw {
         pub(super) fn copy(to: *mut u8, from: *const u8, len: usize) -> u32;
         #[link_name = "extentd_shared_zero"]
         pub(super) fn zero(to: *mut u8, len: usize) -> u32;
-        fn extentd_shared_copy_words();
-        fn extentd_shared_copy_bytes();
-        fn extentd_shared_zero_bytes();
-        fn extentd_shared_failed();
+        fn extentd_shared_failed() -> u32;
     }
 
     pub(super) fn landing(at: usize) -> Option<usize> {
-        let address = |place: unsafe extern "C" fn()| place as *const () as usize;
-        [
-            extentd_shared_copy_words,
-            extentd_shared_copy_bytes,
-            extentd_shared_zero_bytes,
-        ]
-        .into_iter()
-        .any(|place| address(place) == at)
-        .then(|| address(extentd_shared_failed))
+        let first = copy as *const () as usize;
+        let failed = extentd_shared_failed as *const () as usize;
+        (first..failed).contains(&at).then_some(failed)
     }
 }
 

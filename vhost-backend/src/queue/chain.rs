@@ -45,6 +45,8 @@ pub(crate) struct Descriptors<'a> {
     next: Option<u16>,
     /// Descriptors that can still come without one coming twice.
     left: u16,
+    /// How many had come, at least, when this table began.
+    before: u32,
 }
 
 impl<'a> Descriptors<'a> {
@@ -57,7 +59,14 @@ impl<'a> Descriptors<'a> {
             entries: size,
             next: Some(head),
             left: size.min(MAX_DESCRIPTORS),
+            before: 0,
         }
+    }
+
+    /// Descriptors that were read, and those of a table that was entered.
+    fn steps(&self) -> u32 {
+        let most = self.entries.min(MAX_DESCRIPTORS);
+        self.before + u32::from(most.saturating_sub(self.left))
     }
 
     fn read(&self, index: u16) -> Option<Descriptor> {
@@ -93,6 +102,7 @@ impl<'a> Descriptors<'a> {
         {
             return Err(Endless);
         }
+        self.before = self.steps();
         let host = self.memory.host(pointer.addr(), u64::from(pointer.len()));
         self.table = Table::Indirect(pointer.addr(), host.map(<*mut u8>::cast_const));
         self.entries = entries;
@@ -141,7 +151,7 @@ impl StatusByte {
 
     /// # Safety
     /// The memory that the chain was walked over is still held.
-    pub(crate) unsafe fn write(self, status: Status) {
+    pub(crate) unsafe fn write(&self, status: Status) {
         // SAFETY: it is the address of a byte of that memory. Volatile, as the
         // guest shares it.
         unsafe { self.0.write_volatile(status as u8) }
@@ -179,18 +189,12 @@ impl Buffers {
         self.partial = false;
     }
 
-    /// Adds a buffer; `false` if it is not mapped. Once a piece is left out no
-    /// other is looked for.
+    /// Adds a buffer; `false` if that was not possible, and none can be added
+    /// any more.
     fn add(&mut self, memory: &Memory, guest: u64, len: u32) -> bool {
+        let pieces = memory.pieces(guest, u64::from(len), &mut self.pieces);
         self.bytes += u64::from(len);
-        if self.partial {
-            return true;
-        }
-        let mapped = memory
-            .pieces(guest, u64::from(len), &mut self.pieces)
-            .is_some();
-        self.partial = !mapped || self.pieces.len() > MAX_SEGMENTS;
-        mapped
+        pieces.is_some() && self.pieces.len() <= MAX_SEGMENTS
     }
 
     /// Cuts off the last byte, which is here.
@@ -237,12 +241,17 @@ impl Buffers {
     }
 }
 
+/// Descriptors that are followed in a turn: as many as a full turn of ordinary
+/// requests has, and few enough that nobody else waits for long.
+const STEPS: u32 = 16 << 10;
+
 /// Room for the pieces of one chain at a time.
 #[derive(Debug)]
 pub(crate) struct Scratch {
     readable: Buffers,
     writable: Buffers,
-    /// Descriptors that were followed.
+    /// Descriptors that may still be followed in this turn; a chain that is
+    /// longer is followed all the same.
     steps: u32,
 }
 
@@ -251,81 +260,123 @@ impl Scratch {
         Self {
             readable: Buffers::new(),
             writable: Buffers::new(),
-            steps: 0,
+            steps: STEPS,
         }
     }
 
-    /// Descriptors of all chains that were followed, since this was last
-    /// asked.
-    pub(crate) fn take_steps(&mut self) -> u32 {
-        std::mem::take(&mut self.steps)
+    /// A new turn begins.
+    pub(crate) fn begin_turn(&mut self) {
+        self.steps = STEPS;
     }
 
-    /// Follows a chain to its end, but looks for no buffer behind one that
-    /// makes it fail: only for the status byte, at its end.
+    /// No more chains are to be followed in this turn.
+    #[inline(always)]
+    pub(crate) fn is_spent(&self) -> bool {
+        self.steps == 0
+    }
+
+    /// Follows a chain to its end.
     pub(crate) fn walk<'a>(&'a mut self, memory: &'a Memory, ring: &Ring, head: u16) -> Walked<'a> {
         let Self {
-            readable,
-            writable,
-            steps,
+            readable, writable, ..
         } = self;
         readable.clear();
         writable.clear();
-        let mut sound = true;
         let mut total = 0u32;
-        // The last buffer to write, if it is not among the pieces.
-        let mut left_out = None;
-        for descriptor in Descriptors::new(memory, ring, head) {
-            *steps = steps.wrapping_add(1);
+        let mut descriptors = Descriptors::new(memory, ring, head);
+        let mut sound = true;
+        let status = loop {
+            let Some(descriptor) = descriptors.next() else {
+                break writable.take_last();
+            };
             let Ok(descriptor) = descriptor else {
+                self.steps = self.steps.saturating_sub(descriptors.steps());
                 return Walked::Bad(None);
             };
             let len = descriptor.len();
             if len == 0 {
                 continue;
             }
-            match total.checked_add(len) {
-                Some(sum) => total = sum,
-                // Without end if the driver wants so, but bounded by the table.
-                None => sound = false,
-            }
-            if descriptor.is_writable() {
-                if sound {
-                    sound = writable.add(memory, descriptor.addr(), len);
-                }
-                let here = sound && !writable.partial;
-                left_out = (!here).then_some((descriptor.addr(), len));
+            // Without end if the driver wants so, but bounded by the table.
+            let sum = total.checked_add(len);
+            total = sum.unwrap_or(total);
+            let good = if sum.is_none() {
+                false
+            } else if descriptor.is_writable() {
+                writable.add(memory, descriptor.addr(), len)
             } else {
                 // RING-9: all that is read comes before all that is written.
-                sound &= writable.bytes == 0;
-                if sound {
-                    sound = readable.add(memory, descriptor.addr(), len);
+                writable.bytes == 0 && readable.add(memory, descriptor.addr(), len)
+            };
+            if !good {
+                let too_many = |of: &Buffers| of.pieces.len() > MAX_SEGMENTS;
+                sound = too_many(readable) || too_many(writable);
+                match Self::follow_rest(readable, writable, &mut descriptors, descriptor, total) {
+                    Ok((end, status)) => {
+                        sound &= end;
+                        break status;
+                    }
+                    Err(Endless) => {
+                        self.steps = self.steps.saturating_sub(descriptors.steps());
+                        return Walked::Bad(None);
+                    }
                 }
             }
-        }
-        let status = match left_out {
-            Some((guest, len)) => {
-                let last = guest.checked_add(u64::from(len) - 1);
-                // All of the buffer has to be there, not only its end.
-                writable.pieces.truncate(MAX_SEGMENTS);
-                let there = memory.pieces(guest, u64::from(len), &mut writable.pieces);
-                writable.bytes = writable.bytes.saturating_sub(u64::from(there.is_some()));
-                let last = last.filter(|_| there.is_some());
-                last.and_then(|last| memory.host(last, 1)).map(StatusByte)
-            }
-            None => writable.take_last(),
         };
+        self.steps = self.steps.saturating_sub(descriptors.steps());
         match status {
             Some(status) if sound => Walked::Good(
                 Chain {
                     memory,
-                    readable,
-                    writable,
+                    readable: &mut self.readable,
+                    writable: &mut self.writable,
                 },
                 status,
             ),
             status => Walked::Bad(status),
         }
+    }
+
+    /// Follows a chain that has failed at its buffer `failed` to its end, for
+    /// the status byte, but looks for no more buffers. Returns whether all else
+    /// was sound.
+    #[cold]
+    fn follow_rest(
+        readable: &mut Buffers,
+        writable: &mut Buffers,
+        descriptors: &mut Descriptors<'_>,
+        failed: Descriptor,
+        mut total: u32,
+    ) -> Result<(bool, Option<StatusByte>), Endless> {
+        readable.partial = true;
+        writable.partial = true;
+        let memory = descriptors.memory;
+        let mut sound = true;
+        let mut last = failed.is_writable().then_some(failed);
+        for descriptor in descriptors {
+            let descriptor = descriptor?;
+            let len = descriptor.len();
+            if len == 0 {
+                continue;
+            }
+            let sum = total.checked_add(len);
+            sound &= sum.is_some();
+            total = sum.unwrap_or(total);
+            if descriptor.is_writable() {
+                writable.bytes += u64::from(len);
+                last = Some(descriptor);
+            } else {
+                sound &= writable.bytes == 0;
+                readable.bytes += u64::from(len);
+            }
+        }
+        let Some(last) = last else {
+            return Ok((sound, writable.take_last()));
+        };
+        // All of the buffer has to be there, not only its end.
+        writable.pieces.clear();
+        let there = memory.pieces(last.addr(), u64::from(last.len()), &mut writable.pieces);
+        Ok((sound, there.and_then(|()| writable.take_last())))
     }
 }
 

@@ -20,14 +20,7 @@ pub(crate) struct Common<D: Device> {
     pub tags: Tags,
     /// Knows what requests write, while that is logged.
     pub dirty: Option<Tracker>,
-    /// Descriptors that may still be followed in this turn; each counts, also
-    /// those of a chain that is longer than what is left.
-    pub steps: u32,
 }
-
-/// Descriptors that are followed in a turn: as many as a full turn of ordinary
-/// requests has, and few enough that nobody else waits for long.
-pub(crate) const STEPS: u32 = 16 << 10;
 
 impl<D: Device> Common<D> {
     /// There is room for one more request: else only an end goes on.
@@ -39,7 +32,7 @@ impl<D: Device> Common<D> {
     /// One more request may be fetched in this turn.
     #[inline(always)]
     pub(crate) fn may_fetch(&self) -> bool {
-        self.steps > 0 && self.has_room()
+        !self.scratch.is_spent() && self.has_room()
     }
 
     /// Lets these queues answer what has ended; returns how many requests.

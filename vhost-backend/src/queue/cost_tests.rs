@@ -123,7 +123,6 @@ fn serve(kept: Kept, batches: u32) {
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
         dirty: (kept == Kept::Log || kept == Kept::NoLog).then(tracker),
-        steps: u32::MAX,
     };
     let shape = Shape {
         queues: 1,
@@ -162,6 +161,7 @@ fn serve(kept: Kept, batches: u32) {
         for slot in 0..BATCH {
             driver.offer(3 * slot);
         }
+        common.scratch.begin_turn();
         queue.fetch(64, &mut common);
         common.reap(std::slice::from_mut(&mut queue));
         queue.publish();

@@ -152,7 +152,6 @@ impl Life {
             disk: Disk::new(disk, Arc::new(Mode::default())),
             tags: Tags::full(usize::from(SIZE)),
             dirty: None,
-            steps: u32::MAX,
         };
         let next_avail = match world.base {
             Base::Used => world.driver.used_idx().load(Ordering::Acquire),
@@ -179,6 +178,7 @@ impl Life {
     }
 
     fn fetch(&mut self, most: usize) {
+        self.common.scratch.begin_turn();
         self.queue.fetch(most, &mut self.common);
         self.queue.publish();
     }

@@ -52,7 +52,6 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
             usize::from(SIZE),
             crate::queue::chain::MOST_RANGES,
         )),
-        steps: u32::MAX,
     };
     let setup = crate::command::RingSetup {
         size: SIZE,
@@ -95,6 +94,7 @@ impl Rig {
     }
 
     fn fetch(&mut self) {
+        self.common.scratch.begin_turn();
         self.queue.fetch(64, &mut self.common);
     }
 

@@ -133,24 +133,22 @@ impl Epochs {
     /// Writes the status of a request and gives its claim back. Returns the
     /// status: a request that may have used memory that was lost has failed.
     pub(crate) fn finish(&mut self, held: Held, mut status: Status) -> Status {
-        let before = self.are_stale();
         let index = usize::try_from(held.epoch - self.first).ok();
         let Some(epoch) = index.and_then(|index| self.epochs.get_mut(index)) else {
             return Status::IoErr;
         };
-        if (before || epoch.damaged) && status == Status::Ok {
-            status = Status::IoErr;
-        }
         // SAFETY: the claim counted in this epoch since the chain was walked,
         // so its table is in `epochs` and mapped.
         unsafe { held.status.write(status) };
+        // Perhaps just now: the guest does not see such a status.
+        if (losses() != self.losses || epoch.damaged) && status == Status::Ok {
+            status = Status::IoErr;
+            // SAFETY: as above.
+            unsafe { held.status.write(status) };
+        }
         epoch.in_flight -= 1;
         if epoch.in_flight == 0 {
             self.drop_unused();
-        }
-        // Nor does the guest see a status that could not be written.
-        if self.are_stale() && status == Status::Ok {
-            status = Status::IoErr;
         }
         status
     }

@@ -38,7 +38,6 @@ fn rig() -> Rig {
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
         dirty: None,
-        steps: u32::MAX,
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queue = Queue::new(0, 0);
@@ -97,6 +96,7 @@ impl Rig {
     }
 
     fn fetch(&mut self) -> usize {
+        self.common.scratch.begin_turn();
         self.queue.fetch(64, &mut self.common)
     }
 

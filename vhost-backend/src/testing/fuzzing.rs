@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
 use crate::device::{Device, DiskInfo, IoChannel, Op, Status};
+use crate::memory::copy::Unreachable;
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
@@ -104,7 +105,6 @@ impl Rig {
                 disk: Disk::new(disk, Arc::new(mode)),
                 tags: Tags::full(usize::from(slots)),
                 dirty: None,
-                steps: u32::MAX,
             },
             stopping: None,
         }
@@ -155,6 +155,7 @@ impl Rig {
 
     /// Fetches one chain, if there is one.
     pub fn fetch(&mut self) -> bool {
+        self.common.scratch.begin_turn();
         self.queue.fetch(1, &mut self.common) == 1
     }
 
@@ -249,17 +250,17 @@ impl ChainReader for Bytes<'_> {
         self.writable - self.written.len() as u64
     }
 
-    fn read(&mut self, into: &mut [u8]) -> usize {
+    fn read(&mut self, into: &mut [u8]) -> Result<usize, Unreachable> {
         let (now, later) = self.readable.split_at(into.len().min(self.readable.len()));
         into[..now.len()].copy_from_slice(now);
         self.readable = later;
-        now.len()
+        Ok(now.len())
     }
 
-    fn write(&mut self, from: &[u8]) -> usize {
+    fn write(&mut self, from: &[u8]) -> Result<usize, Unreachable> {
         let room = usize::try_from(self.writable()).unwrap().min(from.len());
         self.written.extend_from_slice(&from[..room]);
-        room
+        Ok(room)
     }
 }
 
@@ -288,6 +289,7 @@ pub fn judge(
             assert_eq!(u32::try_from(chain.written.len()), Ok(written));
             Judged::Done(status, chain.written)
         }
+        Parsed::Unreachable => unreachable!("these bytes are our own"),
         Parsed::Io(op, data) => {
             assert!(chain.written.is_empty());
             Judged::Io {

@@ -18,7 +18,7 @@ use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
 use crate::queue::epochs::Epochs;
 use crate::queue::tags::Tags;
-use crate::queue::{Common, Queue, STEPS};
+use crate::queue::{Common, Queue};
 use crate::sys;
 use crate::worker::Worker;
 use crate::worker::spin::Spin;
@@ -210,7 +210,6 @@ fn build<D: Device>(
         disk: Disk::new(device, mode),
         tags: Tags::new(slots),
         dirty: None,
-        steps: STEPS,
     };
     Ok(Worker {
         common,
