@@ -45,28 +45,28 @@ pub(crate) struct Descriptors<'a> {
     next: Option<u16>,
     /// Descriptors that can still come without one coming twice.
     left: u16,
-    /// How many had come, at least, when this table began.
-    before: u32,
+    /// What `left` was at first, and how many had come before.
+    most: u32,
 }
 
 impl<'a> Descriptors<'a> {
     pub(crate) fn new(memory: &'a Memory, ring: &'a Ring, head: u16) -> Self {
         let size = ring.size();
+        let left = size.min(MAX_DESCRIPTORS);
         Self {
             memory,
             ring,
             table: Table::Direct,
             entries: size,
             next: Some(head),
-            left: size.min(MAX_DESCRIPTORS),
-            before: 0,
+            left,
+            most: u32::from(left),
         }
     }
 
-    /// Descriptors that were read, and those of a table that was entered.
+    /// Descriptors that have come, also those that came in vain.
     fn steps(&self) -> u32 {
-        let most = self.entries.min(MAX_DESCRIPTORS);
-        self.before + u32::from(most.saturating_sub(self.left))
+        self.most.saturating_sub(u32::from(self.left))
     }
 
     fn read(&self, index: u16) -> Option<Descriptor> {
@@ -76,20 +76,23 @@ impl<'a> Descriptors<'a> {
             // SAFETY: the whole table was found in one region, which `memory`
             // keeps mapped, and the index is below its number of entries.
             Table::Indirect(_, Some(host)) => Some(unsafe { Descriptor::read(host.add(offset)) }),
-            Table::Indirect(guest, None) => {
-                let guest = guest.checked_add(u64::try_from(offset).ok()?)?;
-                if let Some(host) = self.memory.host(guest, 16) {
-                    // SAFETY: all of it is mapped as long as `memory` is held.
-                    return Some(unsafe { Descriptor::read(host) });
-                }
-                let mut bytes = [0; 16];
-                for (at, byte) in (guest..=guest.checked_add(15)?).zip(&mut bytes) {
-                    // SAFETY: this byte is mapped as long as `memory` is held.
-                    *byte = unsafe { self.memory.host(at, 1)?.read_volatile() };
-                }
-                Some(Descriptor::from_bytes(bytes))
-            }
+            Table::Indirect(guest, None) => self.read_across(guest, offset),
         }
+    }
+
+    /// Reads a descriptor of a table that lies in several regions.
+    fn read_across(&self, table: u64, offset: usize) -> Option<Descriptor> {
+        let guest = table.checked_add(u64::try_from(offset).ok()?)?;
+        if let Some(host) = self.memory.host(guest, 16) {
+            // SAFETY: all of it is mapped as long as `memory` is held.
+            return Some(unsafe { Descriptor::read(host) });
+        }
+        let mut bytes = [0; 16];
+        for (at, byte) in (guest..=guest.checked_add(15)?).zip(&mut bytes) {
+            // SAFETY: this byte is mapped as long as `memory` is held.
+            *byte = unsafe { self.memory.host(at, 1)?.read_volatile() };
+        }
+        Some(Descriptor::from_bytes(bytes))
     }
 
     fn enter(&mut self, pointer: &Descriptor) -> Result<(), Endless> {
@@ -102,11 +105,12 @@ impl<'a> Descriptors<'a> {
         {
             return Err(Endless);
         }
-        self.before = self.steps();
         let host = self.memory.host(pointer.addr(), u64::from(pointer.len()));
         self.table = Table::Indirect(pointer.addr(), host.map(<*mut u8>::cast_const));
+        let steps = self.steps();
         self.entries = entries;
         self.left = entries.min(MAX_DESCRIPTORS);
+        self.most = steps + u32::from(self.left);
         Ok(())
     }
 
@@ -298,15 +302,17 @@ impl Scratch {
                 continue;
             }
             // Without end if the driver wants so, but bounded by the table.
-            let sum = total.checked_add(len);
-            total = sum.unwrap_or(total);
-            let good = if sum.is_none() {
-                false
-            } else if descriptor.is_writable() {
-                writable.add(memory, descriptor.addr(), len)
-            } else {
-                // RING-9: all that is read comes before all that is written.
-                writable.bytes == 0 && readable.add(memory, descriptor.addr(), len)
+            let good = match total.checked_add(len) {
+                None => false,
+                Some(sum) => {
+                    total = sum;
+                    if descriptor.is_writable() {
+                        writable.add(memory, descriptor.addr(), len)
+                    } else {
+                        // RING-9: all that is read comes before all that is written.
+                        writable.bytes == 0 && readable.add(memory, descriptor.addr(), len)
+                    }
+                }
             };
             if !good {
                 let too_many = |of: &Buffers| of.pieces.len() > MAX_SEGMENTS;
