@@ -6,6 +6,9 @@
 mod block_io;
 pub mod disk;
 mod engine;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod operator;
 pub mod options;

@@ -25,7 +25,7 @@ use crate::host::sys;
 pub use crate::protocol::{Answer, Request};
 
 /// Longest request line in bytes, with its end.
-const LINE_BYTES: usize = 4 << 10;
+pub const LINE_BYTES: usize = 4 << 10;
 
 const BOUNDS: Bounds = Bounds {
     all: 160,

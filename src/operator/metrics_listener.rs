@@ -95,7 +95,7 @@ fn party(address: IpAddr) -> IpAddr {
 }
 
 /// The answer to a request head.
-fn answer(head: &[u8], text: impl Fn() -> String) -> Vec<u8> {
+pub(crate) fn answer(head: &[u8], text: impl Fn() -> String) -> Vec<u8> {
     let (status, kind, body) = match request(head) {
         None => (
             "400 Bad Request",

@@ -56,6 +56,13 @@ where
     }
 }
 
+/// As [`parse`], of words that are given, with the line that would be said;
+/// `None` for help.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_in_one_line<P: Parser>(words: Vec<OsString>) -> Result<P, Option<String>> {
+    read(words).map_err(|error| error.use_stderr().then(|| in_one_line(&error)))
+}
+
 fn read<P: Parser>(words: Vec<OsString>) -> Result<P, Error> {
     let lossy: Vec<OsString> = words
         .iter()

@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[Room])] = &[
         "src",
         &[
             ("host", &[]),
+            ("fuzzing", &["operator", "options"]),
             ("options", &["host"]),
             ("protocol", &["options"]),
             ("engine", &["host", "options"]),
@@ -70,7 +71,10 @@ const ROOMS: &[(&str, &[Room])] = &[
                     "worker",
                 ],
             ),
-            ("testing", &["command", "device", "memory", "queue"]),
+            (
+                "testing",
+                &["command", "device", "memory", "queue", "session"],
+            ),
         ],
     ),
 ];

@@ -71,6 +71,12 @@ impl Descriptors {
         which.iter().take(40).map(number).collect()
     }
 
+    /// What is guest memory.
+    #[allow(dead_code)]
+    pub fn memory(&self) -> &File {
+        &self.memory
+    }
+
     pub fn kick(&mut self) {
         // The server may have written it full.
         let _ = self.kick.write(&1_u64.to_ne_bytes());

@@ -66,6 +66,13 @@ impl Served {
         self.handle.capacity_changed();
     }
 
+    /// Asks as an operator does.
+    #[allow(dead_code)]
+    pub fn ask(&self) {
+        let status = self.handle.status();
+        assert!(status.waiting.is_empty());
+    }
+
     /// Until nothing of the last session is left.
     pub fn wait_until_gone(&self) {
         self.ended.recv().unwrap();
@@ -150,6 +157,7 @@ impl FrontEnd {
     }
 
     /// A header alone.
+    #[allow(dead_code)]
     pub fn header(&mut self, request: u32, flags: u32, size: u32) {
         let words = [request, flags, size];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -176,6 +184,16 @@ impl FrontEnd {
     /// Until the server has read all that was sent, or has left.
     pub fn settle(&mut self) {
         while !self.closed && unread(&self.stream) > 0 {
+            self.take();
+            std::thread::yield_now();
+        }
+    }
+
+    /// Ends the connection, if that has not happened.
+    #[allow(dead_code)]
+    pub fn leave(mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        while !self.closed {
             self.take();
             std::thread::yield_now();
         }

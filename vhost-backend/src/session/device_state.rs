@@ -41,7 +41,7 @@ pub(crate) struct DeviceState {
 }
 
 impl DeviceState {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let word = |value: usize| u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes();
         let mut bytes = MAGIC.to_vec();
         bytes.extend(VERSION.to_le_bytes());
@@ -57,7 +57,7 @@ impl DeviceState {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<DeviceState> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<DeviceState> {
         let word = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         if bytes.get(..8)? != MAGIC || word(8)? < VERSION {
             return None;

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+mod chains;
 mod records;
 
 use std::fs::File;
@@ -21,9 +22,12 @@ use crate::queue::epochs::Epochs;
 use crate::queue::request::{self, ChainReader, Data, Parsed, Terms};
 use crate::queue::tags::Tags;
 use crate::queue::{Common, Queue};
+use crate::session::config_space::ConfigSpace;
+use crate::session::device_state::DeviceState;
 use crate::testing::fake::{self, FakeDisk, Io};
 use crate::testing::guest::memfd;
 
+pub use chains::{Found, walk};
 pub use records::{Claim, Recovered, mark, recover};
 
 /// What a read puts into its buffers.
@@ -66,6 +70,31 @@ pub struct Submitted {
     pub op: Op,
     /// What its pieces of guest memory hold now.
     pub data: Vec<u8>,
+}
+
+/// What a guest reads of its disk's configuration.
+#[must_use]
+pub fn config_space(
+    info: &DiskInfo,
+    capacity: u64,
+    queues: u16,
+    queue_size: u16,
+    writeback: bool,
+) -> [u8; 256] {
+    let space = ConfigSpace {
+        info,
+        capacity,
+        queues,
+        queue_size,
+        writeback,
+    };
+    space.bytes()
+}
+
+/// A saved state as it would be saved again, if it is one.
+#[must_use]
+pub fn device_state(bytes: &[u8]) -> Option<Vec<u8>> {
+    DeviceState::decode(bytes).map(|state| state.encode())
 }
 
 /// A queue with a disk whose requests end when told to.
