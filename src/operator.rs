@@ -1,5 +1,9 @@
 //! What the control socket reaches: carries out what an operator asks of a
 //! disk.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 mod advice;
 mod clients;

@@ -1,5 +1,9 @@
 //! What the process is told: options as they are typed, and the checked
 //! configuration made of them.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 pub(crate) mod address;
 pub mod args;

@@ -10,6 +10,10 @@
 //! A request with an unknown key is refused, as it might ask for something
 //! else than is done. Unknown keys and words of an answer are borne: extentd
 //! may be newer than who asks it. Keys that end in `_bytes` are sizes.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

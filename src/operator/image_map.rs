@@ -40,7 +40,9 @@ fn walk(source: &impl ExtentSource, range: Range<u64>, most: usize) -> io::Resul
     let mut add = |extent: Extent| {
         let room = pieces.len() < most;
         match pieces.last_mut() {
-            Some(before) if continues(before, &extent) => before.len += extent.len,
+            Some(before) if continues(before, &extent) => {
+                before.len = before.len.saturating_add(extent.len);
+            }
             _ if room => pieces.push(extent),
             _ => return false,
         }
@@ -66,7 +68,7 @@ fn walk(source: &impl ExtentSource, range: Range<u64>, most: usize) -> io::Resul
 fn hole(range: Range<u64>) -> Extent {
     Extent {
         start: range.start,
-        len: range.end - range.start,
+        len: range.end.saturating_sub(range.start),
         disk: 0,
         kind: Kind::Hole,
     }
@@ -78,7 +80,7 @@ fn has_place(kind: Kind) -> bool {
 
 fn continues(before: &Extent, extent: &Extent) -> bool {
     let same = before.kind == extent.kind && before.end() == extent.start;
-    same && (!has_place(extent.kind) || before.disk + before.len == extent.disk)
+    same && (!has_place(extent.kind) || before.disk.checked_add(before.len) == Some(extent.disk))
 }
 
 fn assemble(
@@ -105,10 +107,10 @@ fn assemble(
         .map(|extent| {
             let mut covered = 0;
             while let [part, rest @ ..] = parts {
-                covered += part
-                    .end
-                    .min(extent.end())
-                    .saturating_sub(part.start.max(extent.start));
+                let end = part.end.min(extent.end());
+                covered = end
+                    .saturating_sub(part.start.max(extent.start))
+                    .saturating_add(covered);
                 if part.end > extent.end() {
                     break;
                 }

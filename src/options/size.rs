@@ -43,9 +43,13 @@ pub fn parse(text: &str) -> Result<u64, SizeError> {
 pub fn display(bytes: u64) -> String {
     match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
         None => format!("{bytes} bytes"),
-        Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{} {name}iB", bytes / unit),
+        Some((name, unit)) if bytes.is_multiple_of(*unit) => {
+            let whole = bytes.checked_div(*unit).unwrap_or(bytes);
+            format!("{whole} {name}iB")
+        }
         Some((name, unit)) => {
-            let tenths = u128::from(bytes) * 10 / u128::from(*unit);
+            let tenths = u128::from(bytes).saturating_mul(10);
+            let tenths = tenths.checked_div((*unit).into()).unwrap_or(tenths);
             format!("{}.{} {name}iB", tenths / 10, tenths % 10)
         }
     }

@@ -1,5 +1,5 @@
-//! Chains of any descriptors, direct and indirect: what the device takes from them is what `virtio-queue`
-//! takes, up to where the specification forbids what comes.
+//! Chains of any descriptors, direct and indirect: what the device takes from them is what
+//! `virtio-queue` takes, up to where the specification forbids what comes.
 #![no_main]
 
 use arbitrary::Arbitrary;

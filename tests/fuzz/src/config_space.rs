@@ -1,5 +1,5 @@
-//! The configuration that a guest reads, of any disk: fields are where virtio 1.2 (5.2.4) has them, what is
-//! not offered is 0, and nothing overflows.
+//! The configuration that a guest reads, of any disk: fields are where virtio 1.2 (5.2.4) has
+//! them, what is not offered is 0, and nothing overflows.
 #![no_main]
 
 use arbitrary::Arbitrary;

@@ -1,5 +1,5 @@
-//! The control socket: any bytes in any pieces. Each line has one answer, which is one line that no
-//! terminal obeys; what is a request comes back as it was understood.
+//! The control socket: any bytes in any pieces. Each line has one answer, which is one line that
+//! no terminal obeys; what is a request comes back as it was understood.
 #![no_main]
 
 use std::io::{Read, Write};

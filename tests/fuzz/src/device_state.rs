@@ -1,4 +1,5 @@
-//! Saved states: what is taken for one is saved again as it was, but for what a later version added.
+//! Saved states: what is taken for one is saved again as it was, but for what a later version
+//! added.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! HTTP heads: one answer, whole and with the right length; the metrics only to who asked for them.
+//! HTTP heads: one answer, whole and with the right length; the metrics only to who asked for
+//! them.
 #![no_main]
 
 use arbitrary::Arbitrary;

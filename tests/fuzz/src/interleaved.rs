@@ -1,6 +1,7 @@
-//! Several parties at once against one server over real memory: a front-end that sets rings up, a guest that
-//! rewrites its memory while it is read, somebody who makes the file behind it shorter and longer (real
-//! SIGBUS), and an operator who asks and resizes. The server lives, and serves a correct front-end afterwards.
+//! Several parties at once against one server over real memory: a front-end that sets rings up, a
+//! guest that rewrites its memory while it is read, somebody who makes the file behind it shorter
+//! and longer (real SIGBUS), and an operator who asks and resizes. The server lives, and serves a
+//! correct front-end afterwards.
 #![no_main]
 
 mod descriptors;

@@ -1,6 +1,6 @@
 //! A hostile driver: any bytes in guest memory and any order of events, against a model of what a
-//! device may do about them. Nothing outside of what the driver gave to be written is ever written,
-//! and every head that names a chain is answered exactly once.
+//! device may do about them. Nothing outside of what the driver gave to be written is ever
+//! written, and every head that names a chain is answered exactly once.
 #![no_main]
 
 mod driver;
