@@ -4,13 +4,17 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod control_clients;
+mod foreign_files;
+mod fuse;
 mod liveness;
 mod log_floods;
 mod long_chains;
 mod looked_after;
 mod lost_memory;
 mod metrics_clients;
+mod orphans;
 mod served;
+mod silence;
 mod start_paths;
 mod stuck_eventfd;
 mod tracer;

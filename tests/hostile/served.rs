@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use front_end::{Daemon, Like, Wanted};
+use front_end::codes::protocol;
+use front_end::{Daemon, Like, Session, Wanted};
 use rig::attached::Attached;
 use rig::small_image::{IMAGE, content};
 use serde_json::Value;
@@ -12,6 +13,18 @@ use tempfile::TempDir;
 
 /// How long anything may take; nothing is proved by it.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// A session with all that is offered there.
+pub fn open(socket: &Path) -> Session {
+    let wanted = Wanted {
+        protocol: protocol::ALL | DEVICE_STATE,
+        ..Wanted::default()
+    };
+    Session::open(socket, Like::Qemu, wanted).unwrap()
+}
+
+/// `VHOST_USER_PROTOCOL_F_DEVICE_STATE`
+const DEVICE_STATE: u64 = 1 << 19;
 
 /// A process, and what it needs.
 pub struct Served {
@@ -52,6 +65,11 @@ impl Served {
             control,
             _files: files,
         }
+    }
+
+    /// A session with all that is offered.
+    pub fn open(&self) -> Session {
+        open(self.daemon.socket())
     }
 
     /// A front-end with a queue.

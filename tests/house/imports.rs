@@ -48,6 +48,7 @@ const ROOMS: &[(&str, &[Room])] = &[
     (
         "vhost-backend/src",
         &[
+            ("aside", &[]),
             ("crash", &[]),
             ("device", &[]),
             ("sys", &[]),
@@ -67,8 +68,8 @@ const ROOMS: &[(&str, &[Room])] = &[
             (
                 "session",
                 &[
-                    "command", "device", "error", "memory", "options", "peer", "status", "sys",
-                    "worker",
+                    "aside", "command", "device", "error", "memory", "options", "peer", "status",
+                    "sys", "worker",
                 ],
             ),
             (

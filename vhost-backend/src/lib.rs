@@ -13,6 +13,7 @@
 
 pub mod device;
 
+mod aside;
 mod command;
 mod crash;
 mod error;

@@ -17,6 +17,7 @@ pub(crate) mod server;
 pub(crate) mod vring;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,6 +36,7 @@ use crate::device::Device;
 use crate::error::Refusal;
 use crate::peer::Peer;
 use crate::status::Connected;
+use crate::sys;
 
 /// How long a front-end may leave a message unfinished, or our replies
 /// unread, before it is given up.
@@ -86,6 +88,10 @@ pub(crate) struct Session<D: Device> {
     /// acknowledgements.
     features_read: bool,
     refusals: u32,
+    /// It has set something up, as a front-end does that has a guest.
+    is_front_end: bool,
+    /// The process that has connected; readable once that has ended.
+    process: Option<OwnedFd>,
     /// The request that was served last; `None` if nothing has ever come.
     last: Option<u32>,
     connected: Connected,
@@ -99,6 +105,10 @@ impl<D: Device> Session<D> {
         token: u64,
     ) -> io::Result<Self> {
         let peer = Peer::of(&stream);
+        let process = sys::peer_process(&stream);
+        if let Some(process) = &process {
+            poller.add(process, token, Events::EPOLLIN | Events::EPOLLET)?;
+        }
         // Nothing is read or written that would have to wait.
         stream.set_nonblocking(false)?;
         let edges = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | Events::EPOLLET;
@@ -116,6 +126,8 @@ impl<D: Device> Session<D> {
             stalled: None,
             features_read: false,
             refusals: 0,
+            is_front_end: false,
+            process,
             last: None,
             connected: Connected {
                 peer,
@@ -136,9 +148,38 @@ impl<D: Device> Session<D> {
         self.connected
     }
 
-    /// It has not sent a byte yet.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.last.is_none()
+    /// It has to give way to another one: it has set nothing up, or left a
+    /// message unfinished. Since when, and what it has done.
+    pub(crate) fn gives_way(&self) -> Option<(Instant, &'static str)> {
+        let since = self.connected.since;
+        match (self.stalled, self.last) {
+            (Some(since), _) => Some((since, "it has left a message or a reply lying")),
+            (None, None) => Some((since, "it has sent nothing")),
+            (None, Some(_)) if !self.is_front_end => Some((since, "it has set nothing up")),
+            (None, Some(_)) => None,
+        }
+    }
+
+    /// It has a back-end channel, and the kernel does not tell whether its
+    /// process is there.
+    pub(crate) fn may_be_orphaned(&self) -> bool {
+        self.back.is_some() && self.process.is_none()
+    }
+
+    /// Lets the back-end channel go if the process that has connected is not
+    /// there any more: it may have sent its end of this very connection, which
+    /// would not end as long as we have that. Where the kernel does not tell of
+    /// the process, one that `waits` decides.
+    pub(crate) fn drop_orphaned_channel(&mut self, waits: bool) {
+        let gone = match &self.process {
+            Some(process) => sys::is_readable(process),
+            None => waits,
+        };
+        if gone && self.back.take().is_some() {
+            log::info!(
+                "the process that has connected is gone: its back-end channel is closed, and changes of the size are not told any more"
+            );
+        }
     }
 
     /// The capacity has changed; the front-end is told as soon as a ring runs
@@ -149,6 +190,9 @@ impl<D: Device> Session<D> {
 
     /// Serves the messages that have come.
     pub(crate) fn serve(&mut self) -> Outcome {
+        if self.back.is_some() {
+            self.drop_orphaned_channel(false);
+        }
         let outcome = self.serve_messages().unwrap_or_else(|error| {
             log::warn!("the front-end is disconnected: {error}");
             Outcome::Over
@@ -211,7 +255,16 @@ impl<D: Device> Session<D> {
     fn serve_message(&mut self, message: &Message) -> io::Result<()> {
         let terms = lock(&self.handler).terms();
         self.last = Some(message.request);
-        match terms.admit(message, self.channel.payload(message)) {
+        let admitted = terms.admit(message, self.channel.payload(message));
+        let admitted = admitted.and_then(|request| {
+            let mut kinds = self.channel.kinds();
+            let taken = kinds.all(|kind| admission::takes(request, kind));
+            taken.then_some(request).ok_or(Refusal::Descriptor)
+        });
+        if let Ok(request) = &admitted {
+            self.is_front_end |= admission::is_of_front_end(*request);
+        }
+        match admitted {
             Ok(FrontendReq::SET_BACKEND_REQ_FD) => self.set_back_channel(message, &terms),
             Ok(FrontendReq::GET_INFLIGHT_FD) => self.get_inflight(message, &terms),
             Ok(FrontendReq::SET_INFLIGHT_FD) => self.set_inflight(message, &terms),

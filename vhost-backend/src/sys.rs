@@ -5,7 +5,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -305,17 +305,103 @@ fn scheduling() -> io::Result<libc::sched_attr> {
 /// counter nor a stolen event may hold a worker up. `None` if it is something
 /// else, which might be readable for ever.
 pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
-    let fd = file.as_raw_fd();
-    // Without /proc there is no telling, and the front-end is believed.
-    if let Ok(target) = std::fs::read_link(format!("/proc/self/fd/{fd}"))
-        && target.to_str() != Some("anon_inode:[eventfd]")
-    {
+    if kind(&file) != Kind::Event {
         return Ok(None);
     }
     set_nonblocking(&file)?;
     close_on_exec(&file)?;
     // SAFETY: the descriptor is open and handed over.
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
+}
+
+/// What the kernel itself knows of a descriptor, without asking whoever serves
+/// it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// An eventfd.
+    Event,
+    /// A file in memory.
+    Memory,
+    /// A pipe without a name.
+    Pipe,
+    /// A Unix socket.
+    Socket,
+    /// A regular file on a block device of this host.
+    Disk,
+    /// Anything else: it may be closed, but nothing else is safe.
+    Other,
+}
+
+/// What kind of descriptor it is. Waits for nobody.
+pub(crate) fn kind(fd: &impl AsRawFd) -> Kind {
+    let fd = fd.as_raw_fd();
+    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
+    if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
+        return Kind::Memory;
+    }
+    // Of what has no name the kernel tells what it is; names begin with a slash.
+    let target = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok();
+    match target.as_ref().and_then(|target| target.to_str()) {
+        Some("anon_inode:[eventfd]") => Kind::Event,
+        Some(name) if name.starts_with("pipe:[") => Kind::Pipe,
+        Some(name) if name.starts_with("socket:[") => match domain(fd) {
+            Some(libc::AF_UNIX) => Kind::Socket,
+            _ => Kind::Other,
+        },
+        _ if is_on_block_device(fd) => Kind::Disk,
+        _ => Kind::Other,
+    }
+}
+
+/// The family of a socket.
+fn domain(fd: RawFd) -> Option<libc::c_int> {
+    let mut domain: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&domain)).ok()?;
+    // SAFETY: `domain` is writable for as many bytes as `len` says.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0).then_some(domain)
+}
+
+/// It is a regular file whose file system is on one block device, which is not
+/// for every user to arrange.
+fn is_on_block_device(fd: RawFd) -> bool {
+    // SAFETY: all zeros is a valid statx, a struct of integers.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    // SAFETY: the name is a C string, and `stat` is writable for the call.
+    let result = unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &raw mut stat) };
+    result == 0
+        && u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG
+        && stat.stx_dev_major != 0
+}
+
+/// A descriptor of the process that has connected a socket, which is readable
+/// once that has ended; `None` if the kernel does not tell.
+pub(crate) fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
+    /// `SO_PEERPIDFD` (Linux 6.5).
+    const SO_PEERPIDFD: libc::c_int = 77;
+    let mut fd: libc::c_int = -1;
+    let mut len = libc::socklen_t::try_from(size_of_val(&fd)).ok()?;
+    // SAFETY: `fd` is writable for as many bytes as `len` says.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut len,
+        )
+    };
+    // SAFETY: a descriptor that comes is new and ours.
+    (result == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Signals an eventfd by one write, which is not made again where it was

@@ -7,6 +7,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use crate::error::Refusal;
 use crate::session::channel::Message;
 use crate::session::features::{Negotiated, PROTOCOL};
+use crate::sys::Kind;
 
 /// Bit 8 of the payload of SET_VRING_KICK, CALL and ERR: no descriptor.
 const NO_FD: u64 = 1 << 8;
@@ -68,6 +69,32 @@ impl Terms {
             _ => return true,
         };
         self.negotiated.has_protocol(needed)
+    }
+}
+
+/// Not only asks what is offered, as a probe does.
+pub(crate) fn is_of_front_end(request: FrontendReq) -> bool {
+    !matches!(
+        request,
+        FrontendReq::GET_FEATURES
+            | FrontendReq::GET_PROTOCOL_FEATURES
+            | FrontendReq::SET_PROTOCOL_FEATURES
+            | FrontendReq::GET_QUEUE_NUM
+            | FrontendReq::GET_MAX_MEM_SLOTS
+            | FrontendReq::GET_CONFIG
+    )
+}
+
+/// Descriptors of this kind are taken with the request. With others nothing is
+/// safe: whatever is done with them may wait for whoever serves them.
+pub(crate) fn takes(request: FrontendReq, kind: Kind) -> bool {
+    match request {
+        FrontendReq::SET_VRING_KICK | FrontendReq::SET_VRING_CALL | FrontendReq::SET_VRING_ERR => {
+            kind == Kind::Event
+        }
+        FrontendReq::SET_BACKEND_REQ_FD => kind == Kind::Socket,
+        FrontendReq::SET_DEVICE_STATE_FD => kind == Kind::Pipe,
+        _ => matches!(kind, Kind::Memory | Kind::Disk),
     }
 }
 

@@ -7,13 +7,14 @@ use std::os::unix::net::UnixStream;
 
 use vhost::vhost_user::message::BackendReq;
 
+use crate::aside::Aside;
 use crate::session::channel;
 
 /// Sends messages that ask for no acknowledgement: QEMU answers a change of
 /// the configuration by reading it on the main socket, which we could not
 /// serve while we wait (VU-27).
 #[derive(Debug)]
-pub(crate) struct BackChannel(UnixStream);
+pub(crate) struct BackChannel(Aside<UnixStream>);
 
 impl BackChannel {
     /// # Errors
@@ -21,7 +22,7 @@ impl BackChannel {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let stream = UnixStream::from(fd);
         stream.local_addr()?;
-        Ok(Self(stream))
+        Ok(Self(Aside::new(stream)))
     }
 
     /// Says that the configuration has changed, without waiting.

@@ -4,12 +4,15 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
+use crate::aside::{self, Aside};
 use crate::error::OPEN_FILES;
+use crate::sys::{self, Kind};
 
 /// Bytes of a message header: request, flags, payload size.
 const HEADER: usize = 12;
@@ -60,7 +63,7 @@ pub(crate) enum Next {
 /// descriptors, a peek that ends before it reports them all the same.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    stream: UnixStream,
+    stream: Aside<UnixStream>,
     buffer: Box<[u8; MAX_MESSAGE]>,
     /// Bytes of the message in the buffer.
     filled: usize,
@@ -70,7 +73,7 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self {
-            stream,
+            stream: Aside::new(stream),
             buffer: Box::new([0; MAX_MESSAGE]),
             filled: 0,
             fds: Vec::new(),
@@ -114,10 +117,15 @@ impl Channel {
             .unwrap_or_default()
     }
 
+    /// What kinds of descriptors have come with it.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> {
+        self.fds.iter().map(sys::kind)
+    }
+
     /// Is done with the message; its descriptors are closed.
     pub(crate) fn discard(&mut self) {
         self.filled = 0;
-        self.fds.clear();
+        close(&mut self.fds);
     }
 
     /// Is done with the message and gives its descriptors.
@@ -212,6 +220,25 @@ impl Channel {
             }
         }
         Ok(None)
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        close(&mut self.fds);
+        // The other end hears of it at once, also if the closing waits: what
+        // has come and was not received is closed with the socket.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
+/// Closes descriptors, elsewhere if that may wait.
+fn close(fds: &mut Vec<OwnedFd>) {
+    let at_once = |fd: &OwnedFd| matches!(sys::kind(fd), Kind::Event | Kind::Memory | Kind::Disk);
+    if fds.iter().all(at_once) {
+        fds.clear();
+    } else {
+        aside::let_go(std::mem::take(fds));
     }
 }
 

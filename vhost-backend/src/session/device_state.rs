@@ -12,13 +12,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::aside;
 use crate::error::StateError;
+use crate::sys::{self, Kind};
 
 const MAGIC: [u8; 8] = *b"extentd\0";
 const VERSION: u16 = 1;
@@ -95,41 +97,57 @@ impl DeviceState {
 
     /// Writes it to the end of a pipe that a front-end has sent, which nobody
     /// needs to read meanwhile.
-    pub(crate) fn save(&self, pipe: &File) -> Result<(), StateError> {
+    pub(crate) fn save(&self, pipe: File) -> Result<(), StateError> {
         let bytes = self.encode();
-        match ours(pipe, OpenOptions::new().write(true))?.write(&bytes) {
-            Ok(written) if written == bytes.len() => Ok(()),
-            Ok(_) => Err(StateError::Full),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(StateError::Full),
-            Err(error) => Err(error.into()),
-        }
+        let saved = aside::within(PATIENCE, move || write(&pipe, &bytes));
+        saved.unwrap_or(Err(StateError::Late))
     }
 
     /// Reads it from a pipe to its end.
-    pub(crate) fn load(pipe: &File) -> Result<DeviceState, StateError> {
-        let mut pipe = ours(pipe, OpenOptions::new().read(true))?;
-        let until = Instant::now() + PATIENCE;
-        let mut bytes = Vec::with_capacity(MOST);
-        let mut part = [0; MOST];
-        while bytes.len() <= MOST {
-            match pipe.read(&mut part) {
-                Ok(0) => return DeviceState::decode(&bytes).ok_or(StateError::Foreign),
-                Ok(read) => bytes.extend(part.iter().take(read)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(&pipe, until)?,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+    pub(crate) fn load(pipe: File) -> Result<DeviceState, StateError> {
+        let loaded = aside::within(PATIENCE + PATIENCE / 10, move || read(&pipe));
+        loaded.unwrap_or(Err(StateError::Late))
+    }
+}
+
+fn write(pipe: &File, bytes: &[u8]) -> Result<(), StateError> {
+    match ours(pipe, OpenOptions::new().write(true))?.write(bytes) {
+        Ok(written) if written == bytes.len() => Ok(()),
+        Ok(_) => Err(StateError::Full),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(StateError::Full),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read(pipe: &File) -> Result<DeviceState, StateError> {
+    let mut pipe = ours(pipe, OpenOptions::new().read(true))?;
+    let until = Instant::now() + PATIENCE;
+    let mut bytes = Vec::with_capacity(MOST);
+    let mut part = [0; MOST];
+    while bytes.len() <= MOST {
+        match pipe.read(&mut part) {
+            Ok(0) => return DeviceState::decode(&bytes).ok_or(StateError::Foreign),
+            Ok(read) => bytes.extend(part.iter().take(read)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(&pipe, until)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(StateError::Foreign)
+    }
+    Err(StateError::Foreign)
+}
+
+/// A front-end's descriptor is a pipe.
+pub(crate) fn check_pipe(pipe: &File) -> Result<(), StateError> {
+    match sys::kind(pipe) {
+        Kind::Pipe => Ok(()),
+        _ => Err(StateError::NotAPipe),
     }
 }
 
 /// The same pipe, open for us alone and such that it keeps nobody waiting,
 /// whatever its sender does with theirs.
 fn ours(pipe: &File, how: &mut OpenOptions) -> Result<File, StateError> {
-    if !pipe.metadata()?.file_type().is_fifo() {
-        return Err(StateError::NotAPipe);
-    }
+    check_pipe(pipe)?;
     let name = format!("/proc/self/fd/{}", pipe.as_raw_fd());
     Ok(how.custom_flags(libc::O_NONBLOCK).open(name)?)
 }
@@ -215,16 +233,14 @@ mod tests {
         let (end, pipe) = io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
         let mut times = 0;
-        while state().save(&pipe).is_ok() {
+        while state().save(pipe.try_clone().unwrap()).is_ok() {
             times += 1;
         }
         assert!(times > 1);
         drop(end);
         let file = tempfile::tempfile().unwrap();
-        assert!(matches!(state().save(&file), Err(StateError::NotAPipe)));
-        assert!(matches!(
-            DeviceState::load(&file),
-            Err(StateError::NotAPipe)
-        ));
+        let copy = file.try_clone().unwrap();
+        assert!(matches!(state().save(copy), Err(StateError::NotAPipe)));
+        assert!(matches!(DeviceState::load(file), Err(StateError::NotAPipe)));
     }
 }

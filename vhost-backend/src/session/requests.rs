@@ -205,7 +205,7 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
         fd: File,
     ) -> Result<Option<File>> {
         match direction {
-            VhostTransferStateDirection::SAVE => self.save_state(&fd),
+            VhostTransferStateDirection::SAVE => self.save_state(fd),
             VhostTransferStateDirection::LOAD => self.begin_load(fd),
         }
         .map_err(refused)?;

@@ -162,6 +162,11 @@ impl<D: Device> Server<D> {
                 let served = session.as_ref().map(|one| one.connected().peer);
                 doorway.look(poller, served);
             }
+            if let (Some(session), Some(doorway)) = (session.as_mut(), doorway.as_ref())
+                && let Some(first) = doorway.waiting().next()
+            {
+                session.drop_orphaned_channel(first.since.elapsed() >= SILENCE);
+            }
             let outcome = match (session.as_mut(), doorway.as_mut()) {
                 (Some(session), _) => self.turn(session),
                 (None, Some(doorway)) => self.let_in(doorway, poller, session)?,
@@ -272,25 +277,33 @@ impl<D: Device> Server<D> {
             Some(session) => [session.deadline(), lock(&self.handler).retry_at()],
             None => [None; 2],
         };
-        let all = mine.into_iter().chain([closed, impatience]);
+        let first = doorway.and_then(|doorway| doorway.waiting().next());
+        let orphaned = session
+            .filter(|session| session.may_be_orphaned())
+            .and(first)
+            .map(|first| first.since + SILENCE)
+            .filter(|at| *at > Instant::now());
+        let all = mine.into_iter().chain([closed, impatience, orphaned]);
         all.flatten().min()
     }
 }
 
-/// When a front-end that has never sent anything has kept another one waiting
-/// for long enough.
+/// When a connection that is no front-end yet, or leaves a message unfinished,
+/// has kept another one waiting for long enough. One that has set something up
+/// may be silent for ever: its guest may be paused, or not have begun.
 fn impatience<D: Device>(
     doorway: Option<&Doorway>,
     session: Option<&Session<D>>,
 ) -> Option<Instant> {
-    let session = session.filter(|session| session.is_silent())?;
+    let session = session?;
+    let (since, what) = session.gives_way()?;
     let waiting = doorway?.waiting().next()?;
-    let at = waiting.since.max(session.connected().since) + SILENCE;
+    let at = waiting.since.max(since) + SILENCE;
     if at <= Instant::now() {
         log::warn!(
-            "the front-end ({}) is disconnected: it has sent nothing for {} s, and another one ({}) waits",
+            "the front-end ({}) is disconnected: {what} for {} s, and another one ({}) waits",
             peer::name(session.connected().peer),
-            session.connected().since.elapsed().as_secs(),
+            since.elapsed().as_secs(),
             peer::name(waiting.peer)
         );
     }

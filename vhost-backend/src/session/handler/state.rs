@@ -3,9 +3,10 @@
 use std::fs::File;
 
 use super::Handler;
+use crate::aside::Aside;
 use crate::device::Device;
 use crate::error::{Refusal, StateError};
-use crate::session::device_state::DeviceState;
+use crate::session::device_state::{DeviceState, check_pipe};
 
 /// What was asked for last.
 #[derive(Debug)]
@@ -16,12 +17,12 @@ pub(super) enum Transfer {
     Saved,
     /// It comes through there, and is taken when the front-end asks whether
     /// that went well.
-    Loading(File),
+    Loading(Aside<File>),
 }
 
 impl<D: Device> Handler<D> {
     /// Saves the state through a pipe of the front-end.
-    pub(crate) fn save_state(&mut self, pipe: &File) -> Result<(), Refusal> {
+    pub(crate) fn save_state(&mut self, pipe: File) -> Result<(), Refusal> {
         self.transfer = Transfer::None;
         self.at_rest()?.save(pipe)?;
         self.transfer = Transfer::Saved;
@@ -32,7 +33,8 @@ impl<D: Device> Handler<D> {
     pub(crate) fn begin_load(&mut self, pipe: File) -> Result<(), Refusal> {
         self.transfer = Transfer::None;
         self.at_rest()?;
-        self.transfer = Transfer::Loading(pipe);
+        check_pipe(&pipe)?;
+        self.transfer = Transfer::Loading(Aside::new(pipe));
         Ok(())
     }
 
@@ -42,7 +44,7 @@ impl<D: Device> Handler<D> {
             Transfer::None => Err(StateError::Nothing.into()),
             Transfer::Saved => Ok(()),
             Transfer::Loading(pipe) => {
-                let saved = DeviceState::load(&pipe)?;
+                let saved = DeviceState::load(Aside::into_inner(pipe))?;
                 self.at_rest()?.takes(&saved)?;
                 for (ring, base) in self.vrings.iter_mut().zip(saved.bases) {
                     ring.base = base;

@@ -1,0 +1,78 @@
+//! Descriptors of a file whose file system never answers, with each message.
+
+use std::os::fd::AsRawFd;
+
+use crate::fuse::Silent;
+use crate::served::Served;
+
+/// Requests with a payload that would be taken, for a file of 64 MiB.
+fn messages() -> Vec<(u32, Vec<u8>)> {
+    let words = |words: &[u64]| -> Vec<u8> { words.iter().flat_map(|w| w.to_ne_bytes()).collect() };
+    let region = [0, 1 << 20, 0x7000_0000, 0];
+    let one = [&[1][..], &region[..]].concat();
+    vec![
+        // GET_FEATURES, which takes none, and a request that there is not.
+        (1, Vec::new()),
+        (999, Vec::new()),
+        // SET_MEM_TABLE, SET_LOG_BASE, SET_LOG_FD
+        (5, words(&one)),
+        (6, words(&[4096, 0])),
+        (7, Vec::new()),
+        // SET_VRING_KICK, CALL, ERR
+        (12, words(&[0])),
+        (13, words(&[0])),
+        (14, words(&[0])),
+        // SET_BACKEND_REQ_FD
+        (21, Vec::new()),
+        // SET_INFLIGHT_FD: one queue of 64 entries
+        (
+            32,
+            [
+                words(&[4096, 0]),
+                [1_u16, 64].map(u16::to_ne_bytes).concat(),
+                vec![0; 4],
+            ]
+            .concat(),
+        ),
+        // ADD_MEM_REG, SET_DEVICE_STATE_FD both ways
+        (37, words(&[&[0][..], &region[..]].concat())),
+        (42, words(&[0])),
+        (42, words(&[1])),
+    ]
+}
+
+#[test]
+fn files_that_nobody_serves_keep_nobody_waiting() {
+    let served = Served::new(&[]);
+    let Some(silent) = Silent::new() else { return };
+    let fd = silent.file().as_raw_fd();
+    for (request, payload) in messages() {
+        let session = served.open();
+        let connection = &session.connection;
+        connection.send(request, 0, &payload, &[fd]).unwrap();
+        // The same connection is answered: the last of what comes is this.
+        connection.send(15, 0, &[], &[]).unwrap();
+        while connection.receive().unwrap().request != 15 {}
+        drop(session);
+        served.serves_the_next();
+    }
+    served.said("is of a kind that is not taken here");
+    drop(silent);
+    served.serves_the_next();
+    assert!(served.daemon.terminate().unwrap().success());
+}
+
+#[test]
+fn more_of_them_than_there_are_threads_for_keep_nobody_waiting() {
+    let served = Served::new(&[]);
+    let Some(silent) = Silent::new() else { return };
+    let fds = [silent.file().as_raw_fd(); 8];
+    for _ in 0..40 {
+        let session = served.open();
+        session.connection.send(999, 0, &[], &fds).unwrap();
+        session.connection.get_features().unwrap();
+    }
+    served.serves_the_next();
+    drop(silent);
+    assert!(served.daemon.terminate().unwrap().success());
+}
