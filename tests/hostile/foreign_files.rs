@@ -1,6 +1,10 @@
 //! Descriptors of a file whose file system never answers, with each message.
+//!
+//! Each is sent by a process of its own: what other tests start meanwhile would
+//! inherit the file, and wait for its file system as it closes that.
 
 use std::os::fd::AsRawFd;
+use std::process::Command;
 
 use crate::fuse::Silent;
 use crate::served::Served;
@@ -41,8 +45,26 @@ fn messages() -> Vec<(u32, Vec<u8>)> {
     ]
 }
 
+const ALONE: &str = "EXTENTD_HOSTILE_ALONE";
+
+/// Runs the test of that name in a process of its own; whether this is that.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let ended = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", test])
+        .env(ALONE, "1")
+        .status();
+    assert!(ended.unwrap().success());
+    false
+}
+
 #[test]
 fn files_that_nobody_serves_keep_nobody_waiting() {
+    if !is_alone("foreign_files::files_that_nobody_serves_keep_nobody_waiting") {
+        return;
+    }
     let served = Served::new(&[]);
     let Some(silent) = Silent::new() else { return };
     let fd = silent.file().as_raw_fd();
@@ -64,6 +86,9 @@ fn files_that_nobody_serves_keep_nobody_waiting() {
 
 #[test]
 fn more_of_them_than_there_are_threads_for_keep_nobody_waiting() {
+    if !is_alone("foreign_files::more_of_them_than_there_are_threads_for_keep_nobody_waiting") {
+        return;
+    }
     let served = Served::new(&[]);
     let Some(silent) = Silent::new() else { return };
     let fds = [silent.file().as_raw_fd(); 8];

@@ -184,6 +184,8 @@ fn refusal_payload(message: &Message, payload: &[u8], reply_ack: bool) -> Option
             let words = [u32_at(payload, 0), 0, u32_at(payload, 8)];
             Some(words.iter().flat_map(|w| w.to_ne_bytes()).collect())
         }
+        // No descriptor comes back, and the lowest byte tells of the failure.
+        Ok(FrontendReq::SET_DEVICE_STATE_FD) => Some(0x101_u64.to_ne_bytes().to_vec()),
         Ok(FrontendReq::GET_VRING_BASE) => {
             let words = [u32_at(payload, 0), u32::MAX];
             Some(words.iter().flat_map(|w| w.to_ne_bytes()).collect())
