@@ -7,7 +7,6 @@
 #![allow(unsafe_code)]
 
 use std::any::Any;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +19,8 @@ use pulse::Doing;
 
 /// Most threads of each kind at a time, in the whole process.
 const MOST: usize = 16;
+/// How long to wait for what need not be waited for.
+const MOMENT: Duration = Duration::from_millis(50);
 /// Bytes of the stack of one.
 const STACK: usize = 128 << 10;
 
@@ -51,10 +52,10 @@ impl Pool {
                 let Some(next) = next else { break };
                 drop(next);
             }
-            drop(place);
         };
-        if let Err(error) = spawn(run) {
-            log::debug!("descriptors of a front-end stay open for now: {error}");
+        // Mostly it has ended at once, and who counts descriptors finds none.
+        if run_within(place, MOMENT, run).is_none() {
+            log::debug!("descriptors of a front-end stay open for now");
         }
     }
 }
@@ -85,9 +86,25 @@ impl Drop for Place {
     }
 }
 
-fn spawn(act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// What the thread brings, if it starts and ends within `limit`.
+fn run_within<T: Send + 'static>(
+    place: Place,
+    limit: Duration,
+    act: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (tell, told) = mpsc::sync_channel(1);
+    let run = move || {
+        let result = act();
+        drop(place);
+        // Nobody may be left to hear it.
+        let _ = tell.send(result);
+    };
     let builder = Builder::new().name("aside".to_owned()).stack_size(STACK);
-    builder.spawn(act).map(drop)
+    let thread = builder.spawn(run).ok()?;
+    let result = pulse::during(Doing::Disk, || told.recv_timeout(limit)).ok()?;
+    // It does nothing any more.
+    let _ = thread.join();
+    Some(result)
 }
 
 /// Does something elsewhere; `None` if that has not ended within `limit`, or
@@ -96,15 +113,7 @@ pub(crate) fn within<T: Send + 'static>(
     limit: Duration,
     act: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let place = Place::of(&ACTS)?;
-    let (tell, told) = mpsc::sync_channel(1);
-    spawn(move || {
-        // Nobody may be left to hear it.
-        let _ = tell.send(act());
-        drop(place);
-    })
-    .ok()?;
-    pulse::during(Doing::Disk, || told.recv_timeout(limit)).ok()
+    run_within(Place::of(&ACTS)?, limit, act)
 }
 
 /// Drops unknown descriptors elsewhere, now or when there is a thread for it.
