@@ -37,6 +37,7 @@ pub enum Doing {
 }
 
 impl Doing {
+    #[inline(always)]
     fn of(beats: u64) -> Self {
         match beats & DOING {
             1 => Self::Resting,
@@ -80,6 +81,7 @@ struct Pulse {
 
 impl Pulse {
     /// From now on it does this; what it did before.
+    #[inline(always)]
     fn set(&self, doing: Doing) -> Doing {
         let before = self.beats.load(Ordering::Relaxed);
         let count = (before & !DOING).wrapping_add(BEAT);
@@ -182,7 +184,7 @@ impl Drop for Member {
 }
 
 /// The calling thread comes round once more.
-#[inline]
+#[inline(always)]
 pub fn turn() {
     if let Some(mine) = MINE.get() {
         mine.set(Doing::Turning);
@@ -190,7 +192,7 @@ pub fn turn() {
 }
 
 /// Does something as `doing`.
-#[inline]
+#[inline(always)]
 pub fn during<T>(doing: Doing, act: impl FnOnce() -> T) -> T {
     let Some(mine) = MINE.get() else { return act() };
     let before = mine.set(doing);

@@ -10,7 +10,6 @@
 use std::collections::VecDeque;
 
 use mapping::path::Permit;
-use pulse::Doing;
 
 use super::{Files, Work, sync};
 
@@ -84,13 +83,13 @@ impl Inline {
             }
             // SAFETY: whoever pushed it keeps the vector valid until its
             // result was given, which is after this call.
-            let result = pulse::during(Doing::Disk, || unsafe {
+            let result = unsafe {
                 if work.is_raw() {
                     sync::permitted(files, work, may)
                 } else {
                     sync::result_of(files, work)
                 }
-            });
+            };
             ended.push((token, result));
         }
     }

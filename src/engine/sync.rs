@@ -141,13 +141,13 @@ impl Engine for Sync {
             let (token, work) = self.queued[index];
             // SAFETY: whoever pushed it keeps the vector valid until its
             // result was given, which is after this call.
-            let result = pulse::during(Doing::Disk, || unsafe {
+            let result = unsafe {
                 if work.is_raw() {
                     permitted(&self.files, work, may)
                 } else {
                     result_of(&self.files, work)
                 }
-            });
+            };
             self.ended.push((token, result));
         }
         self.queued.clear();
@@ -196,7 +196,7 @@ impl Engine for Sync {
     }
 
     fn wait(&mut self, timeout: Option<Duration>, may: &mut impl FnMut() -> Option<Permit>) {
-        self.submit(may);
+        pulse::during(Doing::Disk, || self.submit(may));
         if !self.ended.is_empty() {
             return;
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use io_uring::types::CloneBuffersFlags;
 use io_uring::{IoUring, opcode, squeue};
 use mapping::path::Permit;
+use pulse::Doing;
 
 use super::entries::Buffers;
 use super::inline::Inline;
@@ -383,7 +384,8 @@ impl Engine for Uring {
         if std::mem::take(&mut self.unwatched) {
             self.poll_watched();
         }
-        self.give_staged(may);
+        // Whoever waits rests, but not for what is carried out here.
+        pulse::during(Doing::Disk, || self.give_staged(may));
         let nap = self.polled.as_mut().and_then(Polled::nap);
         let timeout = [timeout, nap].into_iter().flatten().min();
         if self.ended.is_empty() && self.inline.is_empty() {

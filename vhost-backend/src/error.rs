@@ -133,6 +133,8 @@ pub(crate) enum Refusal {
     Request(u32),
     #[error("{0} is not an event file descriptor")]
     NotAnEvent(&'static str),
+    #[error("memory {0}")]
+    Backing(SharedError),
     #[error("a descriptor that came with it is of a kind that is not taken here")]
     Descriptor,
     #[error("no descriptor came with it")]

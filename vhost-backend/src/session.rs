@@ -258,8 +258,8 @@ impl<D: Device> Session<D> {
         let admitted = terms.admit(message, self.channel.payload(message));
         let admitted = admitted.and_then(|request| {
             let mut kinds = self.channel.kinds();
-            let taken = kinds.all(|kind| admission::takes(request, kind));
-            taken.then_some(request).ok_or(Refusal::Descriptor)
+            kinds.try_for_each(|kind| admission::takes(request, kind))?;
+            Ok(request)
         });
         if let Ok(request) = &admitted {
             self.is_front_end |= admission::is_of_front_end(*request);

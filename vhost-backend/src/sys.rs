@@ -2,13 +2,17 @@
 //! offer, each as a safe function.
 #![allow(unsafe_code)]
 
+mod kind;
+
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use self::kind::{Kind, kind, known_of};
 
 /// The size of a page of this machine, in bytes.
 pub(crate) fn page_size() -> u64 {
@@ -102,78 +106,6 @@ pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
 pub(crate) fn is_memory(file: &File) -> bool {
     // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) >= 0 }
-}
-
-/// What the kernel knows of a file, without asking whoever serves it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Known {
-    pub is_regular: bool,
-    /// Bytes.
-    pub size: u64,
-    /// Its file system is on one block device, which is not for every user to
-    /// arrange.
-    pub on_block_device: bool,
-}
-
-/// Looks at a file; never waits.
-pub(crate) fn known_of(file: &File) -> io::Result<Known> {
-    // SAFETY: all zeros is a valid statx, a struct of integers.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open, the name is a C string, and `stat` is
-    // writable for the call.
-    let result = unsafe {
-        libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
-            libc::STATX_TYPE | libc::STATX_SIZE,
-            &raw mut stat,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(Known {
-        is_regular: u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG,
-        size: stat.stx_size,
-        on_block_device: stat.stx_dev_major != 0,
-    })
-}
-
-/// The type of handle by which its file system would find a file again, if it
-/// gives any. The kernel makes it up by itself.
-pub(crate) fn handle_type(file: &File) -> Option<i32> {
-    /// `struct file_handle` with `MAX_HANDLE_SZ` bytes.
-    #[repr(C)]
-    struct Handle {
-        bytes: u32,
-        kind: i32,
-        handle: [u8; 128],
-    }
-    let mut handle = Handle {
-        bytes: 128,
-        kind: 0,
-        handle: [0; 128],
-    };
-    let mut mount: libc::c_int = 0;
-    // SAFETY: the descriptor is open, the name is a C string, and both structs
-    // are writable for the call, the handle for as many bytes as it says.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_name_to_handle_at,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            &raw mut handle,
-            &raw mut mount,
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    let Handle {
-        bytes,
-        kind,
-        handle,
-    } = handle;
-    (result == 0 && bytes > 0 && handle.len() >= bytes as usize).then_some(kind)
 }
 
 /// Memory of `len` zero bytes as a file that keeps its length.
@@ -314,81 +246,6 @@ pub(crate) fn event_fd(file: File) -> io::Result<Option<EventFd>> {
     Ok(Some(unsafe { EventFd::from_raw_fd(file.into_raw_fd()) }))
 }
 
-/// What the kernel itself knows of a descriptor, without asking whoever serves
-/// it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// An eventfd.
-    Event,
-    /// A file in memory.
-    Memory,
-    /// A pipe without a name.
-    Pipe,
-    /// A Unix socket.
-    Socket,
-    /// A regular file on a block device of this host.
-    Disk,
-    /// Anything else: it may be closed, but nothing else is safe.
-    Other,
-}
-
-/// What kind of descriptor it is. Waits for nobody.
-pub(crate) fn kind(fd: &impl AsRawFd) -> Kind {
-    let fd = fd.as_raw_fd();
-    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
-    if unsafe { libc::fcntl(fd, libc::F_GET_SEALS) } >= 0 {
-        return Kind::Memory;
-    }
-    if domain(fd) == Some(libc::AF_UNIX) {
-        return Kind::Socket;
-    }
-    let known = known(fd);
-    // Of what has no name the kernel tells what it is; names begin with a slash.
-    match std::fs::read_link(format!("/proc/self/fd/{fd}")) {
-        Ok(name) if name.as_os_str() == "anon_inode:[eventfd]" => Kind::Event,
-        Ok(name) if name.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") => Kind::Pipe,
-        // Without /proc there is no telling which of the files without a type
-        // it is, and the front-end is believed.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && known == Some((0, 0)) => {
-            Kind::Event
-        }
-        _ => match known {
-            // On one block device: not for every user to arrange.
-            Some((libc::S_IFREG, 1..)) => Kind::Disk,
-            _ => Kind::Other,
-        },
-    }
-}
-
-/// The family of a socket.
-fn domain(fd: RawFd) -> Option<libc::c_int> {
-    let mut domain: libc::c_int = 0;
-    let mut len = libc::socklen_t::try_from(size_of_val(&domain)).ok()?;
-    // SAFETY: `domain` is writable for as many bytes as `len` says.
-    let result = unsafe {
-        libc::getsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            (&raw mut domain).cast(),
-            &raw mut len,
-        )
-    };
-    (result == 0).then_some(domain)
-}
-
-/// The type of a file, and the major number of the device of its file system,
-/// as the kernel knows them by itself.
-fn known(fd: RawFd) -> Option<(libc::mode_t, u32)> {
-    // SAFETY: all zeros is a valid statx, a struct of integers.
-    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    // SAFETY: the name is a C string, and `stat` is writable for the call.
-    let result = unsafe { libc::statx(fd, c"".as_ptr(), flags, libc::STATX_TYPE, &raw mut stat) };
-    let kind = libc::mode_t::from(stat.stx_mode) & libc::S_IFMT;
-    (result == 0).then_some((kind, stat.stx_dev_major))
-}
-
 /// A descriptor of the process that has connected a socket, which is readable
 /// once that has ended; `None` if the kernel does not tell.
 pub(crate) fn peer_process(stream: &UnixStream) -> Option<OwnedFd> {
@@ -455,22 +312,6 @@ mod tests {
         assert_eq!(after.sched_runtime, SLICE_NS);
         let of_another = std::thread::spawn(|| scheduling().unwrap()).join().unwrap();
         assert_eq!(of_another.sched_runtime, before.sched_runtime);
-    }
-
-    #[test]
-    fn kinds_are_told_without_touching() {
-        let (one, _other) = UnixStream::pair().unwrap();
-        let (end, _pipe) = std::io::pipe().unwrap();
-        let internet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let memory = sealed_memory(c"test", 4096).unwrap();
-        assert_eq!(kind(&one), Kind::Socket);
-        assert_eq!(kind(&internet), Kind::Other);
-        assert_eq!(kind(&end), Kind::Pipe);
-        assert_eq!(kind(&memory), Kind::Memory);
-        assert_eq!(kind(&EventFd::new(0).unwrap()), Kind::Event);
-        for name in ["/dev/zero", "/proc/self/status", "/"] {
-            assert_eq!(kind(&File::open(name).unwrap()), Kind::Other, "{name}");
-        }
     }
 
     #[test]

@@ -15,11 +15,6 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::sys;
 
-/// Types of the handles that btrfs and bcachefs give their files, and nobody
-/// else: those are on block devices, though the device that stat(2) tells is
-/// none.
-const HANDLES: [i32; 3] = [0x4d, 0x4e, 0xb1];
-
 /// Why something cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SharedError {
@@ -68,9 +63,7 @@ impl Backing {
         if !known.is_regular {
             return Err(SharedError::NotAFile);
         }
-        let local = known.on_block_device
-            || sys::handle_type(file).is_some_and(|kind| HANDLES.contains(&kind));
-        if !local {
+        if !known.is_of_this_host {
             return Err(SharedError::Elsewhere);
         }
         Ok(Self {

@@ -4,7 +4,8 @@
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
-use crate::error::Refusal;
+use crate::error::{Refusal, StateError};
+use crate::memory::backing::SharedError;
 use crate::session::channel::Message;
 use crate::session::features::{Negotiated, PROTOCOL};
 use crate::sys::Kind;
@@ -85,16 +86,32 @@ pub(crate) fn is_of_front_end(request: FrontendReq) -> bool {
     )
 }
 
-/// Descriptors of this kind are taken with the request. With others nothing is
-/// safe: whatever is done with them may wait for whoever serves them.
-pub(crate) fn takes(request: FrontendReq, kind: Kind) -> bool {
-    match request {
-        FrontendReq::SET_VRING_KICK | FrontendReq::SET_VRING_CALL | FrontendReq::SET_VRING_ERR => {
-            kind == Kind::Event
-        }
+/// Whether a descriptor of this kind is taken with the request. With others
+/// nothing is safe: whatever is done with them may wait for whoever serves them.
+pub(crate) fn takes(request: FrontendReq, kind: Kind) -> Result<(), Refusal> {
+    let taken = match request {
+        FrontendReq::SET_VRING_KICK => return is_event("the kick", kind),
+        FrontendReq::SET_VRING_CALL => return is_event("the call", kind),
+        FrontendReq::SET_VRING_ERR => return is_event("the error event", kind),
         FrontendReq::SET_BACKEND_REQ_FD => kind == Kind::Socket,
-        FrontendReq::SET_DEVICE_STATE_FD => kind == Kind::Pipe,
-        _ => matches!(kind, Kind::Memory | Kind::Disk),
+        FrontendReq::SET_DEVICE_STATE_FD => {
+            return match kind {
+                Kind::Pipe => Ok(()),
+                _ => Err(StateError::NotAPipe.into()),
+            };
+        }
+        _ => match kind {
+            Kind::Elsewhere => return Err(Refusal::Backing(SharedError::Elsewhere)),
+            kind => matches!(kind, Kind::Memory | Kind::Disk),
+        },
+    };
+    taken.then_some(()).ok_or(Refusal::Descriptor)
+}
+
+fn is_event(what: &'static str, kind: Kind) -> Result<(), Refusal> {
+    match kind {
+        Kind::Event => Ok(()),
+        _ => Err(Refusal::NotAnEvent(what)),
     }
 }
 
