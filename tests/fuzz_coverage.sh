@@ -25,9 +25,14 @@ trap 'rm -rf "$profiles"' EXIT
 objects=()
 while read -r name; do
     binary=$TARGET/fuzz-coverage/$host/release/$name
-    objects+=(--object "$binary")
+    objects+=(${objects:+--object} "$binary")
+    inputs=()
+    for folder in "$TARGET/fuzz/corpus/$name" "tests/fuzz/seeds/$name"; do
+        [[ ! -d $folder ]] || inputs+=("$folder")
+    done
+    ((${#inputs[@]} > 0)) || continue
     # Each input by itself: without the fuzzer's own instrumentation a corpus is not read.
-    find "$TARGET/fuzz/corpus/$name" "tests/fuzz/seeds/$name" -type f 2>/dev/null |
+    find "${inputs[@]}" -type f |
         LLVM_PROFILE_FILE=$profiles/$name-%p.profraw xargs -r -n 500 timeout 300 "$binary" >/dev/null 2>&1 ||
         echo "fuzz_coverage.sh: $name did not read all of its inputs" >&2
 done < <(awk -F'"' '/^\[/ { bin = /^\[\[bin\]\]/ } bin && /^name *=/ { print $2 }' tests/fuzz/Cargo.toml)

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
-use crate::device::{Device, DiskInfo, IoChannel, Op, Status};
+use crate::device::{DiskInfo, Op, Status};
 use crate::memory::copy::Unreachable;
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::chain::Scratch;
