@@ -187,8 +187,11 @@ fn processes(image: &InUse) -> Vec<String> {
         if found.len() == NAMED {
             break;
         }
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        found.push(format!("pid {pid} {}", comm.trim()));
+        let comm = fs::read(entry.path().join("comm")).unwrap_or_default();
+        let comm = String::from_utf8_lossy(&comm);
+        // Any program may give itself any name, and terminals show it.
+        let comm = comm.trim().replace(char::is_control, "\u{fffd}");
+        found.push(format!("pid {pid} {comm}"));
     }
     found
 }
@@ -220,6 +223,31 @@ mod tests {
         let other = "36 35 0:50 / /mnt rw - tmpfs tmpfs rw";
         assert_eq!(mount_point(other, &[number]), None);
         assert_eq!(mount_point("nonsense", &[number]), None);
+    }
+
+    #[test]
+    fn a_process_that_calls_itself_what_terminals_obey_is_named_without_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let image = File::create(&path).unwrap();
+        let identity = Identity::of(&image).unwrap();
+        let in_use = InUse { path, identity };
+        let rename = r#"printf 'a\033[2J\377\nb' > /proc/$$/comm; read x"#;
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", rename])
+            .stdin(std::process::Stdio::piped())
+            .stdout(image)
+            .spawn()
+            .unwrap();
+        let name = format!("(pid {} a\u{fffd}[2J\u{fffd}\u{fffd}b)", child.id());
+        // It has that name a moment after it was started.
+        while !in_use.to_string().contains(&name) {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::yield_now();
+        }
+        assert!(!in_use.to_string().contains(char::is_control));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
