@@ -5,13 +5,14 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-reproducible.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
+commit=$(git -C "$ROOT" rev-parse HEAD)
 crates=${CARGO_HOME:-$HOME/.cargo}
 
 # Prints the checksums of what is built from a tree that lies there.
 build() {
     local tree=$1/source home=$1/cargo
     mkdir -p "$tree" "$home"
-    git -C "$ROOT" archive HEAD | tar -x -C "$tree"
+    git -C "$ROOT" archive "$commit" | tar -x -C "$tree"
     # The registry as it is, under another name.
     ln -s "$crates/registry" "$home/registry"
     [[ ! -e $crates/config.toml ]] || ln -s "$crates/config.toml" "$home/config.toml"
