@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod cases;
 mod control_clients;
 mod foreign_files;
 mod fuse;
@@ -17,5 +18,6 @@ mod served;
 mod silence;
 mod start_paths;
 mod stuck_eventfd;
+mod suite;
 mod tracer;
 mod victim;

@@ -25,6 +25,7 @@ pub mod model;
 pub mod operator;
 #[cfg(feature = "programs")]
 pub mod place;
+pub mod plain;
 pub mod pressure;
 #[cfg(feature = "programs")]
 pub mod process;

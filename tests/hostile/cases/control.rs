@@ -1,0 +1,179 @@
+//! A control socket that is not told what it expects. Only the owner can
+//! connect; but what it reads may come from elsewhere.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::messages::noise;
+use crate::suite::site::Site;
+use crate::suite::{Case, case};
+
+fn connect(site: &Site) -> UnixStream {
+    let stream = UnixStream::connect(site.control.as_ref().unwrap()).unwrap();
+    stream.set_read_timeout(Some(front_end::limit())).unwrap();
+    stream.set_write_timeout(Some(front_end::limit())).unwrap();
+    stream
+}
+
+/// A line that must be answered by a line that is an error, or by the end.
+fn refused(site: &Site, line: &[u8]) {
+    let mut stream = connect(site);
+    // The other side may have had enough before the end.
+    let _ = stream
+        .write_all(line)
+        .and_then(|()| stream.write_all(b"\n"));
+    let mut answer = Vec::new();
+    let _ = BufReader::new(&stream).read_until(b'\n', &mut answer);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    assert!(answer.is_empty() || answer.contains("error"), "{answer}");
+}
+
+fn row(name: &'static str, lines: fn() -> Vec<Vec<u8>>) -> Case {
+    case(name, move |site: &Site| {
+        for line in lines() {
+            refused(site, &line);
+        }
+        let info = rig::operator::info(site.control.as_ref().unwrap());
+        assert!(info["pid"].is_u64());
+    })
+}
+
+fn texts(lines: &[&str]) -> Vec<Vec<u8>> {
+    lines.iter().map(|line| line.as_bytes().to_vec()).collect()
+}
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        row("a command is no JSON", || {
+            texts(&["", "info", "{", "}", "{\"command\"", "nul", "\u{0}"])
+        }),
+        row("a command is another kind of JSON", || {
+            texts(&[
+                "null",
+                "1",
+                "[]",
+                "\"info\"",
+                "{}",
+                "[{\"command\":\"info\"}]",
+                "1e999",
+            ])
+        }),
+        row("a command is not known", || {
+            texts(&[
+                "{\"command\":\"\"}",
+                "{\"command\":\"stop\"}",
+                "{\"command\":\"INFO\"}",
+            ])
+        }),
+        row("a command has keys that nobody knows", || {
+            texts(&[
+                "{\"command\":\"info\",\"more\":1}",
+                "{\"command\":\"info\",\"command\":\"info\"}",
+                "{\"command\":\"resize\",\"bytes\":4194304,\"force\":true}",
+            ])
+        }),
+        row("a command has values of the wrong type", || {
+            texts(&[
+                "{\"command\":1}",
+                "{\"command\":{\"info\":{}}}",
+                "{\"command\":\"resize\",\"bytes\":\"4M\"}",
+                "{\"command\":\"resize\",\"bytes\":-1}",
+                "{\"command\":\"resize\",\"bytes\":1.5}",
+                "{\"command\":\"resize\",\"bytes\":1e30}",
+                "{\"command\":\"resize\"}",
+                "{\"command\":\"map\",\"range\":[0,1],\"most\":1}",
+                "{\"command\":\"map\",\"range\":\"all\",\"most\":0}",
+                "{\"command\":\"map\",\"range\":\"all\",\"most\":4294967295}",
+                "{\"command\":\"map\",\"range\":\"all\",\"most\":-1}",
+                "{\"command\":\"map\",\"range\":\"9..1\",\"most\":1}",
+                "{\"command\":\"advise\",\"advice\":\"burn\",\"range\":\"all\"}",
+                "{\"command\":\"io-path\",\"path\":\"moon\"}",
+            ])
+        }),
+        row("a disk is to have a size that it cannot have", || {
+            texts(&[
+                "{\"command\":\"resize\",\"bytes\":0}",
+                "{\"command\":\"resize\",\"bytes\":1}",
+                "{\"command\":\"resize\",\"bytes\":513}",
+                "{\"command\":\"resize\",\"bytes\":18446744073709551615}",
+                "{\"command\":\"resize\",\"bytes\":9223372036854775808}",
+            ])
+        }),
+        row("a command is nested as deep as there is room", || {
+            vec![
+                vec![b'['; 60_000],
+                "{\"a\":".repeat(10_000).into_bytes(),
+                [b"{\"command\":".to_vec(), vec![b'['; 50_000]].concat(),
+            ]
+        }),
+        row("a command is a line without end", || {
+            vec![
+                vec![b'x'; 65535],
+                vec![b'x'; 65536],
+                vec![b' '; 1 << 20],
+                noise_lines(),
+            ]
+        }),
+        row("a command is no text", || {
+            vec![
+                vec![0xff; 100],
+                b"{\"command\":\"\xc3\x28\"}".to_vec(),
+                b"{\"command\":\"\\ud800\"}".to_vec(),
+                b"\xef\xbb\xbf{\"command\":\"nothing\"}".to_vec(),
+            ]
+        }),
+        case("a command comes byte by byte", |site| {
+            let mut stream = connect(site);
+            for byte in b"{\"command\":\"info\"}\n" {
+                stream.write_all(&[*byte]).unwrap();
+            }
+            let mut answer = String::new();
+            BufReader::new(&stream).read_line(&mut answer).unwrap();
+            assert!(answer.contains("\"pid\""), "{answer}");
+        }),
+        case("answers are not read", |site| {
+            let mut stream = connect(site);
+            stream
+                .set_write_timeout(Some(Duration::from_millis(50)))
+                .unwrap();
+            let many = "{\"command\":\"info\"}\n".repeat(100);
+            while stream.write_all(many.as_bytes()).is_ok() {}
+        }),
+        case("operators go in the middle of a command", |site| {
+            for _ in 0..site.rounds(200) {
+                connect(site).write_all(b"{\"command\":").unwrap();
+            }
+        }),
+        case("a hundred operators connect and say nothing", |site| {
+            let all: Vec<_> = (0..100).map(|_| connect(site)).collect();
+            drop(all);
+        }),
+        case("an operator asks a thousand times", |site| {
+            let mut stream = connect(site);
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            for _ in 0..site.rounds(1000) {
+                stream.write_all(b"{\"command\":\"stats\"}\n").unwrap();
+                let mut answer = String::new();
+                reader.read_line(&mut answer).unwrap();
+                assert!(answer.contains("result"), "{answer}");
+            }
+        }),
+        case("an operator speaks vhost-user", |site| {
+            let mut stream = connect(site);
+            stream
+                .write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, b'\n'])
+                .unwrap();
+            let mut byte = [0];
+            let _ = stream.read(&mut byte);
+        }),
+    ]
+}
+
+/// Noise without a line's end in it.
+fn noise_lines() -> Vec<u8> {
+    noise(4, 60_000)
+        .into_iter()
+        .filter(|&byte| byte != b'\n')
+        .collect()
+}
