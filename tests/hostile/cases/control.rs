@@ -82,7 +82,7 @@ pub fn cases() -> Vec<Case> {
                 "{\"command\":\"resize\",\"bytes\":1.5}",
                 "{\"command\":\"resize\",\"bytes\":1e30}",
                 "{\"command\":\"resize\"}",
-                "{\"command\":\"map\",\"range\":[0,1],\"most\":1}",
+                "{\"command\":\"map\",\"range\":[1,0],\"most\":1}",
                 "{\"command\":\"map\",\"range\":\"all\",\"most\":0}",
                 "{\"command\":\"map\",\"range\":\"all\",\"most\":4294967295}",
                 "{\"command\":\"map\",\"range\":\"all\",\"most\":-1}",
