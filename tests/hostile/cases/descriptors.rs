@@ -5,18 +5,18 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use front_end::codes::request;
-use front_end::{Buffer, Op};
+use front_end::{Buffer, Connection, Op};
 use rig::attached::{Attached, DATA};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::inflight::record;
-use super::kinds::{KINDS, MEMORIES, Made};
+use super::kinds::{KINDS, MEMORIES, Made, Make};
 use super::memory::{at, region, table};
 use crate::suite::site::{Site, longs, say, words};
 use crate::suite::{Case, case};
 
 /// What a descriptor is given as.
-const ROLES: [(&str, Role); 11] = [
+const ROLES: [(&str, Role); 10] = [
     (
         "the kick of a ring that runs",
         Role::Ring(request::SET_VRING_KICK),
@@ -36,7 +36,6 @@ const ROLES: [(&str, Role); 11] = [
         Role::Message(request::SET_LOG_BASE),
     ),
     ("the event of the log", Role::Message(request::SET_LOG_FD)),
-    ("the record of what is in flight", Role::Record),
     (
         "the channel of the back-end",
         Role::Message(request::SET_BACKEND_REQ_FD),
@@ -49,7 +48,6 @@ const ROLES: [(&str, Role); 11] = [
 enum Role {
     Ring(u32),
     Message(u32),
-    Record,
     State(u32),
 }
 
@@ -84,15 +82,15 @@ fn break_ring(front: &Attached) {
     let _ = ring.kick();
 }
 
-fn pass(site: &Site, role: Role, make: super::kinds::Make) -> Option<(Option<Attached>, Made)> {
+/// The descriptor, where this machine has that kind.
+fn made(site: &Site, connection: &Connection, make: Make) -> Option<Made> {
+    let made = make(site, connection);
+    made.inspect_err(|error| println!("not here: {error}")).ok()
+}
+
+fn pass(site: &Site, role: Role, make: Make) -> Option<(Attached, Made)> {
     let mut front = site.attach();
-    let made = match make(site, &front.session.connection) {
-        Ok(made) => made,
-        Err(error) => {
-            println!("not here: {error}");
-            return None;
-        }
-    };
+    let made = made(site, &front.session.connection, make)?;
     let fds = [made.fd.as_raw_fd()];
     let connection = &front.session.connection;
     match role {
@@ -105,21 +103,22 @@ fn pass(site: &Site, role: Role, make: super::kinds::Make) -> Option<(Option<Att
             say(connection, number, &payload(number), &fds);
             read_once(&mut front);
         }
-        Role::Record => {
-            // Given before the ring starts: it is not taken afterwards.
-            drop(front);
-            let mut session = site.open();
-            let file = File::from(made.fd.try_clone().unwrap());
-            session.inflight = Some(record(file, [4096, 0], 1, 64));
-            return Some((super::inflight::start(session), made));
-        }
         Role::State(direction) => {
             front.session.stop(1).unwrap();
             say(connection, 42, &words([direction, 0]), &fds);
             say(connection, 43, &[], &[]);
         }
     }
-    Some((Some(front), made))
+    Some((front, made))
+}
+
+/// As the record of what is in flight, which is taken before a ring starts.
+fn pass_record(site: &Site, make: Make) -> Option<(Option<Attached>, Made)> {
+    let mut session = site.open();
+    let made = made(site, &session.connection, make)?;
+    let file = File::from(made.fd.try_clone().unwrap());
+    session.inflight = Some(record(file, [4096, 0], 1, 64));
+    Some((super::inflight::start(session), made))
 }
 
 /// An event that is given as it should be, and made such that it blocks then.
@@ -159,6 +158,9 @@ pub fn cases() -> Vec<Case> {
         ),
     ];
     for (what, make) in KINDS.into_iter().chain(MEMORIES) {
+        let title = format!("{what} is the record of what is in flight");
+        let index = cases.len();
+        cases.push(case(title, move |site| pass_record(site, make)).alike(index));
         for (role, how) in ROLES {
             let title = format!("{what} is {role}");
             let index = cases.len();
