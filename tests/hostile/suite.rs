@@ -26,6 +26,8 @@ pub struct Case {
     pub name: String,
     /// Where not everything is tried: its place among many that are alike.
     alike: Option<usize>,
+    /// Only the end of the attacker's process ends what it does.
+    lasting: bool,
     attack: Box<Attack>,
 }
 
@@ -33,6 +35,12 @@ pub struct Case {
 type Attack = dyn Fn(&Site) -> Box<dyn Any>;
 
 impl Case {
+    /// What it does ends with its process, which has to be another one.
+    pub fn lasting(mut self, lasting: bool) -> Self {
+        self.lasting = lasting;
+        self
+    }
+
     /// One of many that are alike.
     pub fn alike(mut self, index: usize) -> Self {
         self.alike = Some(index);
@@ -49,6 +57,7 @@ pub fn case<T: 'static>(name: impl Into<String>, attack: impl Fn(&Site) -> T + '
     Case {
         name: name.into(),
         alike: None,
+        lasting: false,
         attack: Box::new(move |site| Box::new(attack(site))),
     }
 }
@@ -82,7 +91,8 @@ fn stand(way: Way) {
     let mut failures = Vec::new();
     let mut times = Vec::new();
     let site = &target.site;
-    let tried_here = |case: &Case| case.alike.is_none_or(|index| site.tries(index));
+    let tried_here =
+        |case: &Case| !case.lasting && case.alike.is_none_or(|index| site.tries(index));
     let mut cases = chosen(cases::all());
     cases.retain(tried_here);
     for case in &cases {

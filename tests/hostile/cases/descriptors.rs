@@ -4,13 +4,13 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use front_end::codes::request;
+use front_end::codes::request::{self, SET_BACKEND_REQ_FD};
 use front_end::{Buffer, Connection, Op};
 use rig::attached::{Attached, DATA};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::inflight::record;
-use super::kinds::{KINDS, MEMORIES, Made, Make};
+use super::kinds::{KINDS, MEMORIES, Made, Make, OWN};
 use super::memory::{at, region, table};
 use crate::suite::site::{Site, longs, say, words};
 use crate::suite::{Case, case};
@@ -105,8 +105,9 @@ fn pass(site: &Site, role: Role, make: Make) -> Option<(Attached, Made)> {
         }
         Role::State(direction) => {
             front.session.stop(1).unwrap();
-            say(connection, 42, &words([direction, 0]), &fds);
-            say(connection, 43, &[], &[]);
+            // Nobody waits for an answer: some pipes never end.
+            connection.send(42, 0, &words([direction, 0]), &fds).unwrap();
+            let _ = connection.send(43, 0, &[], &[]);
         }
     }
     Some((front, made))
@@ -164,7 +165,11 @@ pub fn cases() -> Vec<Case> {
         for (role, how) in ROLES {
             let title = format!("{what} is {role}");
             let index = cases.len();
-            cases.push(case(title, move |site| pass(site, how, make)).alike(index));
+            let row = case(title, move |site| pass(site, how, make));
+            // The other end is open as well then, for as long as the process takes its peer for
+            // alive.
+            let lasting = what == OWN && matches!(how, Role::Message(SET_BACKEND_REQ_FD));
+            cases.push(row.alike(index).lasting(lasting));
         }
     }
     cases

@@ -20,6 +20,9 @@ pub struct Made {
 
 pub type Make = fn(&Site, &Connection) -> io::Result<Made>;
 
+/// The attacker's end of its own connection.
+pub const OWN: &str = "the connection itself";
+
 /// What each is, and how it is made.
 pub const KINDS: [(&str, Make); 38] = [
     ("a regular file", |site, _| one(scratch(site, 1 << 20)?)),
@@ -56,9 +59,7 @@ pub const KINDS: [(&str, Make); 38] = [
         one(TcpListener::bind("127.0.0.1:0")?)
     }),
     ("a UDP socket", |_, _| one(UdpSocket::bind("127.0.0.1:0")?)),
-    ("the connection itself", |_, connection| {
-        one(connection.stream().try_clone()?)
-    }),
+    (OWN, |_, connection| one(connection.stream().try_clone()?)),
     ("a second connection to the same process", |site, _| {
         one(UnixStream::connect(&site.socket)?)
     }),

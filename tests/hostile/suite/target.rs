@@ -25,7 +25,7 @@ pub const FREE: std::ops::Range<usize> = 1 << 20..2 << 20;
 /// of this program have the same.
 pub const STUCK: Duration = Duration::from_secs(60);
 /// A machine that does other things as well gives the process as long as this.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of a read.
 const CHUNK: usize = 256 << 10;
 /// How much more it may hold after all cases than before: mappings, and KiB of
