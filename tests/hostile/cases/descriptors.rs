@@ -106,7 +106,9 @@ fn pass(site: &Site, role: Role, make: Make) -> Option<(Attached, Made)> {
         Role::State(direction) => {
             front.session.stop(1).unwrap();
             // Nobody waits for an answer: some pipes never end.
-            connection.send(42, 0, &words([direction, 0]), &fds).unwrap();
+            connection
+                .send(42, 0, &words([direction, 0]), &fds)
+                .unwrap();
             let _ = connection.send(43, 0, &[], &[]);
         }
     }

@@ -284,9 +284,14 @@ impl Target {
     /// file.
     pub fn finish(&mut self) {
         if self.way == Way::Disk {
-            let info = rig::operator::info(self.site.control.as_ref().unwrap());
-            assert_eq!(info["disk"]["path"], "disk", "{info:#}");
-            assert!(info["disk"]["operations"]["disk_operations"].as_u64() > Some(0));
+            // It still is the way of requests, and was before.
+            let control = self.site.control.as_ref().unwrap();
+            let front = self.site.attach();
+            rig::operator::wait_path(control, "disk");
+            drop(front);
+            let info = rig::operator::info(control);
+            let operations = info["disk"]["operations"]["disk_operations"].as_u64();
+            assert!(operations > Some(0), "{info:#}");
         }
         let (_, small) = self.before.as_ref().unwrap();
         println!("from {small:?} to {:?}", resources::grown(self.pid()));
