@@ -74,16 +74,18 @@ pub const KINDS: [(&str, Make); 38] = [
         event(1 << 40, libc::EFD_SEMAPHORE)
     }),
     ("an epoll instance", |_, _| epoll()),
-    // SAFETY: of each such call, that it reads what it is given and writes nothing.
-    ("a signalfd", |_, _| one(unsafe { signals() }?)),
+    ("a signalfd", |_, _| signals()),
     ("a timer that ticks all the time", |_, _| timer()),
     ("an inotify instance", |_, _| {
+        // SAFETY: an integer only.
         raw(unsafe { libc::inotify_init1(0) })
     }),
     ("a userfaultfd", |_, _| {
+        // SAFETY: an integer only.
         call(unsafe { libc::syscall(libc::SYS_userfaultfd, 1) })
     }),
     ("a process", |_, _| {
+        // SAFETY: integers only.
         call(unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) })
     }),
     ("an io_uring", |_, _| {
@@ -169,10 +171,8 @@ fn fill(mut to: impl io::Write) {
 pub fn blocking(fd: &impl AsRawFd, on: bool) {
     let flags = if on { 0 } else { libc::O_NONBLOCK };
     // SAFETY: integers only.
-    assert_eq!(
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) },
-        0
-    );
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
+    assert_eq!(set, 0);
 }
 
 fn pipe(write: bool, full: bool) -> io::Result<Made> {
@@ -227,13 +227,11 @@ fn epoll() -> io::Result<Made> {
     })
 }
 
-/// # Safety
-/// None; it says so for the table.
-unsafe fn signals() -> io::Result<OwnedFd> {
+fn signals() -> io::Result<Made> {
     // SAFETY: zeros are an empty set, which is read only.
     let set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
-    Ok(raw(unsafe { libc::signalfd(-1, &raw const set, 0) })?.fd)
+    raw(unsafe { libc::signalfd(-1, &raw const set, 0) })
 }
 
 fn timer() -> io::Result<Made> {
@@ -249,10 +247,8 @@ fn timer() -> io::Result<Made> {
     };
     let (fd, none) = (timer.fd.as_raw_fd(), std::ptr::null_mut());
     // SAFETY: the times are read for the time of the call; nothing is written.
-    assert_eq!(
-        unsafe { libc::timerfd_settime(fd, 0, &raw const times, none) },
-        0
-    );
+    let set = unsafe { libc::timerfd_settime(fd, 0, &raw const times, none) };
+    assert_eq!(set, 0);
     Ok(timer)
 }
 

@@ -81,7 +81,11 @@ fn turned(round: u32, index: usize) -> Vec<u8> {
         part(right.address, right.length, right.flags, 65535),
     ];
     let pick = usize::try_from(round / 2).unwrap() % wrong.len();
-    bytes(&[if round % 2 == 0 { right } else { wrong[pick] }])
+    bytes(&[if round.is_multiple_of(2) {
+        right
+    } else {
+        wrong[pick]
+    }])
 }
 
 pub fn cases() -> Vec<Case> {

@@ -245,9 +245,7 @@ fn tables() -> Vec<Case> {
         indirect("an indirect table is as long as can be said", good, || {
             of(u32::MAX)
         }),
-        indirect("an indirect table is 64 GiB of entries", good, || {
-            of(u32::MAX & !15)
-        }),
+        indirect("an indirect table is 64 GiB of entries", good, || of(!15)),
         indirect(
             "an indirect table lies in an indirect table",
             nested,

@@ -108,8 +108,10 @@ pub fn say_with(
                     bytes => Answer::Bytes(bytes),
                 };
             }
-            Err(front_end::Error::Closed) => return Answer::Closed,
-            Err(error) => panic!("{error}"),
+            Err(error) => {
+                assert!(matches!(error, front_end::Error::Closed), "{error}");
+                return Answer::Closed;
+            }
         }
     }
 }
