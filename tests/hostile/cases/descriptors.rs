@@ -105,7 +105,7 @@ fn pass(site: &Site, role: Role, make: Make) -> Option<(Attached, Made)> {
         }
         Role::State(direction) => {
             front.session.stop(1).unwrap();
-            // Nobody waits for an answer: some pipes never end.
+            // Nobody waits for an answer: some pipes never end, and some kinds cannot be sent.
             connection
                 .send(42, 0, &words([direction, 0]), &fds)
                 .unwrap();
