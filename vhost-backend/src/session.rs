@@ -114,6 +114,7 @@ impl<D: Device> Session<D> {
         let edges = Events::EPOLLIN | Events::EPOLLOUT | Events::EPOLLRDHUP | Events::EPOLLET;
         poller.add(&stream, token, edges)?;
         let (feed, fed) = UnixStream::pair()?;
+        lock(handler).front_end = Some(stream.try_clone()?);
         let requests = BackendReqHandler::from_stream(fed.try_clone()?, Arc::clone(handler));
         Ok(Self {
             handler: Arc::clone(handler),

@@ -13,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -103,9 +104,15 @@ impl DeviceState {
         saved.unwrap_or(Err(StateError::Late))
     }
 
-    /// Reads it from a pipe to its end.
-    pub(crate) fn load(pipe: File) -> Result<DeviceState, StateError> {
-        let loaded = aside::within(PATIENCE + PATIENCE / 10, move || read(&pipe));
+    /// Reads it from a pipe to its end, or to that of the front-end that has
+    /// sent it.
+    pub(crate) fn load(
+        pipe: File,
+        front_end: Option<UnixStream>,
+    ) -> Result<DeviceState, StateError> {
+        let loaded = aside::within(PATIENCE + PATIENCE / 10, move || {
+            read(pipe, front_end.as_ref())
+        });
         loaded.unwrap_or(Err(StateError::Late))
     }
 }
@@ -119,8 +126,10 @@ fn write(pipe: &File, bytes: &[u8]) -> Result<(), StateError> {
     }
 }
 
-fn read(pipe: &File) -> Result<DeviceState, StateError> {
-    let mut pipe = ours(pipe, OpenOptions::new().read(true))?;
+fn read(theirs: File, front_end: Option<&UnixStream>) -> Result<DeviceState, StateError> {
+    let mut pipe = ours(&theirs, OpenOptions::new().read(true))?;
+    // It may be the other end, which has to close before there is an end of file.
+    drop(theirs);
     let until = Instant::now() + PATIENCE;
     let mut bytes = Vec::with_capacity(MOST);
     let mut part = [0; MOST];
@@ -128,7 +137,9 @@ fn read(pipe: &File) -> Result<DeviceState, StateError> {
         match pipe.read(&mut part) {
             Ok(0) => return DeviceState::decode(&bytes).ok_or(StateError::Foreign),
             Ok(read) => bytes.extend(part.iter().take(read)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait(&pipe, until)?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait(&pipe, front_end, until)?
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
         }
@@ -152,14 +163,26 @@ fn ours(pipe: &File, how: &mut OpenOptions) -> Result<File, StateError> {
     Ok(how.custom_flags(libc::O_NONBLOCK).open(name)?)
 }
 
-fn wait(pipe: &File, until: Instant) -> Result<(), StateError> {
+/// Waits until there is more to read, and no longer than there is a front-end
+/// to read it for.
+fn wait(pipe: &File, front_end: Option<&UnixStream>, until: Instant) -> Result<(), StateError> {
     let left = until.saturating_duration_since(Instant::now());
     let time = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
         tv_nsec: left.subsec_nanos().into(),
     };
-    match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&time)) {
+    let more = PollFd::new(pipe, PollFlags::IN);
+    // Where there is none, the pipe is looked at twice.
+    let gone = front_end.map_or_else(
+        || PollFd::new(pipe, PollFlags::IN),
+        |socket| PollFd::new(socket, PollFlags::RDHUP),
+    );
+    let mut fds = [more, gone];
+    match poll(&mut fds, Some(&time)) {
         Ok(0) => Err(StateError::Late),
+        Ok(_) if fds[0].revents().is_empty() => {
+            Err(io::Error::from(io::ErrorKind::ConnectionAborted).into())
+        }
         Ok(_) | Err(Errno::INTR) => Ok(()),
         Err(error) => Err(io::Error::from(error).into()),
     }
@@ -167,6 +190,8 @@ fn wait(pipe: &File, until: Instant) -> Result<(), StateError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     fn state() -> DeviceState {
@@ -229,6 +254,23 @@ mod tests {
     }
 
     #[test]
+    fn a_state_is_waited_for_no_longer_than_its_front_end_is_there() {
+        let start = Instant::now();
+        let (reader, writer) = io::pipe().unwrap();
+        let [pipe, _held] = [OwnedFd::from(reader), OwnedFd::from(writer)].map(File::from);
+        let (front_end, back_end) = UnixStream::pair().unwrap();
+        drop(front_end);
+        let loaded = DeviceState::load(pipe, Some(back_end));
+        assert!(matches!(loaded, Err(StateError::Host(_))), "{loaded:?}");
+        // The wrong end, and the only one there is.
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let loaded = DeviceState::load(OwnedFd::from(writer).into(), None);
+        assert!(matches!(loaded, Err(StateError::Foreign)), "{loaded:?}");
+        assert!(start.elapsed() < PATIENCE);
+    }
+
+    #[test]
     fn nobody_is_waited_for() {
         let (end, pipe) = io::pipe().unwrap();
         let pipe = File::from(std::os::fd::OwnedFd::from(pipe));
@@ -241,6 +283,9 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let copy = file.try_clone().unwrap();
         assert!(matches!(state().save(copy), Err(StateError::NotAPipe)));
-        assert!(matches!(DeviceState::load(file), Err(StateError::NotAPipe)));
+        assert!(matches!(
+            DeviceState::load(file, None),
+            Err(StateError::NotAPipe)
+        ));
     }
 }

@@ -2,6 +2,7 @@
 //! orders to the workers.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -53,6 +54,8 @@ pub(crate) struct Handler<D: Device> {
     inflight: Option<Inflight>,
     /// The state of the disk on its way to the front-end or from it.
     transfer: Transfer,
+    /// The socket of the front-end that is served.
+    pub(crate) front_end: Option<UnixStream>,
     /// Dirty pages are logged there, once a feature or a ring asks for it.
     log: Option<Arc<Log>>,
 }
@@ -78,6 +81,7 @@ impl<D: Device> Handler<D> {
             image: Image::default(),
             inflight: None,
             transfer: Transfer::None,
+            front_end: None,
             log: None,
         }
     }
@@ -344,6 +348,7 @@ impl<D: Device> Handler<D> {
         }
         self.replace_memory(Memory::default(), true);
         self.negotiated = Negotiated::default();
+        self.front_end = None;
     }
 
     /// When to call [`start_ready`](Self::start_ready) again.

@@ -1,6 +1,7 @@
 //! The state of the disk, saved for a front-end and taken from it again.
 
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 
 use super::Handler;
 use crate::aside::Aside;
@@ -44,7 +45,9 @@ impl<D: Device> Handler<D> {
             Transfer::None => Err(StateError::Nothing.into()),
             Transfer::Saved => Ok(()),
             Transfer::Loading(pipe) => {
-                let saved = DeviceState::load(Aside::into_inner(pipe))?;
+                let front_end = self.front_end.as_ref().map(UnixStream::try_clone);
+                let front_end = front_end.transpose().map_err(StateError::from)?;
+                let saved = DeviceState::load(Aside::into_inner(pipe), front_end)?;
                 self.at_rest()?.takes(&saved)?;
                 for (ring, base) in self.vrings.iter_mut().zip(saved.bases) {
                     ring.base = base;
