@@ -382,7 +382,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         }
     }
 
-    fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
+    unsafe fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         let _counted = InRequests::begin();
         switches::count_request();
         let task = &mut self.tasks[tag.0 as usize];

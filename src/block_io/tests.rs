@@ -1,5 +1,6 @@
 //! Random requests of any alignment against a byte-level model, through both
 //! engines and through one that moves less than it is asked to.
+#![allow(unsafe_code)]
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -135,7 +136,8 @@ fn files(file: &File) -> Files {
 }
 
 fn run<E: Engine>(io: &mut BlockIo<E>, op: Op, data: &[libc::iovec]) -> Status {
-    io.submit(Tag(3), op, data);
+    // SAFETY: the tests keep their buffers until the request has ended.
+    unsafe { io.submit(Tag(3), op, data) };
     loop {
         io.flush_submissions();
         let mut status = None;
@@ -364,22 +366,15 @@ fn two_tasks_that_write_parts_of_one_block_keep_both() {
     };
     let (first, second) = ([piece(&mut a)], [piece(&mut b)]);
     // Both have begun before either goes on: the second must wait its turn.
-    one.submit(
-        Tag(0),
-        Op::Write {
-            offset: 0,
-            stable: false,
-        },
-        &first,
-    );
-    two.submit(
-        Tag(0),
-        Op::Write {
-            offset: 512,
-            stable: false,
-        },
-        &second,
-    );
+    let write = |offset| Op::Write {
+        offset,
+        stable: false,
+    };
+    // SAFETY: both buffers live until both have ended.
+    unsafe {
+        one.submit(Tag(0), write(0), &first);
+        two.submit(Tag(0), write(512), &second);
+    }
     let mut ended = 0;
     while ended < 2 {
         for io in [&mut two, &mut one] {

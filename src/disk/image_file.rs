@@ -123,8 +123,7 @@ pub(super) fn warn_of_limit(image: &File, path: &Path) -> io::Result<()> {
 fn first_block(image: &File) -> io::Result<Vec<u8>> {
     let mut pool = Pool::new(1, 4096)?;
     let buffer = pool.take().ok_or(io::ErrorKind::OutOfMemory)?;
-    let entry = pool.entry(buffer);
-    let moved = pool.read_at(image.as_raw_fd(), entry, 0)?;
+    let moved = pool.read_at(image.as_raw_fd(), buffer, pool.size(), 0)?;
     Ok(pool.bytes(buffer, moved))
 }
 
@@ -163,10 +162,8 @@ pub(super) fn probe_align(image: &File) -> io::Result<DirectAlign> {
         return Err(io::ErrorKind::OutOfMemory.into());
     };
     for size in [512u32, 1024, 2048, 4096] {
-        let mut entry = pool.entry(buffer);
-        entry.iov_len = size as usize;
         // A read elsewhere than at 0 shows whether offsets of `size` are taken.
-        match pool.read_at(image.as_raw_fd(), entry, i64::from(size)) {
+        match pool.read_at(image.as_raw_fd(), buffer, size as usize, i64::from(size)) {
             Ok(_) => {
                 return Ok(DirectAlign::all(size));
             }

@@ -60,8 +60,11 @@ impl Pool {
 
     /// The whole buffer as an entry for the kernel.
     pub(crate) fn entry(&self, buffer: Buffer) -> libc::iovec {
-        // SAFETY: a `Buffer` is below the count, so it lies in the memory.
-        let base = unsafe { self.memory.as_ptr().add(buffer.0 * self.size) };
+        let offset = buffer.0.saturating_mul(self.size);
+        // Also one of another pool's.
+        assert!(offset < self.bytes, "a buffer is one of the pool's");
+        // SAFETY: all buffers lie in the memory.
+        let base = unsafe { self.memory.as_ptr().add(offset) };
         libc::iovec {
             iov_base: base.cast(),
             iov_len: self.size,
@@ -73,17 +76,20 @@ impl Pool {
         self.entry(Buffer(0))
     }
 
-    /// Reads into an entry of this pool, at once: for probing.
+    /// Reads up to `len` bytes into a buffer, at once: for probing.
     ///
     /// # Errors
     /// What preadv(2) says.
     pub(crate) fn read_at(
         &mut self,
         fd: RawFd,
-        entry: libc::iovec,
+        buffer: Buffer,
+        len: usize,
         offset: i64,
     ) -> io::Result<i32> {
-        // SAFETY: the entry is one of ours, and we are borrowed mutably.
+        let mut entry = self.entry(buffer);
+        entry.iov_len = entry.iov_len.min(len);
+        // SAFETY: the buffer is one of ours, and we are borrowed mutably.
         unsafe { sys::preadv(fd, &raw const entry, 1, offset) }
     }
 

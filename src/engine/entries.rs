@@ -26,16 +26,21 @@ pub(super) struct Buffers {
 
 impl Buffers {
     /// The entry for an operation on the registered files.
-    pub(super) fn entry(&self, work: Work) -> squeue::Entry {
+    ///
+    /// # Safety
+    /// The entries of a vector are valid, as many as it says.
+    pub(super) unsafe fn entry(&self, work: Work) -> squeue::Entry {
         match work {
-            Work::Read(target, vector) => self.read(target, &vector),
+            // SAFETY: the caller's promise.
+            Work::Read(target, vector) => unsafe { self.read(target, &vector) },
             Work::Write {
                 target,
                 vector,
                 stable,
             } => {
                 let stable = if stable { libc::RWF_DSYNC } else { 0 };
-                self.write(target, &vector, stable | self.flags(target))
+                // SAFETY: the caller's promise.
+                unsafe { self.write(target, &vector, stable | self.flags(target)) }
             }
             Work::Sync(target) => opcode::Fsync::new(file(target))
                 .flags(FsyncFlags::DATASYNC)
@@ -58,10 +63,14 @@ impl Buffers {
 
     /// A single buffer is cheaper without a vector, and a registered one is
     /// cheaper still.
-    fn read(&self, target: Target, vector: &Vector) -> squeue::Entry {
+    ///
+    /// # Safety
+    /// As for [`entry`](Self::entry).
+    unsafe fn read(&self, target: Target, vector: &Vector) -> squeue::Entry {
         let flags = self.flags(target);
         let (file, offset) = (file(target), vector.offset);
-        let (single, registered) = (single(vector), self.registered(vector));
+        // SAFETY: the caller's promise.
+        let (single, registered) = unsafe { (single(vector), self.registered(vector)) };
         match (single, registered) {
             (Some((base, len)), Some(index)) => opcode::ReadFixed::new(file, base, len, index)
                 .offset(offset)
@@ -82,9 +91,12 @@ impl Buffers {
         }
     }
 
-    fn write(&self, target: Target, vector: &Vector, flags: i32) -> squeue::Entry {
+    /// # Safety
+    /// As for [`entry`](Self::entry).
+    unsafe fn write(&self, target: Target, vector: &Vector, flags: i32) -> squeue::Entry {
         let (file, offset) = (file(target), vector.offset);
-        let (single, registered) = (single(vector), self.registered(vector));
+        // SAFETY: the caller's promise.
+        let (single, registered) = unsafe { (single(vector), self.registered(vector)) };
         match (single, registered) {
             (Some((base, len)), Some(index)) => opcode::WriteFixed::new(file, base, len, index)
                 .offset(offset)
@@ -106,11 +118,14 @@ impl Buffers {
     }
 
     /// The registered buffer that all of a vector lies in.
-    fn registered(&self, vector: &Vector) -> Option<u16> {
+    ///
+    /// # Safety
+    /// As for [`entry`](Self::entry).
+    unsafe fn registered(&self, vector: &Vector) -> Option<u16> {
         if self.slots.is_empty() || (vector.count > 1 && !self.vectored) {
             return None;
         }
-        // SAFETY: a vector that was pushed has valid entries, as many as it says.
+        // SAFETY: the caller's promise.
         let entries = unsafe { std::slice::from_raw_parts(vector.iov, vector.count as usize) };
         let index = self
             .slots
@@ -122,11 +137,14 @@ impl Buffers {
 
 /// The only entry of a vector. The kernel moves less than 2 GiB at a time, so
 /// a longer buffer is only cut short.
-fn single(vector: &Vector) -> Option<(*mut u8, u32)> {
+///
+/// # Safety
+/// The entries of the vector are valid, as many as it says.
+unsafe fn single(vector: &Vector) -> Option<(*mut u8, u32)> {
     if vector.count != 1 {
         return None;
     }
-    // SAFETY: a vector that was pushed has valid entries, as many as it says.
+    // SAFETY: the caller's promise, and there is one.
     let entry = unsafe { *vector.iov };
     let len = u32::try_from(entry.iov_len).unwrap_or(MOST);
     Some((entry.iov_base.cast(), len.min(MOST)))

@@ -70,7 +70,8 @@ impl Polled {
         if !self.takes(token, work) {
             return false;
         }
-        let entry = buffers.entry(work).user_data(u64::from(token));
+        // SAFETY: the caller's promise.
+        let entry = unsafe { buffers.entry(work) }.user_data(u64::from(token));
         // SAFETY: the caller's promise.
         unsafe { ring::place(&mut self.ring, &entry) };
         true

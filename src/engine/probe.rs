@@ -33,7 +33,7 @@ pub(super) fn nowait_probe(device: &File, block: u32) -> io::Result<Option<Durat
     let mut times = [Duration::ZERO; READS];
     for time in &mut times {
         let start = Instant::now();
-        pool.read_at(device.as_raw_fd(), entry, 0)?;
+        pool.read_at(device.as_raw_fd(), buffer, block as usize, 0)?;
         *time = start.elapsed();
     }
     times.sort_unstable();

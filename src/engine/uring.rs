@@ -211,8 +211,9 @@ impl Uring {
         };
         self.entries.clear();
         for &(token, work) in part {
-            let entry = self.buffers.entry(work).user_data(u64::from(token));
-            self.entries.push(entry);
+            // SAFETY: whoever pushed it keeps its vector valid.
+            let entry = unsafe { self.buffers.entry(work) };
+            self.entries.push(entry.user_data(u64::from(token)));
         }
         // SAFETY: whoever pushed them keeps their vectors valid until their
         // results were given, which is after this call.
@@ -236,7 +237,8 @@ impl Uring {
             self.ended.push((token, result));
             return;
         }
-        let entry = self.buffers.entry(work).user_data(u64::from(token));
+        // SAFETY: the caller's promise.
+        let entry = unsafe { self.buffers.entry(work) }.user_data(u64::from(token));
         self.place(&entry);
         self.running += 1;
     }

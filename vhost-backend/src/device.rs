@@ -1,4 +1,5 @@
 //! The seam to the process: what a disk is and how I/O is handed to it.
+#![allow(unsafe_code)]
 
 use std::fmt;
 use std::io;
@@ -199,12 +200,17 @@ pub trait IoChannel {
     /// that use them have ended.
     fn memory(&mut self, regions: &[HostRegion]);
 
-    /// Takes a request. `data` are host addresses of guest memory that stay
-    /// mapped until the completion is reported; the list itself is only
-    /// borrowed for this call. Their sum is a multiple of 512; the pieces
-    /// have any length and alignment. Every request that is taken is reported by
-    /// [`reap`](Self::reap) exactly once, also when it could not be issued.
-    fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]);
+    /// Takes a request. `data` are host addresses of guest memory; the list
+    /// itself is only borrowed for this call. Their sum is a multiple of 512; the
+    /// pieces have any length and alignment. Every request that is taken is
+    /// reported by [`reap`](Self::reap) exactly once, also when it could not be
+    /// issued.
+    ///
+    /// # Safety
+    /// Each piece is memory that is mapped for reads and writes until the
+    /// completion is reported, and that the process accesses by raw pointers
+    /// and [copies](crate::copy) only.
+    unsafe fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]);
 
     /// Gives everything that was submitted to the kernel, with at most one
     /// system call, and none if there is nothing to give.

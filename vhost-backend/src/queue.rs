@@ -1,5 +1,6 @@
 //! One virtqueue of a worker: fetches requests into a table of slots, one for
 //! each descriptor head, and answers them in whatever order they end.
+#![allow(unsafe_code)]
 
 pub(crate) mod chain;
 mod common;
@@ -312,7 +313,9 @@ impl Queue {
                     Data::Writable(bytes) => (chain.writable_pieces(), bytes),
                 };
                 if let Some(pieces) = pieces {
-                    channel.submit(Tag(tag), op, pieces);
+                    // SAFETY: the pieces are of the memory that the chain was
+                    // walked over, which is held below until the request ends.
+                    unsafe { channel.submit(Tag(tag), op, pieces) };
                     *slot = Some(Slot {
                         held: epochs.hold(status),
                         writes,

@@ -289,7 +289,7 @@ impl Shared {
             if (old & PINNED != 0) == pin {
                 continue;
             }
-            let Some(bytes) = self.with_slab(table, window, |slab| slab.bytes()) else {
+            let Some(bytes) = self.with_slab(&table, window, |slab| slab.bytes()) else {
                 continue;
             };
             writer.discharge(bytes, !pin);

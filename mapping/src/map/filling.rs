@@ -143,7 +143,7 @@ impl Shared {
         if !writer.enabled || window >= table.len() {
             return Ready::Never;
         }
-        let changing = self.with_slab(table, window, |slab| slab.changing());
+        let changing = self.with_slab(&table, window, |slab| slab.changing());
         if changing == Some(false) {
             return Ready::Never;
         }

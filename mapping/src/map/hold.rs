@@ -126,8 +126,8 @@ impl Shared {
             let inside = self.inside(writer, window, range);
             let whole = inside == (0..table.window_end(window));
             let mut carved = std::mem::take(&mut writer.carved);
-            let loaded = self.with_slab(table, window, |slab| {
-                let keep = self.spoils(table, window, slab, &inside).keep;
+            let loaded = self.with_slab(&table, window, |slab| {
+                let keep = self.spoils(&table, window, slab, &inside).keep;
                 let keep = keep.filter(|_| !whole);
                 if keep.is_some() {
                     carve(slab.entries(), inside, &mut carved);

@@ -36,7 +36,7 @@ impl Shared {
         let table = self.table(&writer);
         windows.end = windows.end.min(table.len());
         let lacks = |&window: &usize| {
-            self.with_slab(table, window, |slab| slab.changing())
+            self.with_slab(&table, window, |slab| slab.changing())
                 .unwrap_or_else(|| style != Style::Ahead || !is_left_alone(table.state(window)))
         };
         let start = windows.clone().find(lacks);
@@ -162,7 +162,8 @@ impl Shared {
         style: Style,
         mark: bool,
     ) -> Result<(), Error> {
-        let state = self.table(writer).state(window);
+        let table = self.table(writer);
+        let state = table.state(window);
         let pinned = state.load(Ordering::Relaxed) & PINNED != 0;
         if !pinned && !self.make_room(writer, bytes_for(entries.len()), style) {
             writer.counts.refused += 1;
@@ -216,7 +217,7 @@ impl Shared {
             let window = writer.clock[writer.hand];
             let table = self.table(writer);
             let pinned = table.state(window).load(Ordering::Relaxed) & PINNED != 0;
-            let used = self.with_slab(table, window, |slab| slab.take_referenced());
+            let used = self.with_slab(&table, window, |slab| slab.take_referenced());
             match used {
                 Some(true) if !pinned => writer.hand += 1,
                 loaded => {

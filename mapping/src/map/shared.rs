@@ -19,7 +19,7 @@ use crate::source::extent::{Kind, Packed};
 use crate::sync::{Arc, AtomicPtr, AtomicU64, Mutex, MutexGuard, Ordering, lock};
 
 pub(crate) struct Shared {
-    /// Replaced under the lock only, freed after a grace period.
+    /// The writer's, for readers. Replaced under the lock only, freed after a grace period.
     table: AtomicPtr<Table>,
     pub(crate) quiesce: Arc<Quiesce>,
     pub(crate) wishes: Wishes,
@@ -42,11 +42,12 @@ pub(crate) struct Load {
 
 enum Garbage {
     Slab(#[allow(dead_code)] SlabBox),
-    Table(#[allow(dead_code)] Box<Table>),
+    Table(#[allow(dead_code)] Arc<Table>),
 }
 
 /// The writer's side.
 pub(crate) struct Writer {
+    table: Arc<Table>,
     pub(crate) enabled: bool,
     pub(crate) loads: Vec<Load>,
     pub(crate) next_load: u64,
@@ -87,15 +88,16 @@ impl Shared {
     /// [`Error::Memory`].
     pub(crate) fn new(size: u64, config: Config) -> Result<Shared, Error> {
         let table = Table::new(size, config.window.trailing_zeros()).ok_or(Error::Memory)?;
-        let table = Box::new(table);
+        let table = Arc::new(table);
         Ok(Shared {
-            table: AtomicPtr::new(Box::into_raw(table)),
+            table: AtomicPtr::new(Arc::as_ptr(&table).cast_mut()),
             quiesce: Arc::new(Quiesce::new()),
             wishes: Wishes::new(config.queue),
             epoch: AtomicU64::new(0),
             config,
             began: Instant::now(),
             writer: Mutex::new(Writer {
+                table,
                 enabled: false,
                 loads: Vec::new(),
                 next_load: 0,
@@ -132,12 +134,9 @@ impl Shared {
         unsafe { &*self.table.load(Ordering::Acquire) }
     }
 
-    /// The table, for somebody who holds the lock: it is replaced under that only, and a replaced one
-    /// outlives the guard (garbage is freed by [`Shared::reclaim`], which needs `&mut Writer`).
-    pub(crate) fn table<'a>(&'a self, _proof: &Writer) -> &'a Table {
-        // SAFETY: never null. Every function of this crate that takes the table from here keeps the
-        // lock, and does not use it after `replace_table`.
-        unsafe { &*self.table.load(Ordering::Acquire) }
+    /// The table, for somebody who holds the lock.
+    pub(crate) fn table(&self, writer: &Writer) -> Arc<Table> {
+        Arc::clone(&writer.table)
     }
 
     /// Shows `f` the window's slab, if it is loaded. Called with the lock held, under which slabs are freed.
@@ -197,7 +196,7 @@ impl Shared {
     /// [`Error::Memory`]; nothing is changed then.
     pub(crate) fn replace_table(&self, writer: &mut Writer, size: u64) -> Result<(), Error> {
         let old = self.table(writer);
-        let new = Box::new(Table::new(size, old.shift).ok_or(Error::Memory)?);
+        let new = Arc::new(Table::new(size, old.shift).ok_or(Error::Memory)?);
         let common = old.size.min(size) >> old.shift;
         let common = usize::try_from(common).unwrap_or(usize::MAX);
         self.for_touched(writer, |writer, window| {
@@ -215,12 +214,12 @@ impl Shared {
             new.window(window).store(slab, Ordering::Release);
         });
         writer.clock.retain(|&window| window < common);
-        let old = self.table.swap(Box::into_raw(new), Ordering::AcqRel);
-        // SAFETY: came from `Box::into_raw`, and is out of everybody's reach but for readers, for whom
-        // the garbage waits. Its windows are null now, so it frees no slab.
-        writer
-            .fresh
-            .push(Garbage::Table(unsafe { Box::from_raw(old) }));
+        self.table
+            .store(Arc::as_ptr(&new).cast_mut(), Ordering::Release);
+        // Out of everybody's reach but for readers, for whom the garbage waits. Its windows are null
+        // now.
+        let replaced = std::mem::replace(&mut writer.table, new);
+        writer.fresh.push(Garbage::Table(replaced));
         Ok(())
     }
 
@@ -252,9 +251,12 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let touched = std::mem::take(&mut self.lock().touched);
-        // SAFETY: the last handle is gone, so nobody else can reach the table.
-        let mut table = unsafe { Box::from_raw(self.table.load(Ordering::Acquire)) };
+        let mut writer = self.lock();
+        let touched = std::mem::take(&mut writer.touched);
+        // The last handle is gone, so nobody else has the table.
+        let Some(table) = Arc::get_mut(&mut writer.table) else {
+            return;
+        };
         let len = table.len();
         for window in touched.iter().flat_map(|&part| windows_of(part, len)) {
             table.free(window);

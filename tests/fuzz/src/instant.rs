@@ -60,7 +60,7 @@ impl Device for Instant {
 impl IoChannel for Channel {
     fn room(&mut self, _requests: usize) {}
 
-    fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
+    unsafe fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]) {
         for piece in data {
             let host = piece.iov_base.cast::<u8>();
             // SAFETY: the pieces are mapped until the request has ended; those of a read are for

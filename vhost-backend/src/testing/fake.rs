@@ -234,7 +234,7 @@ impl IoChannel for FakeChannel {
 
     fn memory(&mut self, _regions: &[HostRegion]) {}
 
-    fn submit(&mut self, tag: Tag, op: Op, data: &[iovec]) {
+    unsafe fn submit(&mut self, tag: Tag, op: Op, data: &[iovec]) {
         let mut desk = self.io.desk();
         assert!((tag.0 as usize) < self.room, "{tag:?} has no room");
         let twice =
