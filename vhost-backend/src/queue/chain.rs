@@ -282,27 +282,30 @@ impl Scratch {
     /// Follows a chain to its end.
     pub(crate) fn walk<'a>(&'a mut self, memory: &'a Memory, ring: &Ring, head: u16) -> Walked<'a> {
         let Self {
-            readable, writable, ..
+            readable,
+            writable,
+            steps,
         } = self;
         readable.clear();
         writable.clear();
         let mut total = 0u32;
+        let mut failed: Option<Failed> = None;
         let mut descriptors = Descriptors::new(memory, ring, head);
-        let mut sound = true;
-        let status = loop {
-            let Some(descriptor) = descriptors.next() else {
-                break writable.take_last();
-            };
+        while let Some(descriptor) = descriptors.next() {
             let Ok(descriptor) = descriptor else {
-                self.steps = self.steps.saturating_sub(descriptors.steps());
+                *steps = steps.saturating_sub(descriptors.steps());
                 return Walked::Bad(None);
             };
             let len = descriptor.len();
             if len == 0 {
                 continue;
             }
-            // Without end if the driver wants so, but bounded by the table.
+            if let Some(failed) = &mut failed {
+                failed.goes_on(readable, writable, descriptor);
+                continue;
+            }
             let good = match total.checked_add(len) {
+                // Without end if the driver wants so, but bounded by the table.
                 None => false,
                 Some(sum) => {
                     total = sum;
@@ -315,74 +318,77 @@ impl Scratch {
                 }
             };
             if !good {
-                let too_many = |of: &Buffers| of.pieces.len() > MAX_SEGMENTS;
-                sound = too_many(readable) || too_many(writable);
-                match Self::follow_rest(readable, writable, &mut descriptors, descriptor, total) {
-                    Ok((end, status)) => {
-                        sound &= end;
-                        break status;
-                    }
-                    Err(Endless) => {
-                        self.steps = self.steps.saturating_sub(descriptors.steps());
-                        return Walked::Bad(None);
-                    }
-                }
+                failed = Some(Failed::at(readable, writable, descriptor, total));
             }
+        }
+        *steps = steps.saturating_sub(descriptors.steps());
+        let (sound, status) = match failed {
+            None => (true, writable.take_last()),
+            Some(failed) => failed.ends(memory, writable),
         };
-        self.steps = self.steps.saturating_sub(descriptors.steps());
         match status {
             Some(status) if sound => Walked::Good(
                 Chain {
                     memory,
-                    readable: &mut self.readable,
-                    writable: &mut self.writable,
+                    readable,
+                    writable,
                 },
                 status,
             ),
             status => Walked::Bad(status),
         }
     }
+}
 
-    /// Follows a chain that has failed at its buffer `failed` to its end, for
-    /// the status byte, but looks for no more buffers. Returns whether all else
-    /// was sound.
+/// A chain that has failed at some buffer: it is followed to its end for the
+/// status byte, but no more buffers are looked for.
+#[derive(Debug)]
+struct Failed {
+    /// There are too many pieces, and all else is as it should be.
+    sound: bool,
+    /// The last buffer to be written since, if there is one.
+    last: Option<Descriptor>,
+    total: u32,
+}
+
+impl Failed {
     #[cold]
-    fn follow_rest(
-        readable: &mut Buffers,
-        writable: &mut Buffers,
-        descriptors: &mut Descriptors<'_>,
-        failed: Descriptor,
-        mut total: u32,
-    ) -> Result<(bool, Option<StatusByte>), Endless> {
+    fn at(readable: &mut Buffers, writable: &mut Buffers, at: Descriptor, total: u32) -> Self {
+        let too_many = |of: &Buffers| of.pieces.len() > MAX_SEGMENTS;
+        let sound = too_many(readable) || too_many(writable);
         readable.partial = true;
         writable.partial = true;
-        let memory = descriptors.memory;
-        let mut sound = true;
-        let mut last = failed.is_writable().then_some(failed);
-        for descriptor in descriptors {
-            let descriptor = descriptor?;
-            let len = descriptor.len();
-            if len == 0 {
-                continue;
-            }
-            let sum = total.checked_add(len);
-            sound &= sum.is_some();
-            total = sum.unwrap_or(total);
-            if descriptor.is_writable() {
-                writable.bytes += u64::from(len);
-                last = Some(descriptor);
-            } else {
-                sound &= writable.bytes == 0;
-                readable.bytes += u64::from(len);
-            }
+        Self {
+            sound,
+            last: at.is_writable().then_some(at),
+            total,
         }
-        let Some(last) = last else {
-            return Ok((sound, writable.take_last()));
+    }
+
+    #[cold]
+    fn goes_on(&mut self, readable: &mut Buffers, writable: &mut Buffers, next: Descriptor) {
+        let len = next.len();
+        let sum = self.total.checked_add(len);
+        self.sound &= sum.is_some();
+        self.total = sum.unwrap_or(self.total);
+        if next.is_writable() {
+            writable.bytes += u64::from(len);
+            self.last = Some(next);
+        } else {
+            self.sound &= writable.bytes == 0;
+            readable.bytes += u64::from(len);
+        }
+    }
+
+    #[cold]
+    fn ends(self, memory: &Memory, writable: &mut Buffers) -> (bool, Option<StatusByte>) {
+        let Some(last) = self.last else {
+            return (self.sound, writable.take_last());
         };
         // All of the buffer has to be there, not only its end.
         writable.pieces.clear();
         let there = memory.pieces(last.addr(), u64::from(last.len()), &mut writable.pieces);
-        Ok((sound, there.and_then(|()| writable.take_last())))
+        (self.sound, there.and_then(|()| writable.take_last()))
     }
 }
 
