@@ -5,9 +5,13 @@ use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use vhost_backend::fuzzing::memory_file;
+
+/// For how long what is left open is waited for.
+const LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Arbitrary, Debug, Clone, Copy)]
 pub enum Fd {
@@ -86,4 +90,14 @@ impl Descriptors {
 /// How many descriptors this process has open.
 pub fn open() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// As many are open as `before` again: some are closed by threads of their own, which nobody
+/// waits for.
+pub fn settle(before: usize) {
+    let start = Instant::now();
+    while open() != before && start.elapsed() < LIMIT {
+        std::thread::yield_now();
+    }
+    assert_eq!(open(), before, "descriptors are left open");
 }
