@@ -288,8 +288,11 @@ impl Queue {
             line,
             "extentd: warning: {count} lines of the log were left out: more came than are written"
         );
-        // At the end nobody tries again.
-        if write_line(to, &line).is_err() && !self.ending.load(Ordering::Relaxed) {
+        if write_line(to, &line).is_ok() {
+            // No other line may be admitted for long.
+            self.tell_dropped(to);
+        } else if !self.ending.load(Ordering::Relaxed) {
+            // At the end nobody tries again.
             self.budget.put_back(count);
         }
     }
