@@ -32,6 +32,8 @@ fn a_worker_that_does_not_turn_is_told_in_the_log_in_info_and_when_it_goes_on() 
 #[test]
 fn a_session_that_does_not_turn_is_told_too() {
     let served = Served::new(&[]);
+    // It is watched by then.
+    served.serves_the_next();
     // The first thread of a process has its number.
     let held = Held::thread(i32::try_from(served.daemon.pid()).unwrap());
     served.said("thread session stands still");
@@ -58,6 +60,7 @@ fn sigterm_ends_a_process_whose_worker_stands_still() {
 #[test]
 fn sigterm_ends_a_process_whose_session_stands_still() {
     let mut served = Served::new(&[]);
+    served.serves_the_next();
     let held = Held::thread(i32::try_from(served.daemon.pid()).unwrap());
     served.daemon.signal(libc::SIGTERM).unwrap();
     served.said("not stopped after");
