@@ -104,11 +104,12 @@ impl Queue {
     /// stops if it lay there, or what is recorded of it.
     #[cold]
     pub(crate) fn bury(&mut self, epochs: &Epochs, log_is_lost: bool) {
+        let rested = self.ring.as_ref().is_some_and(Ring::rests);
         let reached = self.relocate(epochs, None);
         let Some(ring) = self.ring.as_mut() else {
             return;
         };
-        let what = if !reached {
+        let what = if !reached && !rested {
             "its ring"
         } else if ring.has_lost_record() {
             "its record of requests in flight"

@@ -221,6 +221,11 @@ impl Ring {
         self.broken
     }
 
+    /// Guest memory does not contain it.
+    pub(crate) fn rests(&self) -> bool {
+        self.place.is_none()
+    }
+
     /// From now on nothing is.
     pub(crate) fn set_broken(&mut self) {
         self.broken = true;

@@ -393,6 +393,8 @@ fn vu_24_a_ring_outside_memory_rests() {
     assert!(!rig.queue.relocate(&rig.common.epochs, None));
     assert_eq!(rig.fetch(), 0);
     assert!(!rig.queue.arm());
+    // Other memory is lost meanwhile.
+    rig.queue.bury(&rig.common.epochs, false);
     rig.common.epochs.replace(old);
     assert!(rig.queue.relocate(&rig.common.epochs, None));
     assert_eq!(rig.fetch(), 1);
