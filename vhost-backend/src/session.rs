@@ -172,11 +172,15 @@ impl<D: Device> Session<D> {
     /// would not end as long as we have that. Where the kernel does not tell of
     /// the process, one that `waits` decides.
     pub(crate) fn drop_orphaned_channel(&mut self, waits: bool) {
+        if self.back.is_none() {
+            return;
+        }
         let gone = match &self.process {
             Some(process) => sys::is_readable(process),
             None => waits,
         };
-        if gone && self.back.take().is_some() {
+        if gone {
+            self.back = None;
             log::info!(
                 "the process that has connected is gone: its back-end channel is closed, and changes of the size are not told any more"
             );
@@ -191,9 +195,7 @@ impl<D: Device> Session<D> {
 
     /// Serves the messages that have come.
     pub(crate) fn serve(&mut self) -> Outcome {
-        if self.back.is_some() {
-            self.drop_orphaned_channel(false);
-        }
+        self.drop_orphaned_channel(false);
         let outcome = self.serve_messages().unwrap_or_else(|error| {
             log::warn!("the front-end is disconnected: {error}");
             Outcome::Over

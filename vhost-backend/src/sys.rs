@@ -103,7 +103,7 @@ pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
 
 /// The file is memory: it lies on tmpfs or hugetlbfs, as a memfd does. Only
 /// files there have seals, and the kernel asks nobody for them.
-pub(crate) fn is_memory(file: &File) -> bool {
+pub(crate) fn is_memory(file: &impl AsRawFd) -> bool {
     // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) >= 0 }
 }

@@ -52,6 +52,7 @@ pub unsafe fn zero(to: *mut u8, len: usize) -> Result<(), Unreachable> {
 
 /// Where a thread goes on whose instruction at `at` cannot reach memory, if
 /// that is one of a copy.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn landing(at: usize) -> Option<usize> {
     raw::landing(at)
 }
@@ -163,10 +164,6 @@ mod raw {
             unsafe { AtomicU8::from_ptr(to.wrapping_add(at)).store(0, Ordering::Relaxed) };
         }
         u32::from(losses() != before)
-    }
-
-    pub(super) fn landing(_at: usize) -> Option<usize> {
-        None
     }
 }
 
