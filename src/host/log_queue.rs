@@ -54,17 +54,22 @@ fn is_active(c: char) -> bool {
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// Gives the text in pieces, with what is active escaped.
+fn harmless(text: &str, mut add: impl FnMut(&str)) {
+    let mut rest = text;
+    while let Some((at, c)) = rest.char_indices().find(|&(_, c)| is_active(c)) {
+        add(&rest[..at]);
+        for c in c.escape_default() {
+            add(c.encode_utf8(&mut [0; 4]));
+        }
+        rest = &rest[at + c.len_utf8()..];
+    }
+    add(rest);
+}
+
 impl fmt::Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let mut rest = text;
-        while let Some((at, c)) = rest.char_indices().find(|&(_, c)| is_active(c)) {
-            self.add(&rest[..at]);
-            for c in c.escape_default() {
-                self.add(c.encode_utf8(&mut [0; 4]));
-            }
-            rest = &rest[at + c.len_utf8()..];
-        }
-        self.add(rest);
+        harmless(text, |piece| self.add(piece));
         Ok(())
     }
 }
@@ -173,15 +178,10 @@ impl Queue {
 
     /// Puts a line of any length in the queue, or drops some of it.
     pub(crate) fn put_whole(&self, line: &str) {
-        let mut harmless = String::with_capacity(line.len());
-        for c in line.chars() {
-            if is_active(c) {
-                harmless.extend(c.escape_default());
-            } else {
-                harmless.push(c);
-            }
-        }
-        let mut rest = harmless.as_str();
+        // As a whole, so that no escape is cut.
+        let mut whole = String::with_capacity(line.len());
+        harmless(line, |piece| whole.push_str(piece));
+        let mut rest = whole.as_str();
         loop {
             let most = (0..=LINE.min(rest.len())).rev();
             let cut = most.into_iter().find(|&at| rest.is_char_boundary(at));
