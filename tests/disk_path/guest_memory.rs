@@ -2,12 +2,12 @@
 //! than the lease lasts. Where any of it is, requests go by the file while the
 //! disk path stays in use otherwise.
 
-use std::fs::OpenOptions;
 use std::path::Path;
 
 use front_end::codes::feature;
 use front_end::{GuestMemory, Place, Region};
 use rig::file_systems::{EXT4, Mounted};
+use rig::files::create;
 use rig::image::{FIRST, Image};
 use rig::model::{SECTOR, Value};
 
@@ -23,13 +23,7 @@ const FROM_MEMORY: Value = 3;
 
 /// Memory from `guest` on in a new file.
 fn region(path: &Path, guest: u64) -> Region {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .unwrap();
-    file.set_len(MEMORY).unwrap();
+    let file = create(path, MEMORY);
     let place = Place {
         guest,
         user: 0x7e00_0000_0000 + guest,

@@ -24,7 +24,9 @@ fn a_worker_that_does_not_turn_is_told_in_the_log_in_info_and_when_it_goes_on() 
     assert!(stands(&served, "worker-0"));
     drop(held);
     served.said("thread worker-0 goes on");
-    served.info_until(|info| info["standing"] == serde_json::json!([]));
+    served.info_until("nobody to stand still", |info| {
+        info["standing"] == serde_json::json!([])
+    });
     served.serves_the_next();
     assert!(served.daemon.terminate().unwrap().success());
 }

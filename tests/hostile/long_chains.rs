@@ -9,7 +9,8 @@ use front_end::{Like, Place, Session, Wanted};
 use rig::attached::{Attached, MEMORY};
 use rustix::fs::MemfdFlags;
 
-use crate::victim::{Victim, add_region, memfd};
+use crate::regions::{add_region, memfd};
+use crate::served::Served;
 
 const PAGE: u64 = 4096;
 /// Where the regions lie, each of a page, one after the other.
@@ -71,7 +72,7 @@ fn full_table(flags: u16, address: u64, length: u32) -> Vec<u8> {
 
 #[test]
 fn ring_06_many_heads_at_one_endless_table_keep_nobody_waiting() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     let all = u32::try_from(COUNT * PAGE).unwrap();
     let tables = [
         (
@@ -95,7 +96,7 @@ fn ring_06_many_heads_at_one_endless_table_keep_nobody_waiting() {
         ),
     ];
     for (what, table) in tables {
-        let session = Session::open(&victim.socket, Like::Qemu, Wanted::default()).unwrap();
+        let session = Session::open(served.daemon.socket(), Like::Qemu, Wanted::default()).unwrap();
         let mut front = Attached::with_ring(session, 256);
         share_regions(&front);
         let at = MEMORY / 2;
@@ -106,7 +107,7 @@ fn ring_06_many_heads_at_one_endless_table_keep_nobody_waiting() {
         let base = front.session.connection.get_vring_base(0).unwrap();
         assert!(base <= 256, "{what}: {base}");
         drop(front);
-        victim.is_well();
+        served.is_well();
     }
 }
 
@@ -114,8 +115,8 @@ fn ring_06_many_heads_at_one_endless_table_keep_nobody_waiting() {
 /// for: what is not written is not marked, and the log stays as small as that.
 #[test]
 fn vu_37_the_log_of_far_apart_regions_has_no_more_pages_than_were_written() {
-    let victim = Victim::start();
-    let mut front = victim.attach(Like::Qemu);
+    let served = Served::new(&[]);
+    let mut front = served.attach();
     let far = 1_u64 << 42;
     let at = Place {
         guest: far,
@@ -123,7 +124,7 @@ fn vu_37_the_log_of_far_apart_regions_has_no_more_pages_than_were_written() {
         size: 1 << 20,
     };
     let file = memfd(at.size, MemfdFlags::empty());
-    crate::victim::share(&mut front, at, &file);
+    crate::regions::share(&mut front, at, &file);
     let size = (far + at.size) / PAGE / 8;
     let log = memfd(size, MemfdFlags::empty());
     let connection = &front.session.connection;
@@ -195,5 +196,5 @@ fn vu_37_the_log_of_far_apart_regions_has_no_more_pages_than_were_written() {
     let used = log.metadata().unwrap().blocks() * 512;
     assert!(used <= 4 * PAGE, "the log takes {used} bytes");
     drop((front, log, file));
-    victim.is_well();
+    served.is_well();
 }

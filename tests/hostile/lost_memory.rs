@@ -1,7 +1,7 @@
 //! Memory that a front-end shares and that cannot be reached: whatever kind it
 //! is of, and whatever lies there, a request or a queue fails and says so.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 
 use front_end::codes::status;
@@ -9,11 +9,13 @@ use front_end::{Buffer, Like, Op, Place, Region, Setup};
 use front_end::{Driver, GuestMemory, Inflight, Session, Wanted, limit, wait_readable};
 use rig::attached::{Attached, DATA, MEMORY};
 use rig::file_systems::{EXT4, Mounted, occupy};
+use rig::files::create;
 use rig::small_image::content;
 use rustix::fs::{MemfdFlags, SealFlags};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::victim::{SIZE, Victim, add_region, memfd, place};
+use crate::regions::{SIZE, add_region, memfd, place};
+use crate::served::Served;
 
 const REACHED: &str = "cannot be reached";
 
@@ -37,8 +39,8 @@ impl Drop for Tmpfs {
     }
 }
 
-fn full_tmpfs(victim: &Victim) -> Option<(Tmpfs, File)> {
-    let folder = victim.files.path().join("tmpfs");
+fn full_tmpfs(served: &Served) -> Option<(Tmpfs, File)> {
+    let folder = served.files.path().join("tmpfs");
     std::fs::create_dir(&folder).unwrap();
     let flags = rustix::mount::MountFlags::empty();
     if let Err(error) = rustix::mount::mount("none", &folder, "tmpfs", flags, c"size=64k") {
@@ -46,21 +48,10 @@ fn full_tmpfs(victim: &Victim) -> Option<(Tmpfs, File)> {
         return None;
     }
     let mounted = Tmpfs(folder.clone());
-    let file = new_file(&folder.join("lost"));
+    let file = create(folder.join("lost"), SIZE);
     let filler = vec![1; 64 << 10];
     std::fs::write(folder.join("filler"), filler).unwrap();
     Some((mounted, file))
-}
-
-fn new_file(path: &std::path::Path) -> File {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .unwrap();
-    file.set_len(SIZE).unwrap();
-    file
 }
 
 fn truncated() -> Unreachable {
@@ -96,7 +87,7 @@ fn huge() -> Option<Unreachable> {
 
 fn full_ext4() -> Option<Unreachable> {
     let host = Mounted::new(EXT4)?;
-    let file = new_file(&host.path("lost"));
+    let file = create(host.path("lost"), SIZE);
     drop(occupy(&host, "filler"));
     Some(Unreachable {
         what: "a full ext4",
@@ -107,8 +98,8 @@ fn full_ext4() -> Option<Unreachable> {
     })
 }
 
-fn front(victim: &Victim, lost: &Unreachable, at: Place) -> Attached {
-    let front = victim.attach(Like::Qemu);
+fn front(served: &Served, lost: &Unreachable, at: Place) -> Attached {
+    let front = served.attach();
     assert_eq!(
         add_region(&front, at, lost.file.as_raw_fd()),
         0,
@@ -120,8 +111,8 @@ fn front(victim: &Victim, lost: &Unreachable, at: Place) -> Attached {
 }
 
 /// Data of a request, copied by the kernel and by the process.
-fn data_fails(victim: &Victim, lost: &Unreachable) {
-    let mut front = front(victim, lost, place(0));
+fn data_fails(served: &Served, lost: &Unreachable) {
+    let mut front = front(served, lost, place(0));
     for (start, length) in [(MEMORY, 4096), (MEMORY + 1, 512), (MEMORY + 8190, 4096)] {
         for op in [Op::Read, Op::Write] {
             if op == Op::Write && lost.reads {
@@ -144,27 +135,27 @@ fn data_fails(victim: &Victim, lost: &Unreachable) {
     }
     let id = front.driver.get_id(MEMORY + 64).unwrap();
     assert_eq!(id.status, status::IOERR, "{}: the serial number", lost.what);
-    victim.wait_line(REACHED);
+    served.said(REACHED);
     // Others go on, on the same connection.
     assert_eq!(front.read(8, 512), content(8 * 512, 512), "{}", lost.what);
 }
 
 #[test]
 fn vu_20_data_in_memory_that_cannot_be_reached_fails_its_request_alone() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     let kinds = [Some(truncated()), huge(), full_ext4()];
     for lost in kinds.into_iter().flatten() {
         let size = lost.file.metadata().unwrap().len();
         println!("{} of {size} bytes", lost.what);
-        data_fails(&victim, &lost);
-        victim.is_well();
+        data_fails(&served, &lost);
+        served.is_well();
     }
 }
 
 #[test]
 fn vu_20_a_full_tmpfs_fails_what_is_read_to_it() {
-    let victim = Victim::start();
-    let Some((_mounted, file)) = full_tmpfs(&victim) else {
+    let served = Served::new(&[]);
+    let Some((_mounted, file)) = full_tmpfs(&served) else {
         return;
     };
     let lost = Unreachable {
@@ -174,18 +165,18 @@ fn vu_20_a_full_tmpfs_fails_what_is_read_to_it() {
         reads: false,
         _place: None,
     };
-    data_fails(&victim, &lost);
+    data_fails(&served, &lost);
     drop(lost);
-    victim.is_well();
+    served.is_well();
 }
 
 /// What a chain needs beside its data.
 #[test]
 fn vu_20_headers_tables_and_status_bytes_that_cannot_be_reached_fail_their_request() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     for part in ["header", "half of a header", "table", "status"] {
         let lost = truncated();
-        let mut front = front(&victim, &lost, place(0));
+        let mut front = front(&served, &lost, place(0));
         let at = MEMORY + 3 * 4096;
         // A write, if the half that is there were all of it.
         front
@@ -231,11 +222,11 @@ fn vu_20_headers_tables_and_status_bytes_that_cannot_be_reached_fail_their_reque
         assert!(length <= 1, "{part}: {length}");
         let byte = front.memory.read(DATA + 64, 1).unwrap()[0];
         assert_ne!(byte, status::OK, "{part}");
-        victim.wait_line(REACHED);
+        served.said(REACHED);
         // Its ring is elsewhere, and goes on.
         assert_eq!(front.read(8, 512), content(8 * 512, 512), "{part}");
         drop(front);
-        victim.is_well();
+        served.is_well();
     }
 }
 
@@ -247,8 +238,8 @@ struct Doomed {
     file: File,
 }
 
-fn doomed(victim: &Victim, wanted: Wanted) -> (Doomed, GuestMemory) {
-    let mut session = Session::open(&victim.socket, Like::Qemu, wanted).unwrap();
+fn doomed(served: &Served, wanted: Wanted) -> (Doomed, GuestMemory) {
+    let mut session = Session::open(served.daemon.socket(), Like::Qemu, wanted).unwrap();
     let file = memfd(MEMORY, MemfdFlags::empty());
     let mut memory = GuestMemory::default();
     let at = Place {
@@ -282,26 +273,26 @@ fn doomed(victim: &Victim, wanted: Wanted) -> (Doomed, GuestMemory) {
 
 #[test]
 fn vu_20_a_queue_whose_ring_cannot_be_reached_stops_with_an_error() {
-    let victim = Victim::start();
-    let (doomed, memory) = doomed(&victim, Wanted::default());
+    let served = Served::new(&[]);
+    let (doomed, memory) = doomed(&served, Wanted::default());
     doomed.file.set_len(0).unwrap();
     // Nothing here touches the memory any more.
     doomed.driver.ring().kick().unwrap();
     wait_readable(&doomed.error, limit()).unwrap();
-    victim.wait_line("its ring lay in memory that was lost; the queue stops");
+    served.said("its ring lay in memory that was lost; the queue stops");
     // A stop is answered as ever.
     doomed.session.connection.get_vring_base(0).unwrap();
     drop((doomed, memory));
-    victim.is_well();
-    assert_eq!(victim.lines("; the queue stops"), 1);
-    assert_eq!(victim.lines("guest memory (regions: 1"), 1);
+    served.is_well();
+    assert_eq!(served.lines("; the queue stops"), 1);
+    assert_eq!(served.lines("guest memory (regions: 1"), 1);
 }
 
 #[test]
 fn vu_20_a_record_or_a_log_that_cannot_be_reached_stops_the_queue_with_an_error() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     for what in ["record of requests in flight", "log of dirty pages"] {
-        let (mut doomed, memory) = doomed(&victim, Wanted::default());
+        let (mut doomed, memory) = doomed(&served, Wanted::default());
         let lost = memfd(SIZE, MemfdFlags::empty());
         let connection = &doomed.session.connection;
         if what.starts_with("log") {
@@ -330,19 +321,19 @@ fn vu_20_a_record_or_a_log_that_cannot_be_reached_stops_the_queue_with_an_error(
         assert!(doomed.driver.submit(Op::Read, 0, &data, 1));
         doomed.driver.publish().unwrap();
         wait_readable(&doomed.error, limit()).unwrap();
-        victim.wait_line(&format!(
+        served.said(&format!(
             "{what} lay in memory that was lost; the queue stops"
         ));
         drop((doomed, memory));
-        victim.is_well();
+        served.is_well();
     }
 }
 
 #[test]
 fn vu_20_a_record_without_room_is_refused() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     let Some(lost) = huge() else { return };
-    let front = victim.attach(Like::Qemu);
+    let front = served.attach();
     front.session.connection.get_vring_base(0).unwrap();
     let record = Inflight {
         file: lost.file,
@@ -353,22 +344,22 @@ fn vu_20_a_record_without_room_is_refused() {
     };
     let refused = front.session.connection.set_inflight_fd(&record);
     assert!(refused.is_err());
-    victim.wait_line(REACHED);
+    served.said(REACHED);
     drop((front, record));
-    victim.is_well();
+    served.is_well();
 }
 
 /// One mapping for all of it, however many places are touched.
 #[test]
 fn vu_20_a_large_sparse_region_that_is_touched_everywhere_takes_no_more_mappings() {
-    let victim = Victim::start();
+    let served = Served::new(&[]);
     let size = 1 << 30;
     let file = memfd(size, MemfdFlags::empty());
     let at = Place { size, ..place(0) };
-    let mut front = victim.attach(Like::Qemu);
+    let mut front = served.attach();
     assert_eq!(add_region(&front, at, file.as_raw_fd()), 0);
     file.set_len(0).unwrap();
-    let before = victim.maps().lines().count();
+    let before = served.maps().lines().count();
     let mut in_flight = 0_u32;
     for page in 0..20_000_u64 {
         // Unaligned, so that the process copies; and as a status byte.
@@ -389,19 +380,23 @@ fn vu_20_a_large_sparse_region_that_is_touched_everywhere_takes_no_more_mappings
             assert_eq!(done.status, status::IOERR);
         }
     }
-    let after = victim.maps().lines().count();
+    let after = served.maps().lines().count();
     assert!(after <= before + 16, "{before} mappings, then {after}");
     // Not a line for each.
-    assert!(victim.lines(REACHED) < 30, "{}", victim.lines(REACHED));
+    assert!(served.lines(REACHED) < 30, "{}", served.lines(REACHED));
     drop((front, file));
-    victim.is_well();
+    served.is_well();
 }
 
 /// Tables of regions that are lost before they are replaced.
 #[test]
 fn vu_20_memory_that_is_shared_anew_serves_again() {
-    let victim = Victim::start();
-    let mut front = victim.attach(Like::CloudHypervisor);
+    let served = Served::new(&[]);
+    let mut front = Attached::new(
+        served.daemon.socket(),
+        Like::CloudHypervisor,
+        Wanted::default(),
+    );
     for round in 0..20_u64 {
         let file = memfd(SIZE, MemfdFlags::empty());
         let region = Region::in_file(place(0), file.try_clone().unwrap(), 0).unwrap();
@@ -424,18 +419,18 @@ fn vu_20_memory_that_is_shared_anew_serves_again() {
         assert_eq!(front.read(round, 512).len(), 512);
     }
     drop(front);
-    victim.is_well();
+    served.is_well();
 }
 
 /// What the kernel makes up stands for file systems whose files come from
 /// somebody else: neither is of this host's memory or disks.
 #[test]
 fn vu_20_memory_whose_server_may_never_answer_is_refused() {
-    let victim = Victim::start();
-    let front = victim.attach(Like::Qemu);
+    let served = Served::new(&[]);
+    let front = served.attach();
     let file = File::open("/proc/self/status").unwrap();
     assert_ne!(add_region(&front, place(0), file.as_raw_fd()), 0);
-    victim.wait_line("nobody here knows how long it takes to answer");
+    served.said("nobody here knows how long it takes to answer");
     drop(front);
-    victim.is_well();
+    served.is_well();
 }

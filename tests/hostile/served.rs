@@ -1,8 +1,7 @@
 //! A process that serves a small image, and whether it still does.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use front_end::codes::protocol;
 use front_end::{Daemon, Like, Session, Wanted};
@@ -29,8 +28,8 @@ const DEVICE_STATE: u64 = 1 << 19;
 /// A process, and what it needs.
 pub struct Served {
     pub daemon: Daemon,
+    pub files: TempDir,
     control: PathBuf,
-    _files: TempDir,
 }
 
 impl Served {
@@ -62,8 +61,8 @@ impl Served {
             Daemon::start_with(&binary, &path("socket"), &image, &all, &variables).unwrap();
         Self {
             daemon,
+            files,
             control,
-            _files: files,
         }
     }
 
@@ -85,26 +84,42 @@ impl Served {
 
     /// What `extentctl info` says.
     pub fn info(&self) -> Value {
-        let output = Command::new(rig::extentctl!())
-            .arg("--control-path")
-            .arg(&self.control)
-            .args(["--json", "info"])
-            .output()
-            .unwrap();
-        serde_json::from_slice(&output.stdout).unwrap()
+        rig::operator::info(&self.control)
     }
 
-    /// Waits until `info` is as wanted.
-    pub fn info_until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let start = Instant::now();
-        loop {
-            let info = self.info();
-            if wanted(&info) {
-                return info;
-            }
-            assert!(start.elapsed() < LIMIT, "{info:#}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    /// Waits until `info` says this.
+    pub fn info_until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        rig::operator::wait_info(&self.control, what, wanted)
+    }
+
+    /// The same process serves a correct front-end, has kept nothing of the
+    /// one before, and no byte of the image has changed.
+    pub fn is_well(&self) {
+        let mut front = self.attach();
+        assert_eq!(front.read(7, 4096), content(7 * 512, 4096));
+        front.write(7, &content(7 * 512, 512));
+        drop(front);
+        // Whoever asks next is answered once the last one is forgotten.
+        let next = Session::open(self.daemon.socket(), Like::Qemu, Wanted::default()).unwrap();
+        next.connection.get_features().unwrap();
+        let maps = self.maps();
+        assert!(
+            !maps.contains("memfd:") && !maps.contains("/lost"),
+            "{maps}"
+        );
+        let image = std::fs::read(self.files.path().join("image")).unwrap();
+        assert!(image == content(0, IMAGE));
+    }
+
+    /// What it has mapped.
+    pub fn maps(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.daemon.pid())).unwrap()
+    }
+
+    /// Lines of its log so far with these words.
+    pub fn lines(&self, words: &str) -> usize {
+        let lines = self.daemon.stderr();
+        lines.iter().filter(|line| line.contains(words)).count()
     }
 
     /// Waits for a line of its log with these words.

@@ -13,7 +13,7 @@ fn half_a_message_keeps_nobody_out() {
     let served = Served::new(&[]);
     let mut half = UnixStream::connect(served.daemon.socket()).unwrap();
     half.write_all(&[1, 0, 0, 0, 1]).unwrap();
-    served.info_until(|info| info["session"]["connected"] == true);
+    served.info_until("a front-end", |info| info["session"]["connected"] == true);
     served.serves_the_next();
     served.said("it has left a message");
 }
@@ -42,6 +42,8 @@ fn a_front_end_whose_guest_is_silent_stays_whoever_waits() {
     first.set_owner().unwrap();
     first.get_features().unwrap();
     let _second = UnixStream::connect(served.daemon.socket()).unwrap();
-    served.info_until(|info| info["session"]["waiting"][0]["seconds"].as_u64() >= Some(7));
+    served.info_until("another one to wait", |info| {
+        info["session"]["waiting"][0]["seconds"].as_u64() >= Some(7)
+    });
     first.get_features().unwrap();
 }

@@ -25,6 +25,17 @@ fn jam(event: &OwnedFd) {
     fcntl_setfl(event, flags - OFlags::NONBLOCK).unwrap();
 }
 
+/// The queue calls by an event whose writes wait.
+fn jammed_call(front: &Attached) -> OwnedFd {
+    let (call, fd) = event();
+    let connection = &front.session.connection;
+    connection.set_vring_call(0, Some(fd)).unwrap();
+    // The process has it, once this is answered.
+    connection.get_features().unwrap();
+    jam(&call);
+    call
+}
+
 /// Waits for the answer of a request without being called.
 fn answered(front: &mut Attached, tag: u64) {
     let start = Instant::now();
@@ -68,14 +79,7 @@ fn a_call_event_that_blocks_holds_no_worker_up() {
     let served = Served::new(&[]);
     let mut front = served.attach();
     for round in 0..3 {
-        let (call, fd) = event();
-        front
-            .session
-            .connection
-            .set_vring_call(0, Some(fd))
-            .unwrap();
-        front.session.connection.get_features().unwrap();
-        jam(&call);
+        let _call = jammed_call(&front);
         for tag in 0..4 {
             front.driver.ring().want_call(true);
             ask(&mut front, 10 * round + tag);
@@ -118,14 +122,7 @@ fn an_error_event_that_blocks_holds_no_worker_up() {
 fn a_process_that_is_to_stop_does_so_while_a_call_event_blocks() {
     let served = Served::new(&[]);
     let mut front = served.attach();
-    let (call, fd) = event();
-    front
-        .session
-        .connection
-        .set_vring_call(0, Some(fd))
-        .unwrap();
-    front.session.connection.get_features().unwrap();
-    jam(&call);
+    let _call = jammed_call(&front);
     front.driver.ring().want_call(true);
     ask(&mut front, 1);
     // The worker is about to say so.

@@ -25,6 +25,16 @@ fn row(name: impl Into<String>, harm: impl Fn(&mut Attached) + 'static) -> Case 
     })
 }
 
+/// The status of a request as it lies there.
+fn run(front: &mut Attached, block: &Block) -> u8 {
+    let driver = &mut front.driver;
+    driver
+        .submit_chain(&block.chain, block.status, false, 0)
+        .unwrap();
+    driver.publish().unwrap();
+    driver.wait(limit()).unwrap().status
+}
+
 /// The status of a request with these data; it must not succeed.
 fn fails(front: &mut Attached, op: Op, sector: u64, data: &[Buffer]) {
     let done = front.driver.run(op, sector, data).unwrap();
@@ -206,13 +216,7 @@ fn forms() -> Vec<Case> {
                 };
                 let request = (Op::Write, FREE);
                 let block = Block::write(&front.memory, BUFFER, request, &[1; 512], 0, cuts);
-                let block = block.unwrap();
-                front
-                    .driver
-                    .submit_chain(&block.chain, block.status, false, 0)
-                    .unwrap();
-                front.driver.publish().unwrap();
-                assert_eq!(front.driver.wait(limit()).unwrap().status, status::OK);
+                assert_eq!(run(front, &block.unwrap()), status::OK);
             }
         }),
         row("a request is a descriptor for each byte", |front| {
@@ -222,13 +226,7 @@ fn forms() -> Vec<Case> {
             };
             for op in [Op::Read, Op::GetId, Op::Flush, Op::Other(99)] {
                 let block = Block::write(&front.memory, BUFFER, (op, 0), &[], 19, cuts);
-                let block = block.unwrap();
-                front
-                    .driver
-                    .submit_chain(&block.chain, block.status, false, 0)
-                    .unwrap();
-                front.driver.publish().unwrap();
-                front.driver.wait(limit()).unwrap();
+                run(front, &block.unwrap());
             }
         }),
         row("a header is too short by each byte", |front| {

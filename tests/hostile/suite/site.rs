@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use front_end::codes::{flag, protocol, request};
-use front_end::{Connection, Like, Session, Wanted};
+use front_end::codes::{flag, request};
+use front_end::{Connection, Session};
 use rig::attached::Attached;
 
-/// The protocol feature that states are saved and restored by.
-const DEVICE_STATE: u64 = 1 << 19;
+use crate::served;
 
 /// A process as those see it who mean it harm.
 #[derive(Clone)]
@@ -50,11 +49,7 @@ impl Site {
 
     /// With all features.
     pub fn open(&self) -> Session {
-        let wanted = Wanted {
-            protocol: protocol::ALL | DEVICE_STATE,
-            ..Wanted::default()
-        };
-        Session::open(&self.socket, Like::Qemu, wanted).unwrap()
+        served::open(&self.socket)
     }
 
     /// With all features, and a ring that runs.

@@ -1,11 +1,11 @@
 //! File systems on loop devices for tests, taken down again whatever happens.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::files::fallocate;
+use crate::files::{create, fallocate};
 use crate::program::run;
 
 /// A kind of file system to make.
@@ -228,12 +228,7 @@ impl Mounted {
 
     /// A new file, open for reading and writing through the page cache.
     pub fn create(&self, name: &str) -> File {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(self.path(name))
-            .unwrap()
+        create(self.path(name), 0)
     }
 
     /// Whether it is an ext4 of any kind, ext2 and ext3 included.

@@ -15,6 +15,18 @@ pub fn open_direct(path: impl AsRef<Path>) -> File {
         .unwrap()
 }
 
+/// A new file of `len` zero bytes, open for reading and writing through the page cache.
+pub fn create(path: impl AsRef<Path>, len: u64) -> File {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .unwrap();
+    file.set_len(len).unwrap();
+    file
+}
+
 /// The whole file, as the file system gives it.
 pub fn read_all(file: &File) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];

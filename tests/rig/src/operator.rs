@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use extentd::operator::control::{self, Answer, Request};
-use front_end::LIMIT;
+use front_end::limit;
 use serde_json::Value;
 
 /// The answer to a request that must not be refused.
 pub fn ask(control: &Path, request: &Request) -> Value {
-    match control::ask(control, request, LIMIT).unwrap() {
+    match control::ask(control, request, limit()).unwrap() {
         Answer::Result(value) => value,
         Answer::Error(error) => panic!("{request:?} is refused: {error}"),
     }
@@ -29,7 +29,7 @@ pub fn wait_info(control: &Path, what: &str, wanted: impl Fn(&Value) -> bool) ->
             return info;
         }
         assert!(
-            start.elapsed() < LIMIT,
+            start.elapsed() < limit(),
             "waited in vain for {what}: {info:#}"
         );
         std::thread::sleep(Duration::from_millis(10));
