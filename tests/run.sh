@@ -13,7 +13,7 @@ case ${1:-} in
 Runs format, lints, documentation, unit and integration tests with real guests, the quick start, model
 checks, the map under a thread sanitizer, hostile cases under an address sanitizer and a short run of each fuzz target. Root is needed to install packages and for loop devices.
 Environment:
-  EXTENTD_TEST_DIR   the folder for test images (default: a new one in /var/tmp)
+  EXTENTD_TEST_DIR   the folder for test images, which other users can pass (default: a new one in /var/tmp)
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
   EXTENTD_TEST_KILLS, EXTENTD_TEST_GUEST_KILLS, EXTENTD_TEST_MIGRATIONS
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
@@ -47,6 +47,8 @@ export EXTENTD_TEST_RUN=run-$$-$(date +%s)
 own_dir=''
 if [[ -z ${EXTENTD_TEST_DIR:-} ]]; then
     own_dir=$(mktemp -d /var/tmp/extentd-tests.XXXXXX)
+    # Attackers of the tests are other users, who have to come through.
+    chmod 711 "$own_dir"
     export EXTENTD_TEST_DIR=$own_dir
 fi
 trap '[[ -z $own_dir ]] || rm -rf --one-file-system "$own_dir"' EXIT

@@ -1,5 +1,7 @@
 //! Every command explains itself.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use crate::rig::Rig;
@@ -103,6 +105,32 @@ fn each_mistake_is_one_line_that_says_what_to_do() {
             "{arguments:?}: {error}"
         );
     }
+}
+
+#[test]
+fn who_closes_without_an_answer_is_told_with_what_to_look_at() {
+    let folder = rig::scratch::folder("usage");
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let closed = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        // All that is sent is taken, so that the end is no reset.
+        BufReader::new(stream).read_line(&mut String::new())
+    });
+    let output = Command::new(rig::extentctl!())
+        .arg("--control-path")
+        .arg(&path)
+        .arg("info")
+        .output()
+        .unwrap();
+    assert!(closed.join().unwrap().unwrap() > 0);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(
+        error.contains("closed without an answer") && error.contains("not its --socket-path"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -19,8 +19,7 @@ fn plug(guest: &mut Guest, daemon: &Daemon) {
 }
 
 fn unplug(guest: &mut Guest) {
-    guest.qmp.execute("device_del", &json!({ "id": "vd0" }));
-    guest.qmp.wait_deleted("vd0");
+    guest.qmp.unplug("vd0");
     guest.qmp.execute("chardev-remove", &json!({ "id": "hot" }));
     guest.wait_for("[ ! -e /sys/block/vda ]");
 }

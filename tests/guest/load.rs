@@ -145,8 +145,7 @@ fn vu_23_24_memory_is_plugged_and_unplugged_under_load() {
         "the page cache holds {cached} kB and fits the {before} kB of before"
     );
 
-    guest.qmp.execute("device_del", &json!({ "id": "dimm" }));
-    guest.qmp.wait_deleted("dimm");
+    guest.qmp.unplug("dimm");
     guest.qmp.execute("object-del", &json!({ "id": "more" }));
     guest.run("touch /tmp/stop");
     let output = guest.join("load");

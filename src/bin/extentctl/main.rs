@@ -129,6 +129,11 @@ fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, Stri
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                     ": this must be the --control-path of an extentd, not its --socket-path"
                 }
+                // Whoever else listens there may also close in good order, and so does an extentd
+                // that ends.
+                io::ErrorKind::UnexpectedEof => {
+                    ": try again; this must be the --control-path of an extentd, not its --socket-path"
+                }
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                     ": extentd does not answer: see whether it is stopped or its file system hangs"
                 }

@@ -49,16 +49,34 @@ impl Qmp {
     /// The next event of that name; others that came before it are dropped.
     pub fn wait_event(&mut self, name: &str) -> Value {
         loop {
-            let message = self.events.pop_front().unwrap_or_else(|| self.read());
+            let message = self.next_event();
             if message["event"] == name {
                 return message;
             }
         }
     }
 
-    /// Waits until the device `id` is gone.
-    pub fn wait_deleted(&mut self, id: &str) {
-        while self.wait_event("DEVICE_DELETED")["data"]["device"] != id {}
+    /// Takes the device `id` away. A guest may refuse for now, as one that uses the memory it is to
+    /// give back; it is asked again then.
+    pub fn unplug(&mut self, id: &str) {
+        loop {
+            self.execute("device_del", &json!({ "id": id }));
+            loop {
+                let event = self.next_event();
+                if event["data"]["device"] != id {
+                    continue;
+                }
+                match event["event"].as_str() {
+                    Some("DEVICE_DELETED") => return,
+                    Some("DEVICE_UNPLUG_GUEST_ERROR") => break,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn next_event(&mut self) -> Value {
+        self.events.pop_front().unwrap_or_else(|| self.read())
     }
 
     fn read(&mut self) -> Value {
