@@ -20,6 +20,7 @@ use crate::block_io::{BlockIo, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::host::allocations;
+use crate::host::sandbox::{self, Kind};
 use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
 pub use crate::options::config::DiskOptions;
@@ -416,6 +417,10 @@ impl Device for Disk {
         }
         self.tallies().push(channel.tally());
         Ok(channel)
+    }
+
+    fn worker_ready(&self) {
+        sandbox::enter(Kind::Worker);
     }
 
     fn rings_started(&self) -> io::Result<()> {

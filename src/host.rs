@@ -1,12 +1,14 @@
 //! What is asked of the host: system calls, protection from its memory
-//! pressure, logs, sockets.
+//! pressure, logs, sockets, and what is given up of it (the sandbox).
 
 pub mod allocations;
 pub(crate) mod hardening;
+pub(crate) mod keeper;
 pub(crate) mod limits;
 pub(crate) mod log_budget;
 pub(crate) mod log_queue;
 pub mod logging;
+pub(crate) mod sandbox;
 pub(crate) mod socket;
 pub(crate) mod switches;
 pub(crate) mod sys;

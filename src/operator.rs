@@ -21,11 +21,14 @@ use vhost_backend::{Connected, Device, Handle, Options};
 
 use self::control::{Caller, Controlled};
 use crate::disk::Disk;
+use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 use crate::protocol::done::{Advised, PathNow, Resized};
 use crate::protocol::extents::Page;
-use crate::protocol::info::{FrontEnd, ImageAwaited, Info, Selftest, Session, StandingThread};
+use crate::protocol::info::{
+    FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
+};
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Advice, Answer, Request};
 use crate::swap::SwapMode;
@@ -82,6 +85,7 @@ impl Operator {
             cpus: self.offered.cpus.clone(),
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
+            sandbox: sandbox::in_force().map(given_up),
             session: Session {
                 connected: status.connected,
                 rings_running: status.rings_running,
@@ -207,6 +211,16 @@ fn standing(one: pulse::Standing) -> StandingThread {
         thread: one.thread,
         seconds: one.time.as_secs(),
         doing: one.doing.describe().to_owned(),
+    }
+}
+
+/// What the process has given up.
+fn given_up(sandbox: InForce) -> Sandbox {
+    Sandbox {
+        seccomp: sandbox.seccomp,
+        landlock_version: sandbox.landlock,
+        capabilities_dropped: sandbox.capabilities,
+        denied_calls: sandbox.denied,
     }
 }
 

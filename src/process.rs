@@ -1,9 +1,11 @@
 //! The life of the process: start, signals, handing a disk over, and the
 //! preparation of an image as a program of its own.
 
+pub(crate) mod confine;
 pub(crate) mod handover;
 pub mod prepare_command;
 pub mod serve;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
+pub(crate) mod socket_files;
 pub(crate) mod watch;

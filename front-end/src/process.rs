@@ -33,7 +33,11 @@ pub struct Daemon {
     child: Child,
     socket: PathBuf,
     log: Arc<Log>,
+    denials: bool,
 }
+
+/// What the process says when its sandbox was too narrow.
+const DENIED: &str = "the sandbox has denied";
 
 /// What the process has written to its standard error.
 #[derive(Debug, Default)]
@@ -109,6 +113,7 @@ impl Daemon {
             child,
             socket: socket.to_owned(),
             log,
+            denials: false,
         };
         daemon.wait_listening()?;
         Ok(daemon)
@@ -138,6 +143,11 @@ impl Daemon {
             // The kernel has no event for this.
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Its sandbox is meant to deny something: else that is a fault.
+    pub fn expect_denials(&mut self) {
+        self.denials = true;
     }
 
     /// The process.
@@ -258,5 +268,10 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if self.denials || std::thread::panicking() {
+            return;
+        }
+        let denied = self.stderr().into_iter().find(|line| line.contains(DENIED));
+        assert!(denied.is_none(), "{denied:?}");
     }
 }

@@ -20,6 +20,7 @@ use crate::map::load::Style;
 use crate::map::wish::Wish;
 use crate::source::ExtentSource;
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, Ordering, lock};
+use crate::threads::{self, Thread};
 
 /// Windows read at a time ahead of streams and by advice, between two looks at what readers miss.
 const CHUNK: usize = 16;
@@ -166,7 +167,10 @@ impl<S: ExtentSource> Drop for Filler<S> {
 fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new()
         .name("map-filler".into())
-        .spawn(run)
+        .spawn(move || {
+            threads::begun(Thread::Filler);
+            run();
+        })
         .map(|_| ())
 }
 

@@ -29,6 +29,7 @@ pub mod path;
 mod source;
 mod sync;
 mod sys;
+pub mod threads;
 
 pub use device::{flush, lease, sharing};
 pub use error::Error;

@@ -6,6 +6,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::host::keeper;
+
 /// Processes that are named at most.
 const NAMED: usize = 3;
 
@@ -169,10 +171,16 @@ fn mount_point(line: &str, numbers: &[u64]) -> Option<String> {
     mounted.then(|| folder.replace("\\040", " "))
 }
 
-/// Other processes that have the image open, with their names.
+/// Other processes that have the image open, with their names, as far as who
+/// may look at them sees.
 fn processes(image: &InUse) -> Vec<String> {
+    let (path, identity) = (image.path.clone(), image.identity);
+    keeper::look(move || with_open(&path, identity)).unwrap_or_default()
+}
+
+fn with_open(path: &Path, identity: Identity) -> Vec<String> {
     let own = std::process::id();
-    let file_name = fs::canonicalize(&image.path).ok();
+    let file_name = fs::canonicalize(path).ok();
     let file_name = file_name.as_deref().and_then(Path::file_name);
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -181,7 +189,7 @@ fn processes(image: &InUse) -> Vec<String> {
         let Some(pid) = pid.filter(|&pid| pid != own) else {
             continue;
         };
-        if !has_open(&entry.path(), image.identity, file_name) {
+        if !has_open(&entry.path(), identity, file_name) {
             continue;
         }
         if found.len() == NAMED {

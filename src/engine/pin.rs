@@ -17,6 +17,7 @@ use io_uring::IoUring;
 use vhost_backend::HostRegion;
 
 use crate::engine::{Engine, Slot};
+use crate::host::sandbox::{self, Kind};
 use crate::host::sys;
 use crate::options::size;
 
@@ -91,7 +92,10 @@ impl Pinner {
         let own = Arc::clone(&pinner);
         std::thread::Builder::new()
             .name("pinner".to_owned())
-            .spawn(move || own.run())?;
+            .spawn(move || {
+                sandbox::enter(Kind::Pinner);
+                own.run();
+            })?;
         Ok(pinner)
     }
 

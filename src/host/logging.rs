@@ -143,18 +143,19 @@ pub fn init() {
 
 /// Starts the thread that writes the log, so that no other ever waits for
 /// whoever reads it. To be called when the signals are blocked that the
-/// process watches for.
+/// process watches for. `begun` is its first act.
 ///
 /// # Errors
 /// The host refuses a thread.
-pub(crate) fn start() -> io::Result<()> {
+pub(crate) fn start(begun: fn()) -> io::Result<()> {
     if WRITTEN.swap(true, Ordering::AcqRel) {
         return Ok(());
     }
     std::thread::Builder::new()
         .name("log".to_owned())
         .stack_size(SMALL_STACK)
-        .spawn(|| {
+        .spawn(move || {
+            begun();
             // Writing to a terminal from the background must not stop the
             // process (`stty tostop`).
             if let Err(error) = sys::block_signals(&[libc::SIGTTOU]) {
@@ -177,9 +178,15 @@ pub fn tell(line: &str) {
     QUEUE.put_whole(line);
 }
 
+/// A line that is shown whatever `RUST_LOG` says, also from a signal handler:
+/// nothing is allocated or waited for.
+pub(crate) fn tell_at_once(line: fmt::Arguments<'_>) {
+    QUEUE.put(line);
+}
+
 /// Waits for the last lines, but not for ever.
 pub fn finish() {
-    match start() {
+    match start(|| ()) {
         Ok(()) => QUEUE.drain(LAST_WORDS),
         // Nobody else can write them.
         Err(_) => QUEUE.write_rest(StderrUntil(Instant::now() + LAST_WORDS)),
@@ -193,6 +200,9 @@ pub fn end_on_panic() {
     if switches::left_out("abort") {
         return;
     }
+    // If they are wanted (RUST_BACKTRACE), what names functions is read now: a
+    // thread may not be able to open it when it panics.
+    let _ = std::backtrace::Backtrace::capture().to_string();
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");

@@ -99,23 +99,14 @@ impl Drop for SocketFile {
     }
 }
 
-/// Who may connect to a socket file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// As the umask says.
-    Umask,
-    /// Only the user that runs this process (mode 0600).
-    Owner,
-}
-
-/// Listens at `path`. A socket file that no process has bound is replaced.
-/// `option` is named in errors.
+/// Listens at `path`, where only the user that runs this process may connect
+/// (mode 0600), whatever the umask. A socket file that no process has bound is
+/// replaced. `option` is named in errors.
 ///
 /// # Errors
 /// The path is in use, or the host refuses.
 pub(crate) fn bind(
     path: &Path,
-    access: Access,
     option: &'static str,
 ) -> Result<(UnixListener, SocketFile), SocketError> {
     let failed = |source| SocketError::Bind {
@@ -157,16 +148,10 @@ pub(crate) fn bind(
             );
         }
     }
-    let listener = match access {
-        Access::Umask => UnixListener::bind(path),
-        Access::Owner => {
-            let before = sys::umask(0o177);
-            let listener = UnixListener::bind(path);
-            sys::umask(before);
-            listener
-        }
-    }
-    .map_err(failed)?;
+    let before = sys::umask(0o177);
+    let listener = UnixListener::bind(path);
+    sys::umask(before);
+    let listener = listener.map_err(failed)?;
     let meta = fs::symlink_metadata(path).map_err(failed)?;
     Ok((
         listener,
@@ -304,7 +289,7 @@ mod tests {
         let path = socket(&directory);
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let (listener, _file) = bind(&path, Access::Umask, "--socket-path").unwrap();
+        let (listener, _file) = bind(&path, "--socket-path").unwrap();
         let client = UnixStream::connect(&path).unwrap();
         listener.accept().unwrap();
         drop(client);
@@ -314,8 +299,8 @@ mod tests {
     fn a_live_socket_is_refused_and_sees_no_connection() {
         let directory = tempfile::tempdir().unwrap();
         let path = socket(&directory);
-        let (listener, _file) = bind(&path, Access::Umask, "--socket-path").unwrap();
-        let error = bind(&path, Access::Umask, "--socket-path").unwrap_err();
+        let (listener, _file) = bind(&path, "--socket-path").unwrap();
+        let error = bind(&path, "--socket-path").unwrap_err();
         assert!(matches!(error, SocketError::Live { .. }), "{error}");
         listener.set_nonblocking(true).unwrap();
         assert_eq!(
@@ -331,7 +316,7 @@ mod tests {
         let path = socket(&directory);
         let _other = UnixDatagram::bind(&path).unwrap();
         assert!(matches!(
-            bind(&path, Access::Umask, "--socket-path").unwrap_err(),
+            bind(&path, "--socket-path").unwrap_err(),
             SocketError::Live { .. }
         ));
     }
@@ -341,7 +326,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = socket(&directory);
         fs::write(&path, "precious").unwrap();
-        let error = bind(&path, Access::Umask, "--control-path").unwrap_err();
+        let error = bind(&path, "--control-path").unwrap_err();
         assert!(matches!(error, SocketError::Occupied { .. }), "{error}");
         assert!(error.to_string().starts_with("--control-path /"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
@@ -351,9 +336,7 @@ mod tests {
     fn a_missing_directory_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("none/s");
-        let error = bind(&path, Access::Umask, "--socket-path")
-            .unwrap_err()
-            .to_string();
+        let error = bind(&path, "--socket-path").unwrap_err().to_string();
         assert!(error.contains("none/s: cannot listen"), "{error}");
     }
 
@@ -361,11 +344,11 @@ mod tests {
     fn the_file_goes_with_its_guard_but_a_successor_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = socket(&directory);
-        let (_listener, file) = bind(&path, Access::Umask, "--socket-path").unwrap();
+        let (_listener, file) = bind(&path, "--socket-path").unwrap();
         drop(file);
         assert!(!path.exists());
 
-        let (_listener, file) = bind(&path, Access::Umask, "--socket-path").unwrap();
+        let (_listener, file) = bind(&path, "--socket-path").unwrap();
         fs::rename(&path, directory.path().join("old")).unwrap();
         let _successor = UnixListener::bind(&path).unwrap();
         drop(file);
@@ -373,10 +356,10 @@ mod tests {
     }
 
     #[test]
-    fn an_owners_socket_is_closed_to_others() {
+    fn a_socket_is_closed_to_others_whatever_the_umask() {
         let directory = tempfile::tempdir().unwrap();
         let path = socket(&directory);
-        let (_listener, _file) = bind(&path, Access::Owner, "--control-path").unwrap();
+        let (_listener, _file) = bind(&path, "--control-path").unwrap();
         assert_eq!(
             fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600

@@ -53,6 +53,13 @@ pub(crate) fn count_request() {
     }
 }
 
+/// `EXTENTD_TEST_TRIES`: each thread tries what the sandbox denies it, and
+/// says what came of it.
+#[cfg(feature = "test-switches")]
+pub(crate) fn tries() -> bool {
+    is_set("EXTENTD_TEST_TRIES")
+}
+
 /// Passes on what is for other crates: the measures of the disk path that are
 /// left out, and these.
 /// - `EXTENTD_TEST_UNGUARDED`: no lease is taken, and the path is never left,

@@ -20,7 +20,8 @@ use vhost_backend::Peer;
 
 use super::clients::Bounds;
 use super::serving::{self, Heard, Service};
-use crate::host::socket::{self, Access, SocketError, SocketFile};
+use crate::host::sandbox::{self, Kind};
+use crate::host::socket::{self, SocketError, SocketFile};
 use crate::host::sys;
 pub use crate::protocol::{Answer, Request};
 
@@ -83,7 +84,7 @@ impl fmt::Display for Caller {
 /// # Errors
 /// As [`socket::bind`].
 pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketError> {
-    socket::bind(path, Access::Owner, "--control-path")
+    socket::bind(path, "--control-path")
 }
 
 /// Serves the control socket on a thread of its own, for the life of the
@@ -104,7 +105,10 @@ pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io:
     };
     thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || serving::serve(control, BOUNDS, "control socket"))?;
+        .spawn(move || {
+            sandbox::enter(Kind::Control);
+            serving::serve(control, BOUNDS, "control socket");
+        })?;
     Ok(())
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 use super::clients::Bounds;
 use super::serving::{self, Heard, Service};
 
+use crate::host::sandbox::{self, Kind};
+
 /// Longest request head in bytes.
 const HEAD_BYTES: usize = 8 << 10;
 
@@ -39,7 +41,10 @@ pub(crate) fn start(
     let metrics = Metrics { listener, text };
     thread::Builder::new()
         .name("metrics".to_owned())
-        .spawn(move || serving::serve(metrics, BOUNDS, "metrics"))?;
+        .spawn(move || {
+            sandbox::enter(Kind::Metrics);
+            serving::serve(metrics, BOUNDS, "metrics");
+        })?;
     Ok(())
 }
 

@@ -112,6 +112,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", value_parser = address::parse)]
     pub metrics_listen: Option<SocketAddr>,
 
+    /// Give up what is not needed once the disk is served: system calls, files, capabilities
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
+    pub sandbox: bool,
+
     /// Print what this back-end can do as JSON, and exit
     #[arg(long)]
     pub print_capabilities: bool,
@@ -210,6 +214,7 @@ impl Args {
             },
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
+            sandbox: self.sandbox,
         })
     }
 }

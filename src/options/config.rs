@@ -33,6 +33,8 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// Where metrics are told over HTTP.
     pub metrics_listen: Option<SocketAddr>,
+    /// What is not needed after the start is given up.
+    pub sandbox: bool,
 }
 
 /// How to open and offer an image.

@@ -23,6 +23,9 @@ const BEGUN: &str = "EXTENTD_HANDOVER_NS";
 /// Tells the new program under which number the image is open.
 const IMAGE: &str = "EXTENTD_HANDOVER_IMAGE";
 
+/// Tells the new program that it is without what no start needs already.
+const BEGUN_SANDBOX: &str = "EXTENTD_HANDOVER_SANDBOX";
+
 /// Everything that is needed later, gathered at the start: by then another
 /// file has the binary's name, which is how it is upgraded.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub(crate) struct Handover {
     image: File,
     /// `--fd`: where the new program looks for its socket.
     number: Option<RawFd>,
+    sandbox: bool,
 }
 
 impl Handover {
@@ -45,6 +49,7 @@ impl Handover {
         listener: &UnixListener,
         number: Option<RawFd>,
         image: &File,
+        sandbox: bool,
     ) -> io::Result<Self> {
         Ok(Self {
             binary: std::env::current_exe()?,
@@ -52,6 +57,7 @@ impl Handover {
             listener: listener.try_clone()?,
             image: image.try_clone()?,
             number,
+            sandbox,
         })
     }
 
@@ -87,6 +93,9 @@ impl Handover {
                 .env("LISTEN_PID", std::process::id().to_string())
                 .env_remove("LISTEN_FDNAMES");
         }
+        if self.sandbox {
+            command.env(BEGUN_SANDBOX, "1");
+        }
         let number = self.number.unwrap_or(FIRST);
         let image = sys::inheritable_copy(&self.image, number + 1)?;
         command.env(IMAGE, image.as_raw_fd().to_string());
@@ -104,6 +113,12 @@ pub(crate) fn inherited_image() -> Option<OwnedFd> {
     sys::inherited(number)
         .map_err(|error| log::warn!("the image was not handed over: {error}"))
         .ok()
+}
+
+/// For a process that another one became: that one has given up what no start
+/// needs, and this one inherits it.
+pub(crate) fn sandbox_begun() -> bool {
+    std::env::var_os(BEGUN_SANDBOX).is_some_and(|begun| begun == "1")
 }
 
 /// For a process that another one became: how many milliseconds ago that one

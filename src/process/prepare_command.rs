@@ -72,7 +72,7 @@ impl PrepareCommand {
     fn watched(&self) -> io::Result<Result<Prepared, PrepareError>> {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
-        Signals::watch()?.on_wish(move |wish| {
+        Signals::watch(Signals::block()?)?.on_wish(move |wish| {
             if wish == Wish::Stop {
                 asked.store(true, Ordering::Relaxed);
             }

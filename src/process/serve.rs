@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +11,11 @@ use vhost_backend::{Endpoint, Handle, Server};
 
 use crate::disk::{Disk, DiskError};
 use crate::host::allocations;
-use crate::host::hardening::SMALL_STACK;
+use crate::host::keeper::{self, Keeper};
 use crate::host::limits;
 use crate::host::logging;
-use crate::host::socket::{self, Access, Inherited, SocketError, SocketFile};
+use crate::host::sandbox::{self, Kind};
+use crate::host::socket::{self, Inherited, SocketError, SocketFile};
 use crate::host::switches;
 use crate::host::sys;
 use crate::operator::Operator;
@@ -22,9 +24,11 @@ use crate::operator::metrics;
 use crate::operator::metrics_listener;
 use crate::operator::statistics;
 use crate::options::config::{Config, Socket};
+use crate::process::confine;
 use crate::process::handover::{self, Handover};
 use crate::process::service_manager::{self, NotifyState};
 use crate::process::signals::{Signals, Wish};
+use crate::process::socket_files::SocketFiles;
 use crate::process::watch;
 use crate::swap::{self, SwapError, SwapMode};
 
@@ -79,16 +83,22 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
+    // First: no descriptor of our own may have the number.
+    let entrance = Entrance::find(&config.socket)?;
     switches::pass_on();
     limits::raise();
     check_cpus(config)?;
+    let handed = handover::inherited_image();
+    confine::begin(config, handed.as_ref(), handover::sandbox_begun());
     if let Some(grade) = config.disk.swap {
         swap::protect(grade)?;
     }
-    let signals = Signals::watch().map_err(host("watch for signals"))?;
-    logging::start().map_err(host("start the log's thread"))?;
+    let blocked = Signals::block().map_err(host("watch for signals"))?;
+    let keeper = Keeper::spawn().map_err(host("start the thread that hands over"))?;
+    let signals = Signals::watch(blocked).map_err(host("watch for signals"))?;
+    logging::start(|| sandbox::enter(Kind::Log)).map_err(host("start the log's thread"))?;
     watch::start().map_err(host("start the watch over its threads"))?;
-    let disk = Arc::new(open_disk(config)?);
+    let disk = Arc::new(open_disk(config, handed)?);
     let mut server = Server::new(Arc::clone(&disk), config.server.clone())?;
     let handle = server.handle();
     let swap = match config.disk.swap {
@@ -102,19 +112,20 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         swap,
     );
     let operator = Arc::new(operator);
-    // The files are removed when these are dropped, however this ends.
-    let control_file = match &config.control_path {
-        Some(path) => Some(start_control(path, &operator)?),
-        None => None,
-    };
+    // They are removed when this is dropped, however this ends.
+    let mut files = SocketFiles::new(&keeper);
+    if let Some(path) = &config.control_path {
+        files.control(start_control(path, &operator)?);
+    }
     if let Some(address) = config.metrics_listen {
         start_metrics(address, &disk)?;
     }
     // Last: who finds the socket finds everything else ready.
-    let (endpoint, socket_file) = open_endpoint(&config.socket)?;
-    let successor = Arc::new(successor(&endpoint, config, &disk));
+    let (endpoint, socket_file) = entrance.open()?;
+    files.socket(socket_file);
+    let successor = successor(&endpoint, config, &disk).map(Arc::new);
     let begun = Arc::new(AtomicU64::new(SERVING));
-    signals.on_wish(wishes(&operator, &handle, &successor, &begun));
+    signals.on_wish(wishes(&operator, &handle, &keeper, &successor, &begun));
     let description = disk.describe();
     log::info!(
         "serving {} ({} bytes)",
@@ -124,18 +135,16 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     if let Some(pause) = handover::pause_ms() {
         log::info!("taken over after {pause} ms");
     }
+    sandbox::enter_last(Kind::Session);
     service_manager::tell(&NotifyState::Ready);
     logging::wait_no_more();
     allocations::started();
     let result = server.run(endpoint);
-    if let (Ok(()), Ok(successor)) = (&result, &*successor)
+    if let (Ok(()), Ok(successor)) = (&result, &successor)
         && let begun = begun.load(Ordering::Acquire)
         && ![SERVING, STOPPING].contains(&begun)
     {
-        drop(control_file);
-        if let Some(file) = socket_file {
-            file.leave();
-        }
+        files.hand_over();
         // Its workers end, and the image is free for the next one.
         drop(server);
         if let Ok(path) = disk.disk_path() {
@@ -143,7 +152,9 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
             // binary from opening it.
             path.unwant();
         }
-        successor.go(begun).map_err(host("run the new binary"))?;
+        let successor = Arc::clone(successor);
+        let result = keeper.have(move || successor.go(begun));
+        result.flatten().map_err(host("run the new binary"))?;
     }
     Ok(result?)
 }
@@ -170,8 +181,7 @@ fn check_cpus(config: &Config) -> Result<(), ServeError> {
 }
 
 /// Opens the image: the one that was handed over, or else what has its name.
-fn open_disk(config: &Config) -> Result<Disk, ServeError> {
-    let handed = handover::inherited_image();
+fn open_disk(config: &Config, handed: Option<OwnedFd>) -> Result<Disk, ServeError> {
     if let (Some(grade), None) = (config.disk.swap, &handed) {
         // Where it was handed over it was prepared, which is looked at again.
         swap::prepare(grade, &config.image)?;
@@ -191,8 +201,10 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
         Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
     };
     match endpoint {
-        Endpoint::Listener(listener) => Handover::prepare(listener, number, disk.image())
-            .map_err(|error| format!("it could not be prepared for: {error}")),
+        Endpoint::Listener(listener) => {
+            Handover::prepare(listener, number, disk.image(), config.sandbox)
+                .map_err(|error| format!("it could not be prepared for: {error}"))
+        }
         Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
     }
 }
@@ -202,11 +214,13 @@ fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handov
 fn wishes(
     operator: &Arc<Operator>,
     handle: &Handle,
-    successor: &Arc<Result<Handover, String>>,
+    keeper: &Keeper,
+    successor: &Result<Arc<Handover>, String>,
     begun: &Arc<AtomicU64>,
 ) -> impl Fn(Wish) + Send + Sync + 'static {
     let operator = Arc::downgrade(operator);
-    let (handle, successor, begun) = (handle.clone(), Arc::clone(successor), Arc::clone(begun));
+    let (handle, keeper) = (handle.clone(), keeper.clone());
+    let (successor, begun) = (successor.clone(), Arc::clone(begun));
     move |wish| match wish {
         Wish::Stop => {
             begun.store(STOPPING, Ordering::Release);
@@ -216,17 +230,17 @@ fn wishes(
         }
         Wish::Reread => {
             if let Some(operator) = operator.upgrade() {
-                aside(move || operator.reread());
+                keeper::aside(move || operator.reread());
             }
         }
-        Wish::Handover => {
-            let (handle, successor) = (handle.clone(), Arc::clone(&successor));
-            let begun = Arc::clone(&begun);
-            aside(
-                move || match successor.as_ref().as_ref().map(Handover::check) {
+        Wish::Handover => match &successor {
+            Err(reason) => log::error!("no handover: {reason}"),
+            Ok(successor) => {
+                let (handle, successor) = (handle.clone(), Arc::clone(successor));
+                let begun = Arc::clone(&begun);
+                keeper.aside(move || match successor.check() {
                     Err(reason) => log::error!("no handover: {reason}"),
-                    Ok(Err(reason)) => log::error!("no handover: {reason}"),
-                    Ok(Ok(())) => {
+                    Ok(()) => {
                         let now = sys::boot_time_ns().clamp(1, STOPPING - 1);
                         let (order, or) = (Ordering::AcqRel, Ordering::Acquire);
                         match begun.compare_exchange(SERVING, now, order, or) {
@@ -234,22 +248,9 @@ fn wishes(
                             Err(_) => log::info!("no handover: the process stops"),
                         }
                     }
-                },
-            );
-        }
-    }
-}
-
-/// Does something that may wait for the image, or for another program.
-fn aside(act: impl FnOnce() + Send + 'static) {
-    let started = std::thread::Builder::new()
-        .name("wish".to_owned())
-        .stack_size(SMALL_STACK)
-        .spawn(act);
-    if let Err(error) = started {
-        log::error!(
-            "the signal has no effect, as there is no thread for it ({error}): raise the limit on tasks"
-        );
+                });
+            }
+        },
     }
 }
 
@@ -257,23 +258,41 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Host { what, source }
 }
 
-fn open_endpoint(socket: &Socket) -> Result<(Endpoint, Option<SocketFile>), SocketError> {
-    let (fd, option) = match socket {
-        Socket::Path(path) => {
-            let (listener, file) = socket::bind(path, Access::Umask, "--socket-path")?;
-            return Ok((Endpoint::Listener(listener), Some(file)));
+/// Where front-ends come from.
+enum Entrance<'a> {
+    /// The process was started with it.
+    Open(Endpoint, Option<SocketFile>),
+    /// To be made there.
+    Path(&'a Path),
+}
+
+impl<'a> Entrance<'a> {
+    fn find(socket: &'a Socket) -> Result<Self, SocketError> {
+        let (fd, option) = match socket {
+            Socket::Path(path) => return Ok(Self::Path(path)),
+            Socket::Adopted(path, fd) => {
+                let (listener, file) = socket::adopt(*fd, path)?;
+                return Ok(Self::Open(Endpoint::Listener(listener), file));
+            }
+            Socket::Inherited(fd) => (*fd, "--fd"),
+            Socket::Activated(fd) => (*fd, "LISTEN_FDS"),
+        };
+        let endpoint = match socket::inherit(fd, option)? {
+            Inherited::Listening(listener) => Endpoint::Listener(listener),
+            Inherited::Connected(stream) => Endpoint::Connected(stream),
+        };
+        Ok(Self::Open(endpoint, None))
+    }
+
+    fn open(self) -> Result<(Endpoint, Option<SocketFile>), SocketError> {
+        match self {
+            Self::Open(endpoint, file) => Ok((endpoint, file)),
+            Self::Path(path) => {
+                let (listener, file) = socket::bind(path, "--socket-path")?;
+                Ok((Endpoint::Listener(listener), Some(file)))
+            }
         }
-        Socket::Adopted(path, fd) => {
-            let (listener, file) = socket::adopt(*fd, path)?;
-            return Ok((Endpoint::Listener(listener), file));
-        }
-        Socket::Inherited(fd) => (*fd, "--fd"),
-        Socket::Activated(fd) => (*fd, "LISTEN_FDS"),
-    };
-    Ok(match socket::inherit(fd, option)? {
-        Inherited::Listening(listener) => (Endpoint::Listener(listener), None),
-        Inherited::Connected(stream) => (Endpoint::Connected(stream), None),
-    })
+    }
 }
 
 fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError> {

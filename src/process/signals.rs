@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::host::hardening::SMALL_STACK;
 use crate::host::logging;
+use crate::host::sandbox::{self, Kind};
 use crate::host::sys;
 
 /// What a signal asks for.
@@ -43,6 +44,9 @@ const ECHO: Duration = Duration::from_millis(500);
 
 type Act = Box<dyn Fn(Wish) + Send + Sync>;
 
+/// Signals that wait for whoever watches.
+pub(crate) struct Blocked(File);
+
 /// The signals are blocked in this thread and in all it starts, and a thread
 /// waits for them.
 pub(crate) struct Signals {
@@ -50,23 +54,34 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// To be called before any other thread is started. Until
+    /// Blocks them, in this thread and in all that it will start.
+    ///
+    /// # Errors
+    /// What signalfd(2) says.
+    pub(crate) fn block() -> io::Result<Blocked> {
+        // A write beyond the limit fails with EFBIG, and is told as that.
+        sys::ignore_signal(libc::SIGXFSZ)?;
+        let asked = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
+        let source = sys::signal_descriptor(&[&asked[..], &STRAY].concat())?;
+        Ok(Blocked(source))
+    }
+
+    /// Starts the thread that waits for them. Until
     /// [`on_wish`](Self::on_wish) a signal that stops ends the process with
     /// status 0, and others ask for what is about to be done anyway.
     ///
     /// # Errors
-    /// What signalfd(2) or the start of a thread says.
-    pub(crate) fn watch() -> io::Result<Self> {
-        // A write beyond the limit fails with EFBIG, and is told as that.
-        sys::ignore_signal(libc::SIGXFSZ)?;
-        let asked = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR2, libc::SIGHUP];
-        let mut source = sys::signal_descriptor(&[&asked[..], &STRAY].concat())?;
+    /// The host refuses a thread.
+    pub(crate) fn watch(Blocked(mut source): Blocked) -> io::Result<Self> {
         let act = Arc::new(OnceLock::<Act>::new());
         let shared = Arc::clone(&act);
         thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(SMALL_STACK)
-            .spawn(move || follow(&mut source, &shared))?;
+            .spawn(move || {
+                sandbox::enter(Kind::Signals);
+                follow(&mut source, &shared);
+            })?;
         Ok(Self { act })
     }
 

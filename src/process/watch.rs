@@ -11,6 +11,7 @@ use pulse::{Change, Watch};
 
 use crate::host::hardening::SMALL_STACK;
 use crate::host::logging;
+use crate::host::sandbox::{self, Kind};
 use crate::process::service_manager::{self, NotifyState};
 
 /// A stop may take so long, for a disk that does not answer: less than the
@@ -38,7 +39,10 @@ pub(crate) fn start() -> io::Result<()> {
     thread::Builder::new()
         .name("watch".to_owned())
         .stack_size(SMALL_STACK)
-        .spawn(move || watch(interval))?;
+        .spawn(move || {
+            sandbox::enter(Kind::Watch);
+            watch(interval);
+        })?;
     Ok(())
 }
 

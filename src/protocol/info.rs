@@ -30,6 +30,8 @@ pub struct Info {
     pub disk: DiskInfo,
     /// Swap-grade mode; `None` without `--swap`.
     pub swap: Option<SwapInfo>,
+    /// What the process has given up; `None` with `--sandbox off`.
+    pub sandbox: Option<Sandbox>,
     /// The front-end.
     pub session: Session,
     /// Threads that do not come round; empty where all is well.
@@ -46,6 +48,21 @@ pub struct StandingThread {
     pub seconds: u64,
     /// What it does: for people.
     pub doing: String,
+}
+
+/// What the process has given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Sandbox {
+    /// Each thread may make the system calls of its kind only.
+    pub seccomp: bool,
+    /// Threads open no files but below /proc and /sys: the version of the
+    /// kernel's landlock, 0 without.
+    pub landlock_version: u32,
+    /// Capabilities that the mode does not need are dropped.
+    pub capabilities_dropped: bool,
+    /// System calls that were denied since the start: none is expected.
+    pub denied_calls: u64,
 }
 
 /// The disk.

@@ -71,6 +71,25 @@ fn the_units_are_understood_by_systemd() {
 }
 
 #[test]
+fn the_service_is_rated_safe() {
+    // In tenths: lower is better, and what is above fails.
+    let rated = Command::new("systemd-analyze")
+        .args(["security", "--offline=true", "--threshold=13", "--no-pager"])
+        .arg(packaged("extentd@.service"))
+        .output();
+    let Ok(rated) = rated else {
+        println!("SKIP: no systemd-analyze here");
+        return;
+    };
+    let told = String::from_utf8_lossy(&rated.stdout);
+    if told.is_empty() {
+        println!("SKIP: this systemd-analyze rates no files");
+        return;
+    }
+    assert!(rated.status.success(), "{told}");
+}
+
+#[test]
 fn the_service_gives_options_that_the_program_has() {
     let text = std::fs::read_to_string(packaged("extentd@.service")).unwrap();
     let start = text

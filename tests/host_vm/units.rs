@@ -134,6 +134,51 @@ impl Attached {
     }
 }
 
+/// The process is no root, its threads have what they need and no more, and it writes to one image.
+fn confined(pid: &str, image: &Path, control: &str) {
+    let process = PathBuf::from("/proc").join(pid);
+    for task in fs::read_dir(process.join("task")).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let value = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap().trim().to_owned()
+        };
+        assert_ne!(value("Uid:").split('\t').next(), Some("0"));
+        assert_eq!((&*value("NoNewPrivs:"), &*value("Seccomp:")), ("1", "2"));
+        let lease = if value("Name:") == "guard" {
+            1 << 28
+        } else {
+            0
+        };
+        if value("Name:") != "keeper" {
+            let kept = u64::from_str_radix(&value("CapEff:"), 16).unwrap();
+            assert_eq!(kept, lease, "{}", value("Name:"));
+        }
+    }
+    let mounts = fs::read_to_string(process.join("mountinfo")).unwrap();
+    let options = |path: &Path| {
+        let path = path.to_str().unwrap();
+        let mut lines = mounts.lines().rev().map(|line| line.split(' '));
+        let line = lines.find(|line| line.clone().nth(4) == Some(path));
+        line.unwrap().nth(5).unwrap().to_owned()
+    };
+    assert!(options(image).starts_with("rw"), "{mounts}");
+    assert!(options(Path::new(IMAGES)).starts_with("ro"), "{mounts}");
+    let sandbox = &info(control)["sandbox"];
+    assert_eq!(sandbox["seccomp"], true, "{sandbox}");
+    assert_eq!(sandbox["denied_calls"], 0, "{sandbox}");
+}
+
+/// A longer disk, and the one that it was.
+fn resized(image: &Path, control: &str, attached: &mut Attached) {
+    for size in [IMAGE + (1 << 20), IMAGE] {
+        let size = size.to_string();
+        run(Command::new("extentctl").args(["--control-path", control, "resize", &size])).unwrap();
+        assert_eq!(fs::metadata(image).unwrap().len().to_string(), size);
+        attached.lanes.proceed();
+    }
+}
+
 pub fn serve_restart_reload_and_recover(_stage: &Stage) {
     let (service, socket) = ("extentd@vm.service", "extentd@vm.socket");
     fs::create_dir_all("/etc/extentd").unwrap();
@@ -155,6 +200,9 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
         info(control)["disk"]["path"] == "disk"
     });
 
+    confined(&pid(service), &image, control);
+    resized(&image, control, &mut attached);
+
     let before = pid(service);
     let restart = thread::spawn(move || systemctl(&["restart", service]));
     attached.outlive();
@@ -171,6 +219,7 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
     assert_eq!(pid(service), before);
     assert_ne!(runs(&before), old, "it is what it was");
     assert_eq!(property(service, "ActiveState"), "active");
+    confined(&before, &image, control);
 
     run(Command::new("kill").args(["-9", &before])).unwrap();
     attached.outlive();

@@ -15,6 +15,7 @@ mod lost_memory;
 mod metrics_clients;
 mod orphans;
 mod regions;
+mod sandbox;
 mod served;
 mod silence;
 mod start_paths;

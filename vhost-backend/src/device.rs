@@ -79,6 +79,10 @@ pub trait Device: Send + Sync + 'static {
     /// What the host says; the process then does not start.
     fn channel(&self, worker: usize, slots: usize) -> io::Result<Self::Channel>;
 
+    /// A worker's thread has all that it serves with: what it does not need for
+    /// that can be given up. Called once on that thread.
+    fn worker_ready(&self) {}
+
     /// The first ring is about to start: take the image for ourselves.
     ///
     /// # Errors

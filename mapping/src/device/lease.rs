@@ -29,6 +29,7 @@ use thiserror::Error;
 
 use crate::sync::{Arc, AtomicBool, Mutex, Ordering, lock};
 use crate::sys;
+use crate::threads::{self, Thread};
 
 /// How long the kernel makes others wait for a lease to be given back (`/proc/sys/fs/lease-break-time`), as it is
 /// set now; `None`: for as long as it takes.
@@ -153,7 +154,10 @@ impl Lease {
         let (to_set, to_read) = (Arc::clone(&event), Arc::clone(&stop));
         let receiver = std::thread::Builder::new()
             .name("map-lease".into())
-            .spawn(move || receive(signal, &report, &to_set, &to_read))?;
+            .spawn(move || {
+                threads::begun(Thread::Lease);
+                receive(signal, &report, &to_set, &to_read);
+            })?;
         let thread = started.recv().map_err(io::Error::other)??;
         let backoff = Backoff {
             delay: FIRST_DELAY,

@@ -27,6 +27,7 @@ use super::close_watch::CloseWatch;
 use super::core::Core;
 use super::lookout::{Lookout, SMALL_STACK, Seen};
 use crate::sys;
+use crate::threads::{self, Thread};
 
 /// How long an image that is refused for its own sake is left alone.
 const REFUSED: Duration = Duration::from_secs(30);
@@ -103,7 +104,10 @@ impl Guard {
         let thread = std::thread::Builder::new()
             .name("guard".to_owned())
             .stack_size(SMALL_STACK)
-            .spawn(move || watch.run())?;
+            .spawn(move || {
+                threads::begun(Thread::Guard);
+                watch.run();
+            })?;
         Ok(Guard {
             orders,
             event,

@@ -24,6 +24,7 @@ use super::ablation;
 use super::away::Obstacle;
 use super::core::Core;
 use crate::sys;
+use crate::threads::{self, Thread};
 
 /// Bytes of the stack of a thread that does little.
 pub(super) const SMALL_STACK: usize = 256 << 10;
@@ -80,7 +81,10 @@ impl Lookout {
         let thread = std::thread::Builder::new()
             .name("lookout".to_owned())
             .stack_size(SMALL_STACK)
-            .spawn(move || watch.run())?;
+            .spawn(move || {
+                threads::begun(Thread::Lookout);
+                watch.run();
+            })?;
         Ok(Lookout {
             stop,
             event,

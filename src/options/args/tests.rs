@@ -154,6 +154,7 @@ fn values_outside_their_limits_are_refused() {
         "--pin-reserve some",
         "--logical-block-size 1024",
         "--lock maybe",
+        "--sandbox maybe",
         "--metrics-listen localhost",
         "--serial 123456789012345678901",
         "--serial \u{fc}",

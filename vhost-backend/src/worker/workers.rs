@@ -160,8 +160,13 @@ fn start<D: Device>(
                 log::debug!("worker {worker} has slices as long as others: {error}");
             }
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
+            let sealed = Arc::clone(&device);
             let built =
                 built.and_then(|()| build(worker, device, mode, &options, commands, received));
+            if built.is_ok() {
+                sealed.worker_ready();
+            }
+            drop(sealed);
             if let Some(mut worker) = report(built, &ready) {
                 worker.run();
             }

@@ -1,0 +1,196 @@
+//! What the process gives up once it has started: system calls that a kind of
+//! thread does not need (seccomp), files that it does not open (landlock),
+//! and capabilities. Each thread enters by itself, as its first act or when it
+//! has what it needs; those that it starts are in what it is in.
+//!
+//! Whatever the kernel does not have is gone without, with one line; nothing
+//! of it is needed to serve a disk.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::thread::set_no_new_privs;
+
+#[cfg(feature = "test-switches")]
+use crate::host::switches;
+
+mod capabilities;
+mod denied;
+mod files;
+mod filters;
+mod lists;
+#[cfg(feature = "test-switches")]
+mod tries;
+
+pub(crate) use self::capabilities::Needs;
+use self::files::Files;
+use self::filters::Filters;
+
+/// Kinds of threads, each with what it may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The session, once everything has been started.
+    Session,
+    /// Serves rings.
+    Worker,
+    /// Takes the lease and gives it back.
+    Guard,
+    /// Looks at what has no event.
+    Lookout,
+    /// Receives the lease's signals.
+    Lease,
+    /// Loads the map.
+    Filler,
+    /// Registers guest memory.
+    Pinner,
+    /// Writes the log.
+    Log,
+    /// Reads signals.
+    Signals,
+    /// Answers operators, and starts threads that do.
+    Control,
+    /// Tells metrics.
+    Metrics,
+    /// Watches the others, and tells the service manager.
+    Watch,
+    /// Becomes the next binary, and removes what the process has made: it may
+    /// do what a start may, and reads nothing of what others send.
+    Keeper,
+}
+
+impl Kind {
+    #[cfg(test)]
+    pub(crate) const ALL: [Kind; 13] = [
+        Kind::Session,
+        Kind::Worker,
+        Kind::Guard,
+        Kind::Lookout,
+        Kind::Lease,
+        Kind::Filler,
+        Kind::Pinner,
+        Kind::Log,
+        Kind::Signals,
+        Kind::Control,
+        Kind::Metrics,
+        Kind::Watch,
+        Kind::Keeper,
+    ];
+}
+
+/// What is to be left, decided before there is a second thread.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The image, by a path that leads to it.
+    pub image: PathBuf,
+    /// What the threads' capabilities are for.
+    pub needs: Needs,
+    /// The process was handed over by one that has given up what no start
+    /// needs.
+    pub begun: bool,
+}
+
+/// What is in force, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InForce {
+    /// System calls are filtered.
+    pub seccomp: bool,
+    /// Version of landlock's interface, 0 without.
+    pub landlock: u32,
+    /// Capabilities are dropped.
+    pub capabilities: bool,
+    /// Calls that were denied so far.
+    pub denied: u64,
+}
+
+struct Sandbox {
+    filters: Option<Filters>,
+    /// Closed when every thread that is started has entered.
+    files: Mutex<Option<Files>>,
+    landlock: u32,
+    needs: Needs,
+    capabilities: AtomicBool,
+}
+
+static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+
+/// Gives up what no start needs, and makes ready what threads
+/// [`enter`]. To be called before there is a second thread.
+pub(crate) fn begin(plan: &Plan) {
+    if let Err(error) = set_no_new_privs(true) {
+        log::warn!("sandbox: new privileges cannot be renounced: {error}");
+    }
+    let filters = Filters::compile()
+        .and_then(|filters| {
+            denied::watch().map_err(filters::Unfit::from)?;
+            if !plan.begun {
+                filters.begin()?;
+            }
+            Ok(filters)
+        })
+        .map_err(|error| log::warn!("sandbox: system calls are not filtered: {error}"))
+        .ok();
+    let files = Files::prepare(&plan.image)
+        .map_err(|error| log::warn!("sandbox: files are not restricted (landlock): {error}"))
+        .ok();
+    capabilities::bound(&plan.needs);
+    let sandbox = Sandbox {
+        filters,
+        landlock: files.as_ref().map_or(0, Files::version),
+        files: Mutex::new(files),
+        needs: plan.needs,
+        capabilities: AtomicBool::new(true),
+    };
+    if SANDBOX.set(sandbox).is_err() {
+        log::warn!("sandbox: it was begun already");
+    }
+}
+
+/// Leaves this thread what its kind needs; nothing changes without
+/// [`begin`].
+pub(crate) fn enter(kind: Kind) {
+    let Some(sandbox) = SANDBOX.get() else {
+        return;
+    };
+    if let Some(files) = &*lock(&sandbox.files)
+        && let Err(error) = files.enter(kind)
+    {
+        log::warn!("sandbox: files are not restricted for {kind:?} (landlock): {error}");
+    }
+    if let Err(error) = capabilities::reduce(kind, &sandbox.needs) {
+        sandbox.capabilities.store(false, Ordering::Relaxed);
+        log::warn!("sandbox: {kind:?} keeps its capabilities: {error}");
+    }
+    if let Some(filters) = &sandbox.filters
+        && let Err(error) = filters.enter(kind)
+    {
+        log::warn!("sandbox: system calls are not filtered for {kind:?}: {error}");
+    }
+    #[cfg(feature = "test-switches")]
+    if switches::tries() {
+        tries::all(kind);
+    }
+}
+
+/// As [`enter`], for the last thread of a start.
+pub(crate) fn enter_last(kind: Kind) {
+    enter(kind);
+    if let Some(sandbox) = SANDBOX.get() {
+        drop(lock(&sandbox.files).take());
+    }
+}
+
+/// What is in force; `None` without [`begin`].
+pub(crate) fn in_force() -> Option<InForce> {
+    let sandbox = SANDBOX.get()?;
+    Some(InForce {
+        seccomp: sandbox.filters.is_some(),
+        landlock: sandbox.landlock,
+        capabilities: sandbox.capabilities.load(Ordering::Relaxed),
+        denied: denied::count(),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
