@@ -3,7 +3,7 @@
 
 pub mod allocations;
 pub(crate) mod hardening;
-pub(crate) mod keeper;
+pub mod keeper;
 pub(crate) mod limits;
 pub(crate) mod log_budget;
 pub(crate) mod log_queue;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use extentd::host::allocations::Counting;
+use extentd::host::keeper;
 use extentd::host::logging;
 use extentd::options::args::Args;
 use extentd::options::usage;
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
         return print_capabilities();
     }
     logging::init();
-    logging::end_on_panic();
+    logging::end_on_panic(|backtrace| keeper::look(move || backtrace.to_string()));
     let config = match args.into_config(&activated()) {
         Ok(config) => config,
         Err(error) => return fail(&error, ExitCode::from(usage::WRONG)),

@@ -87,7 +87,7 @@ pub(crate) fn aside(act: impl FnOnce() + Send + 'static) {
 
 /// Has a look at the system from where a start can see it; `None` if that takes
 /// too long.
-pub(crate) fn look<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub fn look<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let Some(keeper) = KEEPER.get() else {
         return Some(look());
     };

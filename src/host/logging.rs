@@ -1,6 +1,7 @@
 //! The log: lines on standard error, written by a thread of its own, and the
 //! last words of a process that panics.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::LazyLock;
@@ -196,21 +197,23 @@ pub fn finish() {
 /// From now on a panic ends the process, whatever thread it is in and whoever
 /// reads the log: a worker that unwound would let fences pass while its raw
 /// I/O is in flight. The record of requests in flight carries them over.
-pub fn end_on_panic() {
+/// `resolve` names the functions of a backtrace, where one is wanted
+/// (`RUST_BACKTRACE`): the thread itself may not be able to open what they are
+/// read from.
+pub fn end_on_panic(resolve: fn(Backtrace) -> Option<String>) {
     if switches::left_out("abort") {
         return;
     }
-    // If they are wanted (RUST_BACKTRACE), what names functions is read now: a
-    // thread may not be able to open it when it panics.
-    let _ = std::backtrace::Backtrace::capture().to_string();
-    std::panic::set_hook(Box::new(|info| {
+    std::panic::set_hook(Box::new(move |info| {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
         let said = info.to_string().replace('\n', " ");
         QUEUE.put_whole(&format!("extentd: error: thread {name}: {said}"));
-        let backtrace = std::backtrace::Backtrace::capture();
-        if backtrace.status() == std::backtrace::BacktraceStatus::Captured {
-            for line in backtrace.to_string().lines() {
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured
+            && let Some(named) = resolve(backtrace)
+        {
+            for line in named.lines() {
                 QUEUE.put(format_args!("{line}"));
             }
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use mapping::threads::{self, Thread};
 
+use crate::host::hardening;
 use crate::host::sandbox::{self, Kind, Needs, Plan};
 use crate::options::config::{Config, IoPath};
 
@@ -24,6 +25,7 @@ pub(crate) fn begin(config: &Config, handed: Option<&OwnedFd>, begun: bool) {
         Some(handed) => PathBuf::from(format!("/proc/self/fd/{}", handed.as_raw_fd())),
         None => config.image.clone(),
     };
+    hardening::count_heaps();
     let needs = needs(config, &image);
     sandbox::begin(&Plan {
         image,
@@ -57,6 +59,6 @@ fn needs(config: &Config, image: &Path) -> Needs {
         flush: disk.swap.is_some(),
         port: config
             .metrics_listen
-            .is_some_and(|address| address.port() < LOW_PORTS),
+            .is_some_and(|address| (1..LOW_PORTS).contains(&address.port())),
     }
 }

@@ -55,7 +55,7 @@ fn refusals_in_a_loop_do_not_fill_the_log() {
 }
 
 /// A pipe that is full; its end for reading has to be kept.
-fn full_pipe() -> (std::io::PipeReader, Stdio) {
+pub fn full_pipe() -> (std::io::PipeReader, Stdio) {
     let (reader, writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while rustix::io::write(&writer, &[b'x'; 4096]).is_ok() {}

@@ -16,6 +16,7 @@ mod metrics_clients;
 mod orphans;
 mod regions;
 mod sandbox;
+mod sandbox_missing;
 mod served;
 mod silence;
 mod start_paths;

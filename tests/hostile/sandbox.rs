@@ -127,7 +127,9 @@ fn every_thread_is_filtered_and_keeps_no_capability_that_it_does_not_need() {
     };
     whole.serves();
     let threads = whole.threads();
-    let names: Vec<&str> = threads.keys().map(String::as_str).collect();
+    let names = threads.keys().map(String::as_str);
+    // The kernel's own, for what would wait, are as who started them.
+    let names: Vec<&str> = names.filter(|name| !name.starts_with("iou-")).collect();
     assert_eq!(names, THREADS);
     let began = number(&threads["keeper"], "Seccomp_filters");
     for (name, fields) in &threads {

@@ -6,7 +6,7 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
-use super::Kind;
+use super::kind::Kind;
 
 /// What the mode needs capabilities for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

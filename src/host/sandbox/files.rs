@@ -13,7 +13,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope, make_bitflags,
 };
 
-use super::Kind;
+use super::kind::Kind;
 
 /// The newest interface that was tried.
 const NEWEST: ABI = ABI::V7;

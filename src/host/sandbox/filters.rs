@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter, sock_filter,
 };
 
-use super::Kind;
+use super::kind::Kind;
 use super::lists;
 
 /// Why system calls cannot be filtered.
@@ -165,8 +165,10 @@ fn of_kind(kind: Kind) -> Result<Rules, Unfit> {
     // Of its own process only: it is how a panic ends it.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, one_of(0, &[own])?);
+    // Likewise: its limits are named where one was reached.
+    rules.insert(libc::SYS_prlimit64, one_of(0, &[0])?);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS)?);
-    if !matches!(kind, Kind::Log | Kind::Pinner | Kind::Lease | Kind::Watch) {
+    if !matches!(kind, Kind::Log | Kind::Pinner | Kind::Lease) {
         rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
     }
     if matches!(kind, Kind::Session | Kind::Signals | Kind::Watch) {

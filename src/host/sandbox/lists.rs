@@ -7,7 +7,7 @@
 
 use libc::c_long;
 
-use super::Kind;
+use super::kind::Kind;
 
 /// cachestat(2) (6.5), which has one number everywhere.
 const CACHESTAT: c_long = 451;
@@ -25,7 +25,7 @@ mod older {
         libc::SYS_readlink,
         libc::SYS_access,
     ];
-    pub(super) const SOCKETS: &[c_long] = &[libc::SYS_epoll_wait];
+    pub(super) const WAITING: &[c_long] = &[libc::SYS_epoll_wait];
     pub(super) const NEVER: &[c_long] = &[
         libc::SYS_uselib,
         libc::SYS_modify_ldt,
@@ -40,7 +40,7 @@ mod older {
 
     pub(super) const COMMON: &[c_long] = &[];
     pub(super) const LOOKING: &[c_long] = &[];
-    pub(super) const SOCKETS: &[c_long] = &[];
+    pub(super) const WAITING: &[c_long] = &[];
     pub(super) const NEVER: &[c_long] = &[];
 }
 
@@ -74,6 +74,11 @@ const COMMON: &[c_long] = &[
     libc::SYS_nanosleep,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
     libc::SYS_getrandom,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
@@ -94,9 +99,9 @@ const LOOKING: &[c_long] = &[
     libc::SYS_readlinkat,
     libc::SYS_faccessat,
     libc::SYS_getdents64,
+    libc::SYS_getcwd,
     libc::SYS_pread64,
     libc::SYS_getrusage,
-    libc::SYS_prlimit64,
     libc::SYS_sysinfo,
 ];
 
@@ -110,6 +115,7 @@ const IMAGE: &[c_long] = &[
     libc::SYS_pwritev2,
     libc::SYS_fdatasync,
     libc::SYS_fsync,
+    libc::SYS_syncfs,
     libc::SYS_fallocate,
     libc::SYS_ftruncate,
     libc::SYS_fadvise64,
@@ -135,12 +141,16 @@ const SOCKETS: &[c_long] = &[
     libc::SYS_setsockopt,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_epoll_create1,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
     libc::SYS_dup,
     libc::SYS_dup3,
+];
+
+/// Waits for several descriptors.
+const WAITING: &[c_long] = &[
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
 ];
 
 /// Tells the service manager something; another filter allows no other family
@@ -155,7 +165,8 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
             older::LOOKING,
             IMAGE,
             SOCKETS,
-            older::SOCKETS,
+            WAITING,
+            older::WAITING,
             RINGS,
             NOTIFYING,
             // Memory that is handed to the front-end, descriptors that come and
@@ -167,7 +178,14 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
                 libc::SYS_mlock2,
             ],
         ],
-        Kind::Worker => &[IMAGE, RINGS, &[libc::SYS_eventfd2, libc::SYS_sched_getattr]],
+        Kind::Worker => &[
+            IMAGE,
+            RINGS,
+            // Where there is no io_uring.
+            WAITING,
+            older::WAITING,
+            &[libc::SYS_eventfd2, libc::SYS_sched_getattr],
+        ],
         Kind::Guard => &[
             LOOKING,
             older::LOOKING,
@@ -185,10 +203,11 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
             older::LOOKING,
             IMAGE,
             SOCKETS,
-            older::SOCKETS,
+            WAITING,
+            older::WAITING,
             RINGS,
         ],
-        Kind::Metrics => &[LOOKING, older::LOOKING, SOCKETS, older::SOCKETS],
+        Kind::Metrics => &[LOOKING, older::LOOKING, SOCKETS, WAITING, older::WAITING],
         Kind::Watch => &[NOTIFYING],
         Kind::Keeper => return none(),
     };

@@ -7,7 +7,7 @@ use std::io;
 
 use libc::c_long;
 
-use super::Kind;
+use super::kind::Kind;
 use crate::host::logging;
 
 /// A name for people, a call, and its arguments, which are numbers or
