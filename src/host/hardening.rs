@@ -74,16 +74,6 @@ fn share_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// As many heaps as the C library makes by itself, 8 for each CPU. It would
-/// ask /sys for their number only when there are some, in a thread that may not
-/// open it any more.
-pub(crate) fn count_heaps() {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let most = libc::c_int::try_from(cpus.saturating_mul(8)).unwrap_or(libc::c_int::MAX);
-    // SAFETY: mallopt only sets a parameter, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, most) };
-}
-
 const LOCK: &str = "lock its memory";
 const LOCK_REMEDY: &str = "it takes CAP_IPC_LOCK (AmbientCapabilities=CAP_IPC_LOCK in the unit, or setcap) or no limit: LimitMEMLOCK=infinity in the unit, or ulimit -l unlimited";
 

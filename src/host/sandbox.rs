@@ -109,8 +109,12 @@ pub(crate) fn enter(kind: Kind) {
         log::warn!("sandbox: files are not restricted for {kind:?} (landlock): {error}");
     }
     if let Err(error) = capabilities::reduce(kind, &sandbox.needs) {
-        sandbox.capabilities.store(false, Ordering::Relaxed);
-        log::warn!("sandbox: {kind:?} keeps its capabilities: {error}");
+        // Once: it is the same for all.
+        if sandbox.capabilities.swap(false, Ordering::Relaxed) {
+            log::warn!(
+                "sandbox: capabilities are kept: {error}: allow capset(2) (SystemCallFilter=capset in the unit)"
+            );
+        }
     }
     if let Some(filters) = &sandbox.filters
         && let Err(error) = filters.enter(kind)

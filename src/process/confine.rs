@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use mapping::threads::{self, Thread};
 
-use crate::host::hardening;
 use crate::host::sandbox::{self, Kind, Needs, Plan};
 use crate::options::config::{Config, IoPath};
 
@@ -25,7 +24,6 @@ pub(crate) fn begin(config: &Config, handed: Option<&OwnedFd>, begun: bool) {
         Some(handed) => PathBuf::from(format!("/proc/self/fd/{}", handed.as_raw_fd())),
         None => config.image.clone(),
     };
-    hardening::count_heaps();
     let needs = needs(config, &image);
     sandbox::begin(&Plan {
         image,

@@ -100,19 +100,14 @@ impl Files {
     /// # Errors
     /// What the kernel says.
     pub(super) fn enter(&self, kind: Kind) -> Result<(), Unrestricted> {
-        let rules = match kind {
+        if kind == Kind::Keeper {
             // The program that it becomes opens anything anew.
-            Kind::Keeper => return Ok(()),
-            Kind::Session | Kind::Guard | Kind::Lookout | Kind::Control | Kind::Metrics => {
-                &self.looking
-            }
-            Kind::Worker
-            | Kind::Lease
-            | Kind::Filler
-            | Kind::Pinner
-            | Kind::Log
-            | Kind::Signals
-            | Kind::Watch => &self.nothing,
+            return Ok(());
+        }
+        let rules = if kind.looks() {
+            &self.looking
+        } else {
+            &self.nothing
         };
         let rules = rules.try_clone().map_err(refused)?;
         rules.restrict_self().map_err(refused)?;

@@ -1,9 +1,9 @@
 //! Filters of system calls (seccomp): compiled once, entered by each thread.
 //!
-//! Three lie over each other. What no start needs fails with EPERM in every
+//! They lie over each other. What no start needs fails with EPERM in every
 //! thread and in every program that this process becomes. New processes fail
 //! with an error and without a signal, as the C library blocks signals around
-//! them. And each kind of thread has its list, outside of which a call is
+//! them; files are not opened likewise where none is to be. And each kind of thread has its list, outside of which a call is
 //! trapped (`denied.rs`).
 
 use std::collections::BTreeMap;
@@ -38,6 +38,7 @@ pub(super) struct Filters {
     foreign: BpfProgram,
     never: BpfProgram,
     processes: BpfProgram,
+    opening: BpfProgram,
     kinds: Vec<(Kind, BpfProgram)>,
 }
 
@@ -78,6 +79,11 @@ impl Filters {
                 errno(libc::EPERM),
             )?,
             processes: program(processes()?, SeccompAction::Allow, errno(libc::ENOSYS))?,
+            opening: program(
+                lists::opening().map(|call| (call, Vec::new())).collect(),
+                SeccompAction::Allow,
+                errno(libc::EACCES),
+            )?,
             kinds: kinds.collect::<Result<_, Unfit>>()?,
         })
     }
@@ -101,6 +107,9 @@ impl Filters {
     pub(super) fn enter(&self, kind: Kind) -> Result<(), Unfit> {
         if let Some((_, program)) = self.kinds.iter().find(|(one, _)| *one == kind) {
             apply_filter(&self.processes)?;
+            if !kind.looks() {
+                apply_filter(&self.opening)?;
+            }
             apply_filter(program)?;
         }
         Ok(())

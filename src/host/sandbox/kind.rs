@@ -33,6 +33,25 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// It looks at the system by opening files.
+    pub(super) fn looks(self) -> bool {
+        match self {
+            Self::Session
+            | Self::Guard
+            | Self::Lookout
+            | Self::Control
+            | Self::Metrics
+            | Self::Keeper => true,
+            Self::Worker
+            | Self::Lease
+            | Self::Filler
+            | Self::Pinner
+            | Self::Log
+            | Self::Signals
+            | Self::Watch => false,
+        }
+    }
+
     #[cfg(test)]
     pub(crate) const ALL: [Kind; 13] = [
         Kind::Session,

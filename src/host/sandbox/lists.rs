@@ -18,8 +18,8 @@ mod older {
     use libc::c_long;
 
     pub(super) const COMMON: &[c_long] = &[libc::SYS_poll];
+    pub(super) const OPENING: &[c_long] = &[libc::SYS_open];
     pub(super) const LOOKING: &[c_long] = &[
-        libc::SYS_open,
         libc::SYS_stat,
         libc::SYS_lstat,
         libc::SYS_readlink,
@@ -39,6 +39,7 @@ mod older {
     use libc::c_long;
 
     pub(super) const COMMON: &[c_long] = &[];
+    pub(super) const OPENING: &[c_long] = &[];
     pub(super) const LOOKING: &[c_long] = &[];
     pub(super) const WAITING: &[c_long] = &[];
     pub(super) const NEVER: &[c_long] = &[];
@@ -89,9 +90,14 @@ const COMMON: &[c_long] = &[
     libc::SYS_clone3,
 ];
 
+/// Opens files. In threads that open none another filter answers, without a
+/// line: the C library tries, to see how it may give memory back.
+pub(super) fn opening() -> impl Iterator<Item = c_long> {
+    all(&[&[libc::SYS_openat], older::OPENING])
+}
+
 /// Looks at the system by paths, of which landlock opens few.
 const LOOKING: &[c_long] = &[
-    libc::SYS_openat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_statfs,
@@ -173,6 +179,7 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
             // go with it, and the end of the process.
             &[
                 libc::SYS_memfd_create,
+                libc::SYS_name_to_handle_at,
                 libc::SYS_socketpair,
                 libc::SYS_mlock,
                 libc::SYS_mlock2,
@@ -209,26 +216,20 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
         ],
         Kind::Metrics => &[LOOKING, older::LOOKING, SOCKETS, WAITING, older::WAITING],
         Kind::Watch => &[NOTIFYING],
-        Kind::Keeper => return none(),
+        Kind::Keeper => &[],
     };
-    all(parts)
+    let common = [COMMON, older::COMMON].concat().into_iter();
+    common.chain(opening()).chain(all(parts))
 }
 
-fn all(parts: &'static [&'static [c_long]]) -> std::vec::IntoIter<c_long> {
-    let mut all = [COMMON, older::COMMON].concat();
-    all.extend(parts.iter().flat_map(|part| part.iter()));
-    all.into_iter()
-}
-
-fn none() -> std::vec::IntoIter<c_long> {
-    Vec::new().into_iter()
+fn all(parts: &[&[c_long]]) -> std::vec::IntoIter<c_long> {
+    parts.concat().into_iter()
 }
 
 /// What no start needs, of this program or of any that it becomes: other
 /// processes, the system, and the kernel's less used ends.
 pub(super) fn never() -> impl Iterator<Item = c_long> {
-    let all = [NEVER, older::NEVER].concat();
-    all.into_iter()
+    all(&[NEVER, older::NEVER])
 }
 
 const NEVER: &[c_long] = &[
