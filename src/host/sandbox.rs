@@ -7,8 +7,8 @@
 //! of it is needed to serve a disk.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::thread::set_no_new_privs;
 
@@ -56,9 +56,7 @@ pub(crate) struct InForce {
 
 struct Sandbox {
     filters: Option<Filters>,
-    /// Closed when every thread that is started has entered.
-    files: Mutex<Option<Files>>,
-    landlock: u32,
+    files: Option<Files>,
     needs: Needs,
     capabilities: AtomicBool,
 }
@@ -87,8 +85,7 @@ pub(crate) fn begin(plan: &Plan) {
     capabilities::bound(&plan.needs);
     let sandbox = Sandbox {
         filters,
-        landlock: files.as_ref().map_or(0, Files::version),
-        files: Mutex::new(files),
+        files,
         needs: plan.needs,
         capabilities: AtomicBool::new(true),
     };
@@ -103,7 +100,7 @@ pub(crate) fn enter(kind: Kind) {
     let Some(sandbox) = SANDBOX.get() else {
         return;
     };
-    if let Some(files) = &*lock(&sandbox.files)
+    if let Some(files) = &sandbox.files
         && let Err(error) = files.enter(kind)
     {
         log::warn!("sandbox: files are not restricted for {kind:?} (landlock): {error}");
@@ -127,25 +124,13 @@ pub(crate) fn enter(kind: Kind) {
     }
 }
 
-/// As [`enter`], for the last thread of a start.
-pub(crate) fn enter_last(kind: Kind) {
-    enter(kind);
-    if let Some(sandbox) = SANDBOX.get() {
-        drop(lock(&sandbox.files).take());
-    }
-}
-
 /// What is in force; `None` without [`begin`].
 pub(crate) fn in_force() -> Option<InForce> {
     let sandbox = SANDBOX.get()?;
     Some(InForce {
         seccomp: sandbox.filters.is_some(),
-        landlock: sandbox.landlock,
+        landlock: sandbox.files.as_ref().map_or(0, Files::version),
         capabilities: sandbox.capabilities.load(Ordering::Relaxed),
         denied: denied::count(),
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -135,7 +135,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
     if let Some(pause) = handover::pause_ms() {
         log::info!("taken over after {pause} ms");
     }
-    sandbox::enter_last(Kind::Session);
+    sandbox::enter(Kind::Session);
     service_manager::tell(&NotifyState::Ready);
     logging::wait_no_more();
     allocations::started();
@@ -154,7 +154,9 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         }
         let successor = Arc::clone(successor);
         let result = keeper.have(move || successor.go(begun));
-        result.flatten().map_err(host("run the new binary"))?;
+        result
+            .and_then(|result| result)
+            .map_err(host("run the new binary"))?;
     }
     Ok(result?)
 }

@@ -3,8 +3,8 @@
 //! They lie over each other. What no start needs fails with EPERM in every
 //! thread and in every program that this process becomes. New processes fail
 //! with an error and without a signal, as the C library blocks signals around
-//! them; files are not opened likewise where none is to be. And each kind of thread has its list, outside of which a call is
-//! trapped (`denied.rs`).
+//! them; files are not opened likewise where none is to be. And each kind of
+//! thread has its list, outside of which a call is trapped (`denied.rs`).
 
 use std::collections::BTreeMap;
 use std::io;
