@@ -87,9 +87,10 @@ fn checked(memory: *mut u8) -> *mut u8 {
     memory
 }
 
-/// Neither allocates nor waits: a line for which there is no room is not said.
+/// Says that there is no memory; a start ends by it. Neither allocates nor
+/// waits: a line for which there is no room is not said.
 #[cold]
-fn tell_no_memory() {
+pub(crate) fn tell_no_memory() {
     let mut stderr = libc::pollfd {
         fd: libc::STDERR_FILENO,
         events: libc::POLLOUT,

@@ -4,6 +4,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, Write};
+use std::panic::Location;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use log::{Level, Log, Metadata, Record};
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::host::allocations;
 use crate::host::hardening::SMALL_STACK;
 use crate::host::log_budget::Kind;
 use crate::host::log_queue::Queue;
@@ -205,6 +207,11 @@ pub fn end_on_panic(resolve: fn(Backtrace) -> Option<String>) {
         return;
     }
     std::panic::set_hook(Box::new(move |info| {
+        // A thread has no memory for its own beginning.
+        let begins = |place: &Location<'_>| place.file().ends_with("stack_overflow.rs");
+        if info.location().is_some_and(begins) {
+            allocations::tell_no_memory();
+        }
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
         let said = info.to_string().replace('\n', " ");
