@@ -9,6 +9,8 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{parent_process_death_signal, set_parent_process_death_signal};
+
 use crate::host::hardening::SMALL_STACK;
 use crate::host::sandbox::{self, Kind};
 
@@ -33,10 +35,15 @@ impl Keeper {
     /// The host refuses a thread.
     pub(crate) fn spawn() -> io::Result<Self> {
         let (jobs, todo) = mpsc::channel::<Job>();
+        // Each thread has its own, and the next binary that of this one.
+        let parents_death = parent_process_death_signal().ok().flatten();
         thread::Builder::new()
             .name("keeper".to_owned())
             .stack_size(SMALL_STACK)
             .spawn(move || {
+                if let Err(error) = set_parent_process_death_signal(parents_death) {
+                    log::debug!("the end of the parent would not be noticed: {error}");
+                }
                 sandbox::enter(Kind::Keeper);
                 while let Ok(job) = todo.recv() {
                     job();

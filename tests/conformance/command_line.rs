@@ -164,6 +164,12 @@ fn vu_46_a_start_that_fails_says_why_in_one_line() {
             "--socket-path",
         ),
         (&["--fd", "77", "--blk-file", &image], 1, "--fd"),
+        // What it opens itself gets this number, and is not taken for it.
+        (
+            &["--fd", "3", "--blk-file", &image],
+            1,
+            "--fd 3: Bad file descriptor",
+        ),
         (&["--fd", "0", "--blk-file", &image], 1, "--fd"),
         (
             &[

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use front_end::codes::{feature, protocol};
 use front_end::{Daemon, LIMIT, Like, Session, Wanted, wait_readable};
@@ -12,6 +15,8 @@ use rig::file_systems::{EXT4, Mounted};
 use rig::operator;
 use rig::scratch::folder;
 use rig::small_image;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// The threads of a process that does all there is, by their names.
 const THREADS: [&str; 13] = [
@@ -234,4 +239,46 @@ fn handing_over_again_and_again_lays_no_filter_over_another() {
         assert_eq!(filters(), before);
     }
     daemon.terminate().unwrap();
+}
+
+#[test]
+fn what_a_process_is_to_end_with_is_handed_over_too() {
+    let files = folder("sandbox");
+    let (image, socket) = (files.path().join("image"), files.path().join("socket"));
+    fs::write(&image, small_image::content(0, small_image::IMAGE)).unwrap();
+    // The parent, which ends when its standard input does.
+    let script = "setpriv --pdeathsig KILL \"$1\" --socket-path \"$2\" --blk-file \"$3\" & echo $!; read -r end";
+    let mut parent = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .args([rig::extentd!().as_path(), &socket, &image])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    let mut told = BufReader::new(parent.stdout.take().unwrap());
+    told.read_line(&mut pid).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let session = open_soon(&socket);
+    kill_process(pid, Signal::USR2).unwrap();
+    wait_readable(session.connection.stream(), LIMIT).unwrap();
+    serves(&socket);
+    drop(parent.stdin.take());
+    parent.wait().unwrap();
+    let limit = LIMIT.try_into().unwrap();
+    let mut polls = [PollFd::new(&process, PollFlags::IN)];
+    assert_eq!(poll(&mut polls, Some(&limit)).unwrap(), 1, "it lives on");
+}
+
+/// A session with a process that may not listen yet.
+fn open_soon(socket: &Path) -> Session {
+    let start = Instant::now();
+    loop {
+        match Session::open(socket, Like::Qemu, wanted()) {
+            Ok(session) => return session,
+            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
+        }
+        std::thread::yield_now();
+    }
 }
