@@ -83,8 +83,9 @@ pub enum ServeError {
 /// # Errors
 /// It could not start, or the server could not go on.
 pub fn run(config: &Config) -> Result<(), ServeError> {
-    // First: no descriptor of our own may have the number.
-    let entrance = Entrance::find(&config.socket)?;
+    // First: no descriptor of our own may have the number. What is wrong with
+    // it is said when it is its turn.
+    let entrance = Entrance::find(&config.socket);
     switches::pass_on();
     limits::raise();
     check_cpus(config)?;
@@ -121,7 +122,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         start_metrics(address, &disk)?;
     }
     // Last: who finds the socket finds everything else ready.
-    let (endpoint, socket_file) = entrance.open()?;
+    let (endpoint, socket_file) = entrance?.open()?;
     files.socket(socket_file);
     let successor = successor(&endpoint, config, &disk).map(Arc::new);
     let begun = Arc::new(AtomicU64::new(SERVING));

@@ -129,6 +129,8 @@ fn a_panic_ends_the_process_though_nobody_reads_its_log() {
 #[test]
 fn where_a_panic_unwinds_the_process_stays_with_requests_in_flight() {
     if let Some(mut panicking) = panic_under_writes(EXT4, None, "abort") {
+        // Its thread names the functions of a backtrace itself.
+        panicking.served.daemon.expect_denials();
         let ended = panicking.served.daemon.wait_within(2 * SOON);
         assert!(ended.is_err(), "{ended:?}");
         // Nobody has done them, and nobody can take them over.
