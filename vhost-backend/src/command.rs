@@ -20,6 +20,27 @@ pub(crate) struct RingAddresses {
     pub used: u64,
 }
 
+/// Bytes of a ring's parts without the words for EVENT_IDX (virtio 1.2, 2.7).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartBytes {
+    pub descriptors: u64,
+    pub avail: u64,
+    pub used: u64,
+}
+
+impl PartBytes {
+    /// Of a ring with `size` entries.
+    pub(crate) fn of(size: u16) -> Self {
+        let bytes =
+            |head: u64, entry: u64| u64::from(size).saturating_mul(entry).saturating_add(head);
+        Self {
+            descriptors: bytes(0, 16),
+            avail: bytes(4, 2),
+            used: bytes(4, 8),
+        }
+    }
+}
+
 /// All a worker needs to begin serving a ring.
 #[derive(Debug)]
 pub(crate) struct RingSetup {

@@ -1,5 +1,9 @@
 //! The guest's memory as the front-end shares it: one immutable table at a
 //! time, replaced as a whole.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 pub(crate) mod backing;
 pub(crate) mod copy;
@@ -62,7 +66,8 @@ impl RegionSpec {
     }
 
     fn overlaps(&self, other: &Self) -> bool {
-        let meet = |a: u64, b: u64| a < b + other.size && b < a + self.size;
+        let meet =
+            |a: u64, b: u64| a < b.saturating_add(other.size) && b < a.saturating_add(self.size);
         meet(self.guest, other.guest) || meet(self.user, other.user)
     }
 }
@@ -105,7 +110,8 @@ impl Region {
     /// Offset and bytes left, if the address lies in this region.
     fn at(&self, guest: u64) -> Option<(u64, u64)> {
         let offset = guest.checked_sub(self.spec.guest)?;
-        (offset < self.spec.size).then(|| (offset, self.spec.size - offset))
+        let left = self.spec.size.checked_sub(offset)?;
+        (left > 0).then_some((offset, left))
     }
 
     /// There are zeros in its place.
@@ -115,7 +121,7 @@ impl Region {
 
     fn host(&self, offset: u64) -> Option<*mut u8> {
         Some(with_exposed_provenance_mut(
-            self.host + usize::try_from(offset).ok()?,
+            self.host.checked_add(usize::try_from(offset).ok()?)?,
         ))
     }
 }
@@ -257,7 +263,8 @@ impl Memory {
     pub(crate) fn user_to_guest(&self, user: u64) -> Option<u64> {
         self.regions.iter().find_map(|r| {
             let offset = user.checked_sub(r.spec.user)?;
-            (offset < r.spec.size).then(|| r.spec.guest + offset)
+            let inside = offset < r.spec.size;
+            inside.then(|| r.spec.guest.wrapping_add(offset))
         })
     }
 
@@ -274,7 +281,8 @@ impl Memory {
     pub(crate) fn guest(&self, host: *const u8) -> Option<u64> {
         let in_region = |region: &Region| {
             let offset = u64::try_from(host.addr().checked_sub(region.host)?).ok()?;
-            (offset < region.spec.size).then(|| region.spec.guest + offset)
+            let inside = offset < region.spec.size;
+            inside.then(|| region.spec.guest.wrapping_add(offset))
         };
         let at = |index: &usize| self.regions.get(*index);
         if let Some(guest) = self.regions.get(self.largest).and_then(in_region) {
@@ -306,8 +314,9 @@ impl Memory {
                 iov_base: region.host(offset)?.cast(),
                 iov_len: usize::try_from(bytes).ok()?,
             });
-            len -= bytes;
-            guest += bytes;
+            len = len.saturating_sub(bytes);
+            // Not beyond the last region, which ends below the last address.
+            guest = guest.wrapping_add(bytes);
         }
         Some(())
     }

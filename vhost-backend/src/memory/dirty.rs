@@ -39,7 +39,7 @@ impl Log {
         if len == 0 {
             return;
         }
-        let last = guest.saturating_add(len - 1) / PAGE;
+        let last = guest.saturating_add(len.saturating_sub(1)) / PAGE;
         let mut page = guest / PAGE;
         while page <= last {
             let Some(byte) = usize::try_from(page / 8)
@@ -50,14 +50,15 @@ impl Log {
             };
             // To the end of the byte or of the range.
             let until = (page | 7).min(last);
-            let bits = (0xff_u8 << (page % 8)) & (0xff >> (7 - until % 8));
+            let bits = (0xff_u8 << (page % 8)) & (0xff >> (7 ^ (until % 8)));
             // SAFETY: the byte lies within the mapping, which `self` keeps.
             // The front-end changes it at the same time, as an atomic may be.
             let byte = unsafe { AtomicU8::from_ptr(self.shared.at(byte)) };
             // Release: what was written is seen by whoever sees the bit. Also
             // where the bit is set already: it may be taken away meanwhile.
             byte.fetch_or(bits, Ordering::Release);
-            page = until + 1;
+            // At most the last page of all, whose number is far below the type's end.
+            page = until.wrapping_add(1);
         }
     }
 }
@@ -122,7 +123,10 @@ impl Tracker {
         let range = |index: u32| Range {
             guest: 0,
             len: 0,
-            next: if index + 1 < count { index + 1 } else { NONE },
+            next: index
+                .checked_add(1)
+                .filter(|next| *next < count)
+                .unwrap_or(NONE),
         };
         let ranges: Box<[Range]> = (0..count).map(range).collect();
         Self {

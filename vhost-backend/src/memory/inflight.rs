@@ -73,12 +73,15 @@ pub(crate) struct Shape {
 impl Shape {
     /// Bytes of one queue's region.
     fn region(self) -> usize {
-        (HEADER + ENTRY * usize::from(self.entries)).next_multiple_of(64)
+        ENTRY
+            .saturating_mul(usize::from(self.entries))
+            .saturating_add(HEADER)
+            .next_multiple_of(64)
     }
 
     /// Bytes of the whole buffer.
     pub(crate) fn bytes(self) -> u64 {
-        u64::from(self.queues) * self.region() as u64
+        u64::from(self.queues).saturating_mul(self.region() as u64)
     }
 }
 
@@ -129,7 +132,7 @@ impl Inflight {
     /// The part of one queue.
     pub(crate) fn region(&self, queue: u16) -> Option<Region> {
         (queue < self.shape.queues).then(|| Region {
-            start: usize::from(queue) * self.shape.region(),
+            start: usize::from(queue).saturating_mul(self.shape.region()),
             entries: self.shape.entries,
             shared: Arc::clone(&self.shared),
         })
@@ -146,22 +149,26 @@ pub(crate) struct Region {
 }
 
 impl Region {
+    fn at(&self, offset: usize) -> *mut u8 {
+        self.shared.at(self.start.wrapping_add(offset))
+    }
+
     fn u8(&self, offset: usize) -> &AtomicU8 {
         // SAFETY: callers pass offsets of fields of the header or of entries
         // below `entries`, all within the mapping that `shared` keeps. The
         // front-end may write them at any time, which an atomic allows.
-        unsafe { AtomicU8::from_ptr(self.shared.at(self.start + offset)) }
+        unsafe { AtomicU8::from_ptr(self.at(offset)) }
     }
 
     fn u16(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: as in `u8`; the buffer begins at a multiple of 8 and each
         // field lies at a multiple of its size.
-        unsafe { AtomicU16::from_ptr(self.shared.at(self.start + offset).cast()) }
+        unsafe { AtomicU16::from_ptr(self.at(offset).cast()) }
     }
 
     fn u64(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: as in `u16`.
-        unsafe { AtomicU64::from_ptr(self.shared.at(self.start + offset).cast()) }
+        unsafe { AtomicU64::from_ptr(self.at(offset).cast()) }
     }
 
     /// It could not be reached: nothing that was read from it means anything.
@@ -170,7 +177,11 @@ impl Region {
     }
 
     fn entry(head: u16, field: usize) -> usize {
-        HEADER + ENTRY * usize::from(head) + field
+        // A head has 16 bits.
+        ENTRY
+            .wrapping_mul(usize::from(head))
+            .wrapping_add(HEADER)
+            .wrapping_add(field)
     }
 
     /// Nothing in it is out of bounds, now.

@@ -40,12 +40,13 @@ impl Shared {
 
         // Only whole pages can be mapped, and only whole huge pages unmapped.
         let unit = backing.unit;
-        let start = offset / unit * unit;
+        let past = offset.checked_rem(unit).ok_or(SharedError::Range)?;
+        let start = offset.saturating_sub(past);
         let end = end
             .checked_next_multiple_of(unit)
             .ok_or(SharedError::Range)?;
         let bytes = |bytes: u64| usize::try_from(bytes).map_err(|_| SharedError::Range);
-        let (mapped, skip) = (bytes(end - start)?, bytes(offset - start)?);
+        let (mapped, skip) = (bytes(end.saturating_sub(start))?, bytes(past)?);
         let mmap: MmapRegion = MmapRegionBuilder::new(mapped)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
@@ -55,7 +56,7 @@ impl Shared {
         sys::keep_private(mmap.as_ptr(), mapped);
         let mapping = Guarded::new(mmap, bytes(unit)?).map_err(SharedError::Map)?;
         Ok(Self {
-            start: mapping.start() + skip,
+            start: mapping.start().wrapping_add(skip),
             len: bytes(size)?,
             in_memory: backing.in_memory,
             mapping,

@@ -169,9 +169,9 @@ fn find(addr: usize) -> Option<Found> {
         if !(start..end).contains(&addr) {
             return None;
         }
-        let window = unit.max(WINDOW);
-        let first = (addr & !(window - 1)).max(start);
-        let last = (addr | (window - 1)).saturating_add(1).min(end);
+        let within = unit.max(WINDOW).wrapping_sub(1);
+        let first = (addr & !within).max(start);
+        let last = (addr | within).saturating_add(1).min(end);
         Some(Found {
             slot: index,
             all: (start, end),
@@ -239,8 +239,11 @@ unsafe fn replace((start, end): (usize, usize)) -> bool {
 #[cfg(target_arch = "x86_64")]
 unsafe fn leave_copy(context: *mut libc::c_void) -> bool {
     let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the caller's promise; RIP is among the registers.
-    let at = unsafe { &mut (&mut (*context).uc_mcontext.gregs)[libc::REG_RIP as usize] };
+    // SAFETY: the caller's promise.
+    let registers = unsafe { &mut (*context).uc_mcontext.gregs };
+    let Some(at) = registers.get_mut(libc::REG_RIP as usize) else {
+        return false;
+    };
     let landing = usize::try_from(*at).ok().and_then(super::copy::landing);
     let landing = landing.and_then(|landing| i64::try_from(landing).ok());
     if let Some(landing) = landing {

@@ -1,6 +1,10 @@
 //! Descriptor chains (virtio 1.2, 2.7.5): from indices in guest memory to
 //! host buffers. Each descriptor is read once, into private memory (RING-12).
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use libc::iovec;
 
@@ -110,7 +114,7 @@ impl<'a> Descriptors<'a> {
         let steps = self.steps();
         self.entries = entries;
         self.left = entries.min(MAX_DESCRIPTORS);
-        self.most = steps + u32::from(self.left);
+        self.most = steps.saturating_add(u32::from(self.left));
         Ok(())
     }
 
@@ -197,15 +201,16 @@ impl Buffers {
     /// any more.
     fn add(&mut self, memory: &Memory, guest: u64, len: u32) -> bool {
         let pieces = memory.pieces(guest, u64::from(len), &mut self.pieces);
-        self.bytes += u64::from(len);
+        // Chains are bounded in number of 32-bit lengths.
+        self.bytes = self.bytes.wrapping_add(u64::from(len));
         pieces.is_some() && self.pieces.len() <= MAX_SEGMENTS
     }
 
     /// Cuts off the last byte, which is here.
     fn take_last(&mut self) -> Option<StatusByte> {
         let piece = self.pieces.last_mut()?;
-        piece.iov_len -= 1;
-        self.bytes -= 1;
+        piece.iov_len = piece.iov_len.checked_sub(1)?;
+        self.bytes = self.bytes.saturating_sub(1);
         // SAFETY: no piece is empty, so this is the address of its last byte.
         let last = unsafe { piece.iov_base.cast::<u8>().add(piece.iov_len) };
         if piece.iov_len == 0 {
@@ -225,16 +230,16 @@ impl Buffers {
         while used < len
             && let Some(piece) = self.pieces.get_mut(self.first)
         {
-            let bytes = piece.iov_len.min(len - used);
+            let bytes = piece.iov_len.min(len.saturating_sub(used));
             let host = piece.iov_base.cast::<u8>();
             with(host, used, bytes)?;
             // SAFETY: not beyond the end of the piece.
             piece.iov_base = unsafe { host.add(bytes) }.cast();
-            piece.iov_len -= bytes;
+            piece.iov_len = piece.iov_len.saturating_sub(bytes);
             if piece.iov_len == 0 {
-                self.first += 1;
+                self.first = self.first.saturating_add(1);
             }
-            used += bytes;
+            used = used.saturating_add(bytes);
             self.bytes = self.bytes.saturating_sub(bytes as u64);
         }
         Ok(used)
@@ -372,11 +377,11 @@ impl Failed {
         self.sound &= sum.is_some();
         self.total = sum.unwrap_or(self.total);
         if next.is_writable() {
-            writable.bytes += u64::from(len);
+            writable.bytes = writable.bytes.wrapping_add(u64::from(len));
             self.last = Some(next);
         } else {
             self.sound &= writable.bytes == 0;
-            readable.bytes += u64::from(len);
+            readable.bytes = readable.bytes.wrapping_add(u64::from(len));
         }
     }
 

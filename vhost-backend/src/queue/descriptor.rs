@@ -1,6 +1,10 @@
 //! One descriptor of a chain (virtio 1.2, 2.7.5), read once into private
 //! memory.
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 /// A descriptor, copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,9 @@
 //! virtio-blk requests (virtio 1.2, 5.2.6): what the driver asks for, checked
 //! against what the disk offers. Knows nothing of rings and guest memory.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
@@ -178,12 +182,9 @@ fn within(sector: u64, sectors: u64, capacity: u64) -> Result<u64, Refused> {
     let end = sector.checked_add(sectors).filter(|end| *end <= capacity);
     // A disk of that many bytes can be addressed, so this does not overflow;
     // but the capacity is the device's word.
-    let addressable = end.and_then(|end| end.checked_mul(SECTOR)).is_some();
-    if addressable {
-        Ok(sector * SECTOR)
-    } else {
-        Err(Status::IoErr.into())
-    }
+    let addressable = end.and_then(|end| end.checked_mul(SECTOR));
+    let begin = addressable.and_then(|_| sector.checked_mul(SECTOR));
+    begin.ok_or_else(|| Status::IoErr.into())
 }
 
 /// `struct virtio_blk_discard_write_zeroes`

@@ -4,11 +4,15 @@
 //! All indices are free-running `u16` counters, as in guest memory. Nothing
 //! the driver writes is used before it was read once and checked.
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
-use crate::command::RingAddresses;
+use crate::command::{PartBytes, RingAddresses};
 use crate::crash;
 use crate::memory::Memory;
 use crate::memory::dirty::UsedLog;
@@ -38,8 +42,8 @@ impl Place {
 
     /// Each part lies in one region, aligned for the guest and for us (RING-2).
     fn find(memory: &Arc<Memory>, at: RingAddresses, size: u16, event_idx: bool) -> Option<Self> {
-        let size = u64::from(size);
         let event = if event_idx { 2 } else { 0 };
+        let bytes = PartBytes::of(size);
         let part = |guest: u64, len: u64, align: u64| {
             let host = memory.host(guest, len)?;
             let aligned = guest.is_multiple_of(align)
@@ -47,9 +51,9 @@ impl Place {
             aligned.then_some(host)
         };
         Some(Self {
-            descriptors: part(at.descriptors, 16 * size, 16)?,
-            avail: part(at.avail, 4 + 2 * size + event, 2)?,
-            used: part(at.used, 4 + 8 * size + event, 4)?,
+            descriptors: part(at.descriptors, bytes.descriptors, 16)?,
+            avail: part(at.avail, bytes.avail.saturating_add(event), 2)?,
+            used: part(at.used, bytes.used.saturating_add(event), 4)?,
             memory: Arc::clone(memory),
         })
     }
@@ -284,8 +288,8 @@ impl Ring {
                 return Popped::Empty;
             }
         }
-        let slot = usize::from(self.next_avail & (self.size - 1));
-        let head = u16::from_le(place.avail(2 + slot).load(Ordering::Relaxed));
+        let slot = usize::from(self.next_avail & self.last_slot());
+        let head = u16::from_le(place.avail(slot.wrapping_add(2)).load(Ordering::Relaxed));
         self.next_avail = self.next_avail.wrapping_add(1);
         if head < self.size {
             Popped::Head(head)
@@ -294,12 +298,19 @@ impl Ring {
         }
     }
 
+    /// The highest place in the rings: the size is a power of two.
+    fn last_slot(&self) -> u16 {
+        self.size.wrapping_sub(1)
+    }
+
     /// One read of a descriptor of the ring's own table.
     pub(crate) fn descriptor(&self, index: u16) -> Option<Descriptor> {
         let place = self.place.as_ref().filter(|_| index < self.size)?;
         // SAFETY: the table has `size` descriptors of 16 bytes, which `place`
         // keeps mapped.
-        Some(unsafe { Descriptor::read(place.descriptors.add(16 * usize::from(index))) })
+        Some(unsafe {
+            Descriptor::read(place.descriptors.add(usize::from(index).wrapping_mul(16)))
+        })
     }
 
     /// Returns a chain to the driver; it learns of it by [`publish`](Self::publish).
@@ -314,12 +325,12 @@ impl Ring {
 
     fn put(&mut self, head: u16, len: u32) {
         let Some(place) = &self.place else { return };
-        let slot = usize::from(self.next_used & (self.size - 1));
+        let slot = usize::from(self.next_used & self.last_slot());
         // SAFETY: `slot` is below the size, so the element lies in the used
         // ring, which is 4-aligned and kept mapped by `place`. Volatile, as
         // the guest shares it.
         unsafe {
-            let element = place.used.add(4 + 8 * slot).cast::<u32>();
+            let element = place.used.add(used_element(slot)).cast::<u32>();
             element.write_volatile(u32::from(head).to_le());
             element.add(1).write_volatile(len.to_le());
         }
@@ -411,10 +422,10 @@ impl Ring {
         }
         if !self.armed {
             if self.event_idx {
-                let event = place.used(2 + 4 * usize::from(self.size));
+                let event = place.used(used_element(usize::from(self.size)) / 2);
                 event.store(self.next_avail.to_le(), Ordering::Relaxed);
                 if let Some(log) = &self.used_log {
-                    log.mark(4 + 8 * u64::from(self.size), 2);
+                    log.mark(used_element(usize::from(self.size)) as u64, 2);
                 }
             }
             // With EVENT_IDX this stays 0 (RING-14), also after a previous
@@ -452,15 +463,22 @@ impl Ring {
     }
 }
 
+/// The offset in a used ring of its element `slot`, and behind the last one of
+/// the word for EVENT_IDX; in bytes. Rings have 32768 elements at most.
+fn used_element(slot: usize) -> usize {
+    slot.wrapping_mul(8).wrapping_add(4)
+}
+
 /// Logs the used index and the elements of a batch that began at index
 /// `before`.
 #[cold]
 fn mark_used(log: &UsedLog, size: u16, before: u16, batch: u16) {
-    let (batch, first) = (batch.min(size), before & (size - 1));
-    let to_the_end = batch.min(size - first);
-    let element = |slot: u16| 4 + 8 * u64::from(slot);
-    log.mark(element(first), 8 * u64::from(to_the_end));
-    log.mark(element(0), 8 * u64::from(batch - to_the_end));
+    let (batch, first) = (batch.min(size), before & size.wrapping_sub(1));
+    let to_the_end = batch.min(size.saturating_sub(first));
+    let element = |slot: u16| used_element(usize::from(slot)) as u64;
+    let bytes = |elements: u16| u64::from(elements).wrapping_mul(8);
+    log.mark(element(first), bytes(to_the_end));
+    log.mark(element(0), bytes(batch.saturating_sub(to_the_end)));
     log.mark(2, 2);
 }
 

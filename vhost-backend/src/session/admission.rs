@@ -1,6 +1,10 @@
 //! Which messages go to the `vhost` crate. It answers what it understands;
 //! at anything else it gives up without a reply, and sometimes halfway
 //! through the message. Those are refused here first (VU-6, VU-42).
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 
@@ -158,8 +162,12 @@ fn has_form(request: FrontendReq, message: &Message, payload: &[u8]) -> bool {
         FrontendReq::SET_LOG_BASE => size == 16 && fds == 1,
         FrontendReq::GET_CONFIG => {
             let (offset, len) = (u64::from(u32_at(payload, 0)), u64::from(u32_at(payload, 4)));
-            let whole = u64::try_from(size).is_ok_and(|size| size == 12 + len);
-            whole && len > 0 && offset + len <= 4096 && u32_at(payload, 8) <= 3 && fds == 0
+            let whole = u64::try_from(size).is_ok_and(|size| size.checked_sub(12) == Some(len));
+            whole
+                && len > 0
+                && offset.saturating_add(len) <= 4096
+                && u32_at(payload, 8) <= 3
+                && fds == 0
         }
         _ => false,
     }
@@ -234,17 +242,17 @@ pub(crate) fn always_answered(request: FrontendReq) -> bool {
 }
 
 fn u32_at(payload: &[u8], at: usize) -> u32 {
-    let bytes = payload.get(at..at + 4).and_then(|b| b.try_into().ok());
+    let bytes = payload.get(at..).and_then(<[u8]>::first_chunk).copied();
     bytes.map_or(0, u32::from_ne_bytes)
 }
 
 pub(crate) fn u16_at(payload: &[u8], at: usize) -> u16 {
-    let bytes = payload.get(at..at + 2).and_then(|b| b.try_into().ok());
+    let bytes = payload.get(at..).and_then(<[u8]>::first_chunk).copied();
     bytes.map_or(0, u16::from_ne_bytes)
 }
 
 pub(crate) fn u64_at(payload: &[u8], at: usize) -> u64 {
-    let bytes = payload.get(at..at + 8).and_then(|b| b.try_into().ok());
+    let bytes = payload.get(at..).and_then(<[u8]>::first_chunk).copied();
     bytes.map_or(0, u64::from_ne_bytes)
 }
 

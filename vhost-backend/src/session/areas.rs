@@ -1,6 +1,10 @@
 //! Requests about shared memory that are answered here: the `vhost` crate
 //! leaves out the reply where it has none but an error to give, and takes the
 //! payload in one of its two lengths only.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::io;
@@ -37,10 +41,9 @@ impl<D: Device> Session<D> {
         match created {
             Ok((area, file)) => {
                 self.channel.discard();
-                for (at, word) in [area.size, area.offset].into_iter().enumerate() {
-                    if let Some(bytes) = reply.get_mut(8 * at..8 * at + 8) {
-                        bytes.copy_from_slice(&word.to_ne_bytes());
-                    }
+                let words = [area.size, area.offset];
+                for (bytes, word) in reply.chunks_exact_mut(8).zip(words) {
+                    bytes.copy_from_slice(&word.to_ne_bytes());
                 }
                 self.channel
                     .reply_with_fd(message.request, &reply, file.into())

@@ -2,6 +2,10 @@
 //! it, so that a bad one can be refused instead of ending the connection, and
 //! nothing here ever waits for the front-end.
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::io;
 use std::net::Shutdown;
@@ -88,7 +92,7 @@ impl Channel {
             return Ok(ended);
         }
         let word = |at: usize| {
-            let bytes = self.buffer.get(at..at + 4).and_then(|b| b.try_into().ok());
+            let bytes = self.buffer.get(at..).and_then(<[u8]>::first_chunk).copied();
             bytes.map_or(0, u32::from_ne_bytes)
         };
         let (request, flags, size) = (word(0), word(4), word(8));
@@ -96,7 +100,7 @@ impl Channel {
         if flags & !NEED_REPLY != VERSION || size > MAX_PAYLOAD {
             return Ok(Next::Garbage);
         }
-        if let Some(ended) = self.fill(HEADER + size)? {
+        if let Some(ended) = self.fill(HEADER.saturating_add(size))? {
             return Ok(ended);
         }
         if self.fds.len() > MAX_FDS {
@@ -113,7 +117,7 @@ impl Channel {
     /// The payload of the message that [`next`](Self::next) has found.
     pub(crate) fn payload(&self, message: &Message) -> &[u8] {
         self.buffer
-            .get(HEADER..HEADER + message.size)
+            .get(HEADER..HEADER.saturating_add(message.size))
             .unwrap_or_default()
     }
 
@@ -198,7 +202,7 @@ impl Channel {
             match receive(&self.stream, into) {
                 Ok(received) if received.bytes == 0 => return Ok(Some(Next::Gone)),
                 Ok(received) => {
-                    self.filled += received.bytes;
+                    self.filled = self.filled.saturating_add(received.bytes);
                     self.fds.extend(received.fds);
                     // No end of them: more than anybody sends.
                     if self.fds.len() > MAX_FDS {
@@ -285,7 +289,7 @@ pub(crate) fn send(
 /// A whole message.
 fn bytes(request: u32, flags: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
     let size = u32::try_from(payload.len()).map_err(io::Error::other)?;
-    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    let mut bytes = Vec::with_capacity(HEADER.saturating_add(payload.len()));
     for word in [request, flags, size] {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
@@ -389,8 +393,10 @@ fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
         while !cmsg.is_null() {
             if (*cmsg).cmsg_level == libc::SOL_SOCKET && (*cmsg).cmsg_type == libc::SCM_RIGHTS {
                 let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
-                let bytes = (*cmsg).cmsg_len - (data.addr() - cmsg.addr());
-                for index in 0..bytes / size_of::<RawFd>() {
+                let head = data.addr().saturating_sub(cmsg.addr());
+                let bytes = (*cmsg).cmsg_len.saturating_sub(head);
+                let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
+                for index in 0..count {
                     fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
                 }
             }

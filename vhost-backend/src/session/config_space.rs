@@ -1,5 +1,9 @@
 //! The device configuration as the guest sees it: `struct virtio_blk_config`
 //! (virtio 1.2, 5.2.4), little-endian.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use crate::device::DiskInfo;
 use crate::error::Refusal;
@@ -29,17 +33,15 @@ impl ConfigSpace<'_> {
     pub(crate) fn bytes(&self) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
         let mut put = |at: usize, field: &[u8]| {
-            if let Some(place) = bytes.get_mut(at..at + field.len()) {
+            if let Some(place) = bytes.get_mut(at..at.saturating_add(field.len())) {
                 place.copy_from_slice(field);
             }
         };
         let block = self.info.logical_block_size;
         let sectors_per_block = u64::from(block / 512).max(1);
         let topology = &self.info.topology;
-        put(
-            0,
-            &(self.capacity / sectors_per_block * sectors_per_block).to_le_bytes(),
-        );
+        let past_blocks = self.capacity.checked_rem(sectors_per_block).unwrap_or(0);
+        put(0, &self.capacity.saturating_sub(past_blocks).to_le_bytes());
         // A request has two more descriptors: header and status (BLK-31).
         put(
             12,

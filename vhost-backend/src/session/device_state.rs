@@ -8,6 +8,10 @@
 //! index of each ring. A later version may only make the head longer, so that
 //! an earlier one finds the rings; what it could not do without gets another
 //! magic.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -31,6 +35,8 @@ const HEAD: usize = 48;
 const MOST: usize = 4096;
 /// How long a front-end may take to send what it restores.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same and the time that it takes to say so.
+const TOLD: Duration = Duration::from_secs(11);
 
 /// A disk at rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,20 +67,23 @@ impl DeviceState {
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Option<DeviceState> {
-        let word = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let word = |at: usize| Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
         if bytes.get(..8)? != MAGIC || word(8)? < VERSION {
             return None;
         }
         let (head, rings) = (usize::from(word(10)?), usize::from(word(12)?));
-        if head < HEAD || bytes.len() != head + 2 * rings {
+        let bases = rings.checked_mul(2)?;
+        if head < HEAD || bytes.len() != head.checked_add(bases)? {
             return None;
         }
         Some(DeviceState {
             capacity: u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?),
             serial: bytes.get(24..44)?.try_into().ok()?,
             writeback: bytes.get(44..48)? != [0; 4],
-            bases: (0..rings)
-                .map(|ring| word(head + 2 * ring))
+            bases: (head..)
+                .step_by(2)
+                .take(rings)
+                .map(word)
                 .collect::<Option<_>>()?,
         })
     }
@@ -110,9 +119,7 @@ impl DeviceState {
         pipe: File,
         front_end: Option<UnixStream>,
     ) -> Result<DeviceState, StateError> {
-        let loaded = aside::within(PATIENCE + PATIENCE / 10, move || {
-            read(pipe, front_end.as_ref())
-        });
+        let loaded = aside::within(TOLD, move || read(pipe, front_end.as_ref()));
         loaded.unwrap_or(Err(StateError::Late))
     }
 }
@@ -130,7 +137,7 @@ fn read(theirs: File, front_end: Option<&UnixStream>) -> Result<DeviceState, Sta
     let mut pipe = ours(&theirs, OpenOptions::new().read(true))?;
     // It may be the other end, which has to close before there is an end of file.
     drop(theirs);
-    let until = Instant::now() + PATIENCE;
+    let begun = Instant::now();
     let mut bytes = Vec::with_capacity(MOST);
     let mut part = [0; MOST];
     while bytes.len() <= MOST {
@@ -138,7 +145,8 @@ fn read(theirs: File, front_end: Option<&UnixStream>) -> Result<DeviceState, Sta
             Ok(0) => return DeviceState::decode(&bytes).ok_or(StateError::Foreign),
             Ok(read) => bytes.extend(part.iter().take(read)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait(&pipe, front_end, until)?
+                let left = PATIENCE.saturating_sub(begun.elapsed());
+                wait(&pipe, front_end, left)?
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error.into()),
@@ -165,8 +173,7 @@ fn ours(pipe: &File, how: &mut OpenOptions) -> Result<File, StateError> {
 
 /// Waits until there is more to read, and no longer than there is a front-end
 /// to read it for.
-fn wait(pipe: &File, front_end: Option<&UnixStream>, until: Instant) -> Result<(), StateError> {
-    let left = until.saturating_duration_since(Instant::now());
+fn wait(pipe: &File, front_end: Option<&UnixStream>, left: Duration) -> Result<(), StateError> {
     let time = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(0),
         tv_nsec: left.subsec_nanos().into(),

@@ -1,5 +1,9 @@
 //! What the front-end's requests do to the device: the session's state, and
 //! orders to the workers.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -212,7 +216,8 @@ impl<D: Device> Handler<D> {
             .ok()
             .filter(|s| s.is_power_of_two() && *s <= largest);
         let size = good.ok_or(Refusal::RingSize(size, largest))?;
-        if all - ring.entries() + usize::from(size) > MAX_ENTRIES {
+        let others = all.saturating_sub(ring.entries());
+        if others.saturating_add(usize::from(size)) > MAX_ENTRIES {
             return Err(Refusal::Entries(size, index));
         }
         if ring.running.is_some() && ring.size != Some(size) {

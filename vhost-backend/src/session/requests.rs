@@ -1,5 +1,9 @@
 //! The `vhost` crate's view of the handler: each request decoded, and handed
 //! on or refused.
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::fs::File;
 use std::io;

@@ -1,11 +1,15 @@
 //! What the front-end has told about one ring, and whether that is enough to
 //! start it. Messages come in any order (VU-18).
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
 
 use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::command::{RingAddresses, RingSetup};
+use crate::command::{PartBytes, RingAddresses, RingSetup};
 use crate::error::Refusal;
 use crate::memory::Memory;
 use crate::memory::inflight::Region;
@@ -115,7 +119,7 @@ pub(crate) fn translate(
     size: u16,
     memory: &Memory,
 ) -> Result<RingAddresses, Refusal> {
-    let size = u64::from(size);
+    let bytes = PartBytes::of(size);
     let part = |user: u64, len: u64, align: u64| {
         let guest = memory.user_to_guest(user).ok_or(Refusal::RingOutside)?;
         if !guest.is_multiple_of(align) || memory.host(guest, len).is_none() {
@@ -125,9 +129,9 @@ pub(crate) fn translate(
     };
     // The words after the rings, for EVENT_IDX, are the worker's to check.
     Ok(RingAddresses {
-        descriptors: part(user.descriptors, 16 * size, 16)?,
-        avail: part(user.avail, 4 + 2 * size, 2)?,
-        used: part(user.used, 4 + 8 * size, 4)?,
+        descriptors: part(user.descriptors, bytes.descriptors, 16)?,
+        avail: part(user.avail, bytes.avail, 2)?,
+        used: part(user.used, bytes.used, 4)?,
     })
 }
 

@@ -49,7 +49,7 @@ impl<D: Device> Handler<D> {
     fn check_shape(&self, shape: Shape) -> Result<(), InflightError> {
         let queues = 1..=self.queues;
         let entries = 1..=self.queue_size;
-        let all = usize::from(shape.queues) * usize::from(shape.entries);
+        let all = usize::from(shape.queues).saturating_mul(usize::from(shape.entries));
         let bounded = all <= MAX_ENTRIES;
         if queues.contains(&shape.queues) && entries.contains(&shape.entries) && bounded {
             Ok(())
