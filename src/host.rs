@@ -3,6 +3,7 @@
 
 pub mod allocations;
 pub(crate) mod hardening;
+pub(crate) mod headroom;
 pub mod keeper;
 pub(crate) mod limits;
 pub(crate) mod log_budget;

@@ -17,6 +17,7 @@ use io_uring::IoUring;
 use vhost_backend::HostRegion;
 
 use crate::engine::{Engine, Slot};
+use crate::host::headroom::Headroom;
 use crate::host::sandbox::{self, Kind};
 use crate::host::sys;
 use crate::options::size;
@@ -26,6 +27,11 @@ const LONGEST: usize = 1 << 30;
 /// Pins of a process that has just ended count against the limit for a moment.
 const ATTEMPTS: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(100);
+
+/// How much is faulted in at a time.
+const PART: usize = 64 << 20;
+/// What is left to the host and to the control groups that this process is in.
+const KEPT: u64 = 256 << 20;
 
 /// What the workers want registered.
 #[derive(Default)]
@@ -46,6 +52,7 @@ struct Holder {
     slots: Vec<Slot>,
     /// Why the last try failed.
     failure: Option<String>,
+    headroom: Headroom,
 }
 
 /// How far pinning has come, for operators.
@@ -83,6 +90,7 @@ impl Pinner {
             generation: 0,
             slots: Vec::new(),
             failure: None,
+            headroom: Headroom::find()?,
         };
         let pinner = Arc::new(Pinner {
             wanted: Mutex::default(),
@@ -187,6 +195,10 @@ impl Pinner {
             return;
         }
         let entries: Vec<libc::iovec> = slots.iter().map(Slot::entry).collect();
+        if let Err(failure) = self.fault_in(&entries, generation, &mut holder.headroom) {
+            holder.refuse(failure);
+            return;
+        }
         let mut attempt = 0;
         let result = loop {
             // SAFETY: the kernel takes hold of the pages that are mapped there
@@ -216,10 +228,57 @@ impl Pinner {
                     ),
                     _ => error.to_string(),
                 };
-                log::error!("--pin-guest-memory: guest memory cannot be pinned: {failure}");
-                holder.failure = Some(failure);
+                holder.refuse(failure);
             }
         }
+    }
+
+    /// Takes the memory part by part, as long as there is some: how much a
+    /// sparse file comes to is its maker's choice, but not what this process
+    /// takes from the host for it.
+    fn fault_in(
+        &self,
+        entries: &[libc::iovec],
+        generation: u64,
+        headroom: &mut Headroom,
+    ) -> Result<(), String> {
+        let parts = entries.iter().flat_map(|entry| {
+            let (base, len) = (entry.iov_base.cast::<u8>(), entry.iov_len);
+            let part = move |at: usize| (base.wrapping_add(at), PART.min(len.saturating_sub(at)));
+            (0..len).step_by(PART).map(part)
+        });
+        let mut taken = 0_u64;
+        for (base, len) in parts {
+            let left = headroom
+                .bytes()
+                .map_err(|error| format!("/proc/meminfo: {error}"))?;
+            if left < KEPT.saturating_add(len as u64) {
+                return Err(format!(
+                    "{} of it are in memory, and the host or a control group of this process has no more than {} left: give the guest memory that is allocated (share=on,prealloc=on), or leave the option out",
+                    size::display(taken),
+                    size::display(left)
+                ));
+            }
+            // SAFETY: populating changes no content. Where the region has gone
+            // meanwhile, what is mapped there is this process' own, or nothing,
+            // which is an error.
+            let result = unsafe { libc::madvise(base.cast(), len, libc::MADV_POPULATE_WRITE) };
+            // Kernels before 5.14 do not know it; what is wrong with the pages is
+            // said when they are registered.
+            if result != 0 || lock(&self.wanted).generation != generation {
+                return Ok(());
+            }
+            taken = taken.saturating_add(len as u64);
+        }
+        Ok(())
+    }
+}
+
+impl Holder {
+    /// Plain buffers are used.
+    fn refuse(&mut self, failure: String) {
+        log::error!("--pin-guest-memory: guest memory cannot be pinned: {failure}");
+        self.failure = Some(failure);
     }
 }
 

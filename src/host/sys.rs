@@ -137,23 +137,6 @@ pub(crate) fn filesystem_free(file: &File) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(block))
 }
 
-/// Bytes of memory that programs can have without anything being swapped out,
-/// as the kernel estimates (`MemAvailable`).
-///
-/// # Errors
-/// /proc cannot be read.
-pub(crate) fn available_memory() -> io::Result<u64> {
-    let table = std::fs::read_to_string("/proc/meminfo")?;
-    let line = table
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kilobytes = line
-        .and_then(|line| line.split_whitespace().next())
-        .and_then(|number| number.parse::<u64>().ok())
-        .ok_or(io::ErrorKind::InvalidData)?;
-    Ok(kilobytes.saturating_mul(1024))
-}
-
 fn filesystem(file: &File) -> io::Result<libc::statfs> {
     let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the descriptor is open and `stat` has the size the kernel fills.

@@ -20,6 +20,7 @@ use mapping::lease::{Lease, LeaseError, Mode};
 use mapping::{Config, ExtentSource, Fiemap, Kind};
 
 use crate::disk;
+use crate::host::headroom::Headroom;
 use crate::host::sys;
 use crate::options::size;
 use mapping::path::Survey;
@@ -304,7 +305,9 @@ impl Preparation<'_> {
             .count(0..size)
             .map_err(self.host("count its extents"))?;
         let needed = Config::default().reserve_whole(size, extents).pin_reserve;
-        let left = sys::available_memory().map_err(self.host("read /proc/meminfo"))?;
+        let left = Headroom::find()
+            .and_then(|mut headroom| headroom.bytes())
+            .map_err(self.host("read /proc/meminfo"))?;
         if needed > left / 2 {
             return Err(PrepareError::Memory {
                 path: self.path.to_owned(),

@@ -14,6 +14,7 @@ mod looked_after;
 mod lost_memory;
 mod metrics_clients;
 mod orphans;
+mod pinned_memory;
 mod regions;
 mod sandbox;
 mod sandbox_missing;
