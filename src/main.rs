@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use extentd::host::allocations::Counting;
 use extentd::host::keeper;
 use extentd::host::logging;
-use extentd::options::args::Args;
 use extentd::options::usage;
 use extentd::process::serve;
 use listenfd::ListenFd;
@@ -16,20 +15,21 @@ use listenfd::ListenFd;
 static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
-    let args: Args = match usage::parse() {
-        Ok(args) => args,
+    let asked = match usage::parse_with_file() {
+        Ok(asked) => asked,
         Err(status) => return status,
     };
-    if args.print_capabilities {
+    if asked.args.print_capabilities {
         return print_capabilities();
     }
     logging::init();
+    logging::show(asked.args.log_level.map(Into::into));
     logging::end_on_panic(|backtrace| keeper::look(move || backtrace.to_string()));
-    let config = match args.into_config(&activated()) {
+    let config = match asked.args.into_config(&activated()) {
         Ok(config) => config,
         Err(error) => return fail(&error, ExitCode::from(usage::WRONG)),
     };
-    match serve::run(&config) {
+    match serve::run(&config, asked.settings) {
         Ok(()) => {
             logging::finish();
             ExitCode::SUCCESS

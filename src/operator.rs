@@ -9,8 +9,10 @@ mod advice;
 mod clients;
 pub mod control;
 mod image_map;
+
 pub mod metrics;
 pub(crate) mod metrics_listener;
+mod options;
 mod serving;
 pub(crate) mod statistics;
 
@@ -20,10 +22,12 @@ use serde::Serialize;
 use vhost_backend::{Connected, Device, Handle, Options};
 
 use self::control::{Caller, Controlled};
+use self::options::CurrentOptions;
 use crate::disk::Disk;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
+use crate::options::settings::Settings;
 use crate::protocol::done::{Advised, PathNow, Resized};
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
@@ -41,6 +45,7 @@ pub(crate) struct Operator {
     swap: Option<SwapMode>,
     /// One resize at a time.
     resizing: Mutex<()>,
+    options: CurrentOptions,
 }
 
 /// What was done: the answer to the request of that name.
@@ -57,13 +62,14 @@ pub(crate) enum Done {
 }
 
 impl Operator {
-    /// For a disk, what is offered of it, the server that offers it, and
-    /// swap-grade mode.
+    /// For a disk, what is offered of it, the server that offers it, swap-grade
+    /// mode, and the options that all of it comes from.
     pub(crate) fn new(
         offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
+        options: Settings,
     ) -> Self {
         Self {
             offered,
@@ -71,6 +77,7 @@ impl Operator {
             handle,
             swap,
             resizing: Mutex::new(()),
+            options: CurrentOptions::new(options),
         }
     }
 

@@ -9,5 +9,7 @@ pub(crate) mod address;
 pub mod args;
 pub mod byte_range;
 pub mod config;
+pub(crate) mod file;
+pub mod settings;
 pub mod size;
 pub mod usage;

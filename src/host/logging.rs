@@ -6,10 +6,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::panic::Location;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{Level, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -28,7 +28,11 @@ static QUEUE: LazyLock<Queue> = LazyLock::new(Queue::default);
 /// The thread that writes has been started.
 static WRITTEN: AtomicBool = AtomicBool::new(false);
 
-/// Which records are shown: what `RUST_LOG` says, `info` without it.
+/// The level that was chosen, as a number; 0 as long as none was.
+static CHOSEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Which records are shown where no level was chosen: what `RUST_LOG` says,
+/// `info` without it.
 static FILTER: LazyLock<env_logger::Logger> = LazyLock::new(|| {
     let env = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(env).build()
@@ -50,15 +54,23 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// The record is to be seen.
+fn matches(record: &Record<'_>) -> bool {
+    match CHOSEN.load(Ordering::Relaxed) {
+        0 => FILTER.matches(record),
+        chosen => record.level() as usize <= chosen,
+    }
+}
+
 struct Queued;
 
 impl Log for Queued {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        FILTER.enabled(metadata)
+        metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        if FILTER.matches(record) {
+        if matches(record) {
             QUEUE.put_limited(
                 Kind::of(record.metadata()),
                 format_args!("{}", Shown(record)),
@@ -74,11 +86,11 @@ struct Direct;
 
 impl Log for Direct {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        FILTER.enabled(metadata)
+        metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        if FILTER.matches(record) {
+        if matches(record) {
             let _ = Stderr.write_all(format!("{}\n", Shown(record)).as_bytes());
         }
     }
@@ -142,6 +154,13 @@ pub fn init() {
     if set.is_err() {
         log::warn!("the log was set up already");
     }
+}
+
+/// From now on records of this level and graver ones are shown, whatever
+/// `RUST_LOG` says; `None`: as it says.
+pub fn show(level: Option<LevelFilter>) {
+    CHOSEN.store(level.map_or(0, |level| level as usize), Ordering::Relaxed);
+    log::set_max_level(level.unwrap_or_else(|| FILTER.filter()));
 }
 
 /// Starts the thread that writes the log, so that no other ever waits for

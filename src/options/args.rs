@@ -11,8 +11,8 @@ use vhost_backend::PollTime;
 use crate::host::socket;
 use crate::options::address;
 use crate::options::config::{
-    Config, ConfigError, DiskOptions, IoPath, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE, Socket,
-    Swap,
+    Config, ConfigError, DiskOptions, IoPath, LogLevel, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE,
+    Socket, Swap,
 };
 use crate::options::size;
 use crate::options::usage;
@@ -21,8 +21,8 @@ use crate::options::usage;
 ///
 /// It runs in the foreground until SIGTERM or SIGINT. On SIGUSR2 it drains and
 /// becomes the binary that is installed by now; on SIGHUP it looks whether the
-/// image has another size. The log goes to standard error; RUST_LOG sets how
-/// much (error, warn, info, debug).
+/// image has another size, and what has changed in the file of --config. The log
+/// goes to standard error.
 #[derive(Debug, Parser)]
 #[command(name = "extentd", version, about, long_about)]
 pub struct Args {
@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "PATH",
-        required_unless_present = "print_capabilities"
+        required_unless_present_any = ["print_capabilities", "config"]
     )]
     pub blk_file: Option<PathBuf>,
 
@@ -115,6 +115,15 @@ pub struct Args {
     /// Give up what is not needed once the disk is served: system calls, files, capabilities
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
     pub sandbox: bool,
+
+    /// How much is logged; without it RUST_LOG says that, and without that it is info
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub log_level: Option<LogLevel>,
+
+    /// Read further options from this TOML file: the same keys, without dashes; the command line
+    /// wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 
     /// Print what this back-end can do as JSON, and exit
     #[arg(long)]

@@ -7,12 +7,25 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
-use clap::{Command, Error, Parser};
+use clap::{ArgMatches, Command, CommandFactory, Error, Parser};
 
 use crate::host::logging;
+use crate::options::args::Args;
+use crate::options::file::FileError;
+use crate::options::settings::{self, Asked};
 
 /// Status of a wrong command line.
 pub const WRONG: u8 = 2;
+
+/// Words, or a file of options, that were not understood; shown as one line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Misread {
+    /// Also the wish for help.
+    #[error("{}", in_one_line(.0))]
+    Words(#[from] Error),
+    #[error("{0}")]
+    File(#[from] FileError),
+}
 
 /// The command line of this process.
 ///
@@ -21,18 +34,38 @@ pub const WRONG: u8 = 2;
 /// something that it does not understand; what is to be said about it has been
 /// said.
 pub fn parse<P: Parser>() -> Result<P, ExitCode> {
-    read(std::env::args_os().collect()).map_err(|error| {
-        // Where nobody reads, the status has to do.
-        if !error.use_stderr() {
+    let (parsed, _) = read(words()).map_err(|error| end(&P::command(), &error.into()))?;
+    Ok(parsed)
+}
+
+/// The command line of extentd, and the file of options that it may name.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_with_file() -> Result<Asked, ExitCode> {
+    settings::read(words()).map_err(|error| end(&Args::command(), &error))
+}
+
+/// The words of this process' command line.
+pub(crate) fn words() -> Vec<OsString> {
+    std::env::args_os().collect()
+}
+
+/// The status to end with. Where nobody reads, it has to do.
+fn end(command: &Command, misread: &Misread) -> ExitCode {
+    match misread {
+        Misread::Words(error) if !error.use_stderr() => {
             let _ = error.print();
             ExitCode::SUCCESS
-        } else if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        }
+        Misread::Words(error)
+            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
             let _ = error.print();
             ExitCode::from(WRONG)
-        } else {
-            complain(&P::command(), &in_one_line(&error))
         }
-    })
+        misread => complain(command, &misread.to_string()),
+    }
 }
 
 /// Says on standard error what is wrong with the command line; the status to
@@ -60,10 +93,14 @@ where
 /// `None` for help.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_in_one_line<P: Parser>(words: Vec<OsString>) -> Result<P, Option<String>> {
-    read(words).map_err(|error| error.use_stderr().then(|| in_one_line(&error)))
+    match read(words) {
+        Ok((parsed, _)) => Ok(parsed),
+        Err(error) => Err(error.use_stderr().then(|| in_one_line(&error))),
+    }
 }
 
-fn read<P: Parser>(words: Vec<OsString>) -> Result<P, Error> {
+/// Words as options; also which were given.
+pub(crate) fn read<P: Parser>(words: Vec<OsString>) -> Result<(P, ArgMatches), Error> {
     let lossy: Vec<OsString> = words
         .iter()
         .map(|word| word.to_string_lossy().into_owned().into())
@@ -78,10 +115,11 @@ fn read<P: Parser>(words: Vec<OsString>) -> Result<P, Error> {
     }
 }
 
-fn understand<P: Parser>(words: Vec<OsString>) -> Result<P, Error> {
+fn understand<P: Parser>(words: Vec<OsString>) -> Result<(P, ArgMatches), Error> {
     let mut command = with_negative_values(P::command());
     let matches = command.try_get_matches_from_mut(words)?;
-    P::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    let parsed = P::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok((parsed, matches))
 }
 
 /// `-1` is a wrong value of the option before it, and no option of its own.
@@ -126,7 +164,6 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
-    use crate::options::args::Args;
 
     fn line(words: &[&[u8]]) -> String {
         let start: [&[u8]; 5] = [b"extentd", b"--socket-path", b"s", b"--blk-file", b"\xff"];
@@ -179,7 +216,7 @@ mod tests {
     fn paths_may_be_any_bytes() {
         let words: [&[u8]; 5] = [b"extentd", b"--socket-path", b"s", b"--blk-file", b"\xff"];
         let words = words.map(|word| OsString::from_vec(word.to_vec()));
-        let args = read::<Args>(words.to_vec()).unwrap();
+        let (args, _) = read::<Args>(words.to_vec()).unwrap();
         assert_eq!(args.blk_file.unwrap().into_os_string().into_vec(), b"\xff");
     }
 }

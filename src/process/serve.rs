@@ -24,6 +24,7 @@ use crate::operator::metrics;
 use crate::operator::metrics_listener;
 use crate::operator::statistics;
 use crate::options::config::{Config, Socket};
+use crate::options::settings::Settings;
 use crate::process::confine;
 use crate::process::handover::{self, Handover};
 use crate::process::service_manager::{self, NotifyState};
@@ -82,7 +83,7 @@ pub enum ServeError {
 ///
 /// # Errors
 /// It could not start, or the server could not go on.
-pub fn run(config: &Config) -> Result<(), ServeError> {
+pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     // First: no descriptor of our own may have the number. What is wrong with
     // it is said when it is its turn.
     let entrance = Entrance::find(&config.socket);
@@ -111,6 +112,7 @@ pub fn run(config: &Config) -> Result<(), ServeError> {
         Arc::clone(&disk),
         handle.clone(),
         swap,
+        settings,
     );
     let operator = Arc::new(operator);
     // They are removed when this is dropped, however this ends.
@@ -233,7 +235,10 @@ fn wishes(
         }
         Wish::Reread => {
             if let Some(operator) = operator.upgrade() {
+                let of_options = Arc::clone(&operator);
                 keeper::aside(move || operator.reread());
+                // Where the file of options can be opened.
+                keeper.aside(move || of_options.reread_options());
             }
         }
         Wish::Handover => match &successor {

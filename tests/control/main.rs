@@ -14,6 +14,7 @@ mod rig;
 
 mod advice;
 mod answers;
+mod config_file;
 mod counters;
 mod io_path;
 mod map;

@@ -155,6 +155,7 @@ fn values_outside_their_limits_are_refused() {
         "--logical-block-size 1024",
         "--lock maybe",
         "--sandbox maybe",
+        "--log-level loud",
         "--metrics-listen localhost",
         "--serial 123456789012345678901",
         "--serial \u{fc}",
