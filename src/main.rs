@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use extentd::host::allocations::Counting;
 use extentd::host::keeper;
 use extentd::host::logging;
-use extentd::options::usage;
+use extentd::options::{settings, usage};
 use extentd::process::serve;
 use listenfd::ListenFd;
 
@@ -15,7 +15,7 @@ use listenfd::ListenFd;
 static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
-    let asked = match usage::parse_with_file() {
+    let asked = match settings::parse() {
         Ok(asked) => asked,
         Err(status) => return status,
     };

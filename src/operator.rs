@@ -24,6 +24,7 @@ use vhost_backend::{Connected, Device, Handle, Options};
 use self::control::{Caller, Controlled};
 use self::options::CurrentOptions;
 use crate::disk::Disk;
+use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
@@ -149,6 +150,17 @@ impl Operator {
             self.handle.capacity_changed();
             log::info!("the image's size has changed from {before} to {now} bytes");
         }
+    }
+
+    /// The file of options may have others than it had.
+    pub(crate) fn reread_options(&self) {
+        self.options.reread(|key, args| match key {
+            "io-path" => self.io_path(args.io_path).map(drop),
+            _ => {
+                logging::show(args.log_level.map(Into::into));
+                Ok(())
+            }
+        });
     }
 
     fn advise(&self, advice: Advice, range: ByteRange) -> Result<Advised, String> {

@@ -3,13 +3,14 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::ExitCode;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory};
 
 use crate::options::args::Args;
 use crate::options::file::{self, Entry, FileError};
-use crate::options::usage::{self, Misread};
+use crate::options::usage;
 
 /// Options that stand for each other: one on the command line is in place of
 /// any in the file.
@@ -65,6 +66,27 @@ pub struct Asked {
     pub args: Args,
     /// The same as text, with what holds by default.
     pub settings: Settings,
+}
+
+/// Words, or a file of options, that were not understood; shown as one line.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Misread {
+    /// Also the wish for help.
+    #[error("{}", usage::in_one_line(.0))]
+    Words(#[from] clap::Error),
+    #[error("{0}")]
+    File(#[from] FileError),
+}
+
+/// The command line of this process, and the file of options that it may name.
+///
+/// # Errors
+/// The status to end with; what is to be said has been said.
+pub fn parse() -> Result<Asked, ExitCode> {
+    read(usage::words()).map_err(|misread| match misread {
+        Misread::Words(error) => usage::end(&Args::command(), &error),
+        Misread::File(error) => usage::complain(&Args::command(), &error.to_string()),
+    })
 }
 
 /// Reads words and the file that they name, if they name one.

@@ -7,25 +7,12 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Command, CommandFactory, Error, Parser};
+use clap::{ArgMatches, Command, Error, Parser};
 
 use crate::host::logging;
-use crate::options::args::Args;
-use crate::options::file::FileError;
-use crate::options::settings::{self, Asked};
 
 /// Status of a wrong command line.
 pub const WRONG: u8 = 2;
-
-/// Words, or a file of options, that were not understood; shown as one line.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Misread {
-    /// Also the wish for help.
-    #[error("{}", in_one_line(.0))]
-    Words(#[from] Error),
-    #[error("{0}")]
-    File(#[from] FileError),
-}
 
 /// The command line of this process.
 ///
@@ -34,16 +21,8 @@ pub(crate) enum Misread {
 /// something that it does not understand; what is to be said about it has been
 /// said.
 pub fn parse<P: Parser>() -> Result<P, ExitCode> {
-    let (parsed, _) = read(words()).map_err(|error| end(&P::command(), &error.into()))?;
+    let (parsed, _) = read(words()).map_err(|error| end(&P::command(), &error))?;
     Ok(parsed)
-}
-
-/// The command line of extentd, and the file of options that it may name.
-///
-/// # Errors
-/// As [`parse`].
-pub fn parse_with_file() -> Result<Asked, ExitCode> {
-    settings::read(words()).map_err(|error| end(&Args::command(), &error))
 }
 
 /// The words of this process' command line.
@@ -51,20 +30,17 @@ pub(crate) fn words() -> Vec<OsString> {
     std::env::args_os().collect()
 }
 
-/// The status to end with. Where nobody reads, it has to do.
-fn end(command: &Command, misread: &Misread) -> ExitCode {
-    match misread {
-        Misread::Words(error) if !error.use_stderr() => {
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Misread::Words(error)
-            if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
-        {
-            let _ = error.print();
-            ExitCode::from(WRONG)
-        }
-        misread => complain(command, &misread.to_string()),
+/// The status to end with after words that were no command line, or a wish
+/// for help. Where nobody reads, it has to do.
+pub(crate) fn end(command: &Command, error: &Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        ExitCode::SUCCESS
+    } else if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        ExitCode::from(WRONG)
+    } else {
+        complain(command, &in_one_line(error))
     }
 }
 
@@ -133,7 +109,7 @@ fn with_negative_values(command: Command) -> Command {
 }
 
 /// What clap says, without the paragraphs that repeat the usage.
-fn in_one_line(error: &Error) -> String {
+pub(crate) fn in_one_line(error: &Error) -> String {
     let text = error.render().to_string();
     let before = |text: &str, mark: &str| match text.rsplit_once(mark) {
         Some((said, _)) => said.to_owned(),
@@ -164,6 +140,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+    use crate::options::args::Args;
 
     fn line(words: &[&[u8]]) -> String {
         let start: [&[u8]; 5] = [b"extentd", b"--socket-path", b"s", b"--blk-file", b"\xff"];
