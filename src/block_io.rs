@@ -89,6 +89,8 @@ pub struct BlockIo<E> {
     limits: Limits,
     /// A stalled task waits for another worker.
     waits_elsewhere: bool,
+    /// Nobody waits for longer requests than this, in bytes.
+    abandoned_over: u64,
 }
 
 /// What became of a task when it was moved on.
@@ -140,6 +142,7 @@ impl<E: Engine> BlockIo<E> {
             waiting_helps: true,
             raw_calm: 0,
             waits_elsewhere: false,
+            abandoned_over: u64::MAX,
         })
     }
 
@@ -195,6 +198,9 @@ impl<E: Engine> BlockIo<E> {
             return instead;
         }
         let task = &mut self.tasks[tag as usize];
+        if task.len > self.abandoned_over && task.done < task.len {
+            return Next::End(Status::IoErr);
+        }
         match task.op {
             Op::Flush if task.step == Step::Synced => Next::End(Status::Ok),
             Op::Flush => self.sync(tag),
@@ -391,6 +397,10 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             self.shared.note_small();
         }
         self.advance(tag.0);
+    }
+
+    fn abandon(&mut self, over: u64) {
+        self.abandoned_over = over;
     }
 
     fn flush_submissions(&mut self) {

@@ -5,7 +5,9 @@
 //! kept to a window, which follows what is measured: it shrinks where large
 //! operations take much longer than one that flies alone, because then they
 //! only wait for each other, and grows where they do not. (As TCP Vegas does
-//! with packets in a path.) Without small requests there is no limit.
+//! with packets in a path.) Without small requests it is as large as it gets:
+//! more than any disk needs to be busy, and less than keeps the next front-end
+//! waiting for long.
 
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,12 @@ pub(super) const SMALL: u64 = 16 << 10;
 const UNIT: u64 = 128 << 10;
 /// The longest operation beside small requests.
 const PIECE: u64 = 64 << 10;
-/// The largest window.
+/// The largest window, and what is in flight at most where there is no other.
 const LARGEST: u64 = 64 << 20;
+/// The longest operation at any time: one that was begun has to end.
+const LONGEST: u64 = 4 << 20;
 /// Large operations that end without a small request meanwhile, until there is
-/// no limit.
+/// their own is the largest.
 const QUIET: u32 = 64;
 /// Of so many large operations, one flies alone.
 const ALONE: u32 = 64;
@@ -65,15 +69,15 @@ impl Bulk {
     /// Bytes of the longest operation to be begun now: a kernel that is copying
     /// or compressing gives up the CPU, or the disk, only between two.
     pub(super) fn longest(&self) -> u64 {
-        if self.quiet >= QUIET { u64::MAX } else { PIECE }
+        if self.quiet >= QUIET { LONGEST } else { PIECE }
     }
 
     /// An operation of so many bytes is to begin: whether it may. It waits for
     /// others of this worker to end if not.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         bytes <= NOT_LARGE
-            || self.quiet >= QUIET
             || self.in_flight == 0
+            || self.quiet >= QUIET && self.in_flight + bytes <= LARGEST
             || !self.alone && self.until_alone > 0 && self.in_flight + bytes <= self.window
     }
 
@@ -160,9 +164,10 @@ mod tests {
     }
 
     #[test]
-    fn without_small_requests_there_is_no_limit() {
+    fn without_small_requests_there_is_no_limit_but_the_largest() {
         let mut bulk = Bulk::new();
-        assert_eq!(fly(&mut bulk, false, Duration::from_micros(40), 1), 1000);
+        let most = fly(&mut bulk, false, Duration::from_micros(40), 1);
+        assert_eq!(most, LARGEST / UNIT);
     }
 
     #[test]

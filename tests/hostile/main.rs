@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod abandoned;
 mod cases;
 mod control_clients;
 mod foreign_files;

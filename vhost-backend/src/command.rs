@@ -101,6 +101,10 @@ pub(crate) enum Command {
     Call { queue: usize, fd: Option<EventFd> },
     /// Where a broken ring is reported (RING-4).
     Err { queue: usize, fd: Option<EventFd> },
+    /// The front-end has gone, and nobody waits for its requests: of those with
+    /// more than `over` bytes nothing more is begun, and what does not end well
+    /// is not answered. Until a ring starts.
+    Abandon { over: u64 },
     /// Leave the thread. Rings have been stopped before.
     Quit,
 }

@@ -216,6 +216,15 @@ pub trait IoChannel {
     /// and [copies](crate::copy) only.
     unsafe fn submit(&mut self, tag: Tag, op: Op, data: &[libc::iovec]);
 
+    /// Nobody waits any more for requests with more than `over` bytes: of those
+    /// that were taken nothing more is begun, and they end with any status but
+    /// `Ok` if something was left out. Called with `u64::MAX` before further
+    /// requests are submitted. A device whose requests are all short may leave
+    /// it out.
+    fn abandon(&mut self, over: u64) {
+        let _ = over;
+    }
+
     /// Gives everything that was submitted to the kernel, with at most one
     /// system call, and none if there is nothing to give.
     fn flush_submissions(&mut self);

@@ -73,6 +73,8 @@ pub(crate) struct Queue {
     complained: bool,
     /// It has stopped as it lay in memory that was lost.
     buried: bool,
+    /// Requests that have not ended well are not answered.
+    abandoned: bool,
 }
 
 impl Queue {
@@ -94,6 +96,7 @@ impl Queue {
             pausing: None,
             complained: false,
             buried: false,
+            abandoned: false,
         }
     }
 
@@ -366,6 +369,11 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
+        if status != Status::Ok && self.abandoned {
+            epochs.leave(&slot.held);
+            mark(dirty, tag.0);
+            return;
+        }
         let status = epochs.finish(slot.held, status);
         crash::point();
         mark(dirty, tag.0);

@@ -53,6 +53,17 @@ pub(crate) fn is_readable(fd: &impl AsRawFd) -> bool {
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
 
+/// Whoever is at the other end has closed it.
+pub(crate) fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut poll = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one entry is writable for the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
 /// Takes a connection. Whoever has the listening socket as well may let that
 /// wait, by making it block and taking the connection first: then it fails.
 pub(crate) fn accept(listener: &UnixListener) -> io::Result<UnixStream> {

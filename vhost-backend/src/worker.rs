@@ -252,6 +252,11 @@ impl<D: Device> Worker<D> {
                 }
                 true
             }
+            Command::Abandon { over } => {
+                self.queues.iter_mut().for_each(Queue::abandon);
+                self.common.channel.abandon(over);
+                true
+            }
             Command::Quit => {
                 self.leave();
                 true
@@ -326,6 +331,7 @@ impl<D: Device> Worker<D> {
             return false;
         }
         queue.set_log(self.logging.log.as_ref());
+        self.common.channel.abandon(u64::MAX);
         self.served = self.served.max(index + 1);
         let entries = self.queues.iter().map(Queue::entries).sum();
         let requests = self.common.tags.grow(entries);

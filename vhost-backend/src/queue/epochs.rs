@@ -146,11 +146,19 @@ impl Epochs {
             // SAFETY: as above.
             unsafe { held.status.write(status) };
         }
-        epoch.in_flight -= 1;
-        if epoch.in_flight == 0 {
-            self.drop_unused();
-        }
+        self.leave(&held);
         status
+    }
+
+    /// Gives the claim of a request back that is not answered.
+    pub(crate) fn leave(&mut self, held: &Held) {
+        let index = usize::try_from(held.epoch - self.first).ok();
+        if let Some(epoch) = index.and_then(|index| self.epochs.get_mut(index)) {
+            epoch.in_flight -= 1;
+            if epoch.in_flight == 0 {
+                self.drop_unused();
+            }
+        }
     }
 
     /// Writes the status of a request that needed no I/O.

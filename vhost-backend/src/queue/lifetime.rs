@@ -52,6 +52,7 @@ impl Queue {
         self.polled = setup.kick.is_none();
         self.complained = false;
         self.buried = false;
+        self.abandoned = false;
         if resumed {
             self.interrupts.interrupt();
         }
@@ -64,6 +65,14 @@ impl Queue {
         if let Some(earlier) = self.stopping.replace(answer) {
             let _ = earlier.send(Answer::Refused);
         }
+    }
+
+    /// Nobody waits for its requests, which whoever comes next may find in the
+    /// record of those in flight, or offered again: nothing more is fetched.
+    pub(crate) fn abandon(&mut self) {
+        self.abandoned = true;
+        self.enabled = false;
+        self.recovered.clear();
     }
 
     /// Ends a ring that was told to stop, once nothing is in flight.

@@ -485,3 +485,31 @@ fn ring_13_of_many_answers_some_are_shown_before_the_turn_is_over() {
     let shown = SIZE / 3 / SHOWN * SHOWN;
     assert_eq!(rig.driver.take_used().len(), usize::from(shown));
 }
+
+#[test]
+fn what_is_abandoned_is_not_answered_unless_it_ends_well() {
+    let mut rig = rig();
+    for i in 0..3 {
+        rig.offer(i, VIRTIO_BLK_T_IN);
+    }
+    rig.fetch();
+    rig.queue.abandon();
+    rig.offer(3, VIRTIO_BLK_T_IN);
+    assert_eq!(rig.fetch(), 0);
+    rig.end(0, Status::Ok);
+    rig.end(1, Status::IoErr);
+    let answered = rig.stop();
+    assert!(!rig.queue.settle());
+    rig.end(2, Status::IoErr);
+    assert!(rig.queue.settle());
+    assert_eq!(answered.recv(), Ok(Answer::Stopped(Some(3))));
+    assert_eq!(rig.driver.take_used(), [(0, 513)]);
+    assert_eq!([0, 1, 2].map(|i| rig.status(i)), [0, 0xff, 0xff]);
+    // The next one is served as ever.
+    assert!(rig.start(1));
+    assert_eq!(rig.fetch(), 3);
+    rig.end(1, Status::IoErr);
+    rig.end(2, Status::Ok);
+    rig.queue.publish();
+    assert_eq!(rig.driver.take_used(), [(3, 1), (6, 513)]);
+}

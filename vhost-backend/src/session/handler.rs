@@ -31,6 +31,7 @@ use crate::sys;
 use crate::worker::workers::Workers;
 
 mod areas;
+mod leaving;
 mod state;
 
 pub(crate) use areas::Area;
@@ -62,6 +63,8 @@ pub(crate) struct Handler<D: Device> {
     pub(crate) front_end: Option<UnixStream>,
     /// Dirty pages are logged there, once a feature or a ring asks for it.
     log: Option<Arc<Log>>,
+    /// The front-end is let go of; whether that is because the process stops.
+    leaves: Option<bool>,
 }
 
 impl<D: Device> Handler<D> {
@@ -87,6 +90,7 @@ impl<D: Device> Handler<D> {
             transfer: Transfer::None,
             front_end: None,
             log: None,
+            leaves: None,
         }
     }
 
@@ -201,10 +205,11 @@ impl<D: Device> Handler<D> {
 
     fn replace_memory(&mut self, memory: Memory, retire: bool) {
         let memory = Arc::new(memory);
-        self.workers.tell_all(|| Command::Memory {
+        let order = || Command::Memory {
             memory: Arc::clone(&memory),
             retire,
-        });
+        };
+        self.workers.tell_all(order, &self.for_whom());
         self.memory = memory;
     }
 
@@ -251,7 +256,7 @@ impl<D: Device> Handler<D> {
                 addresses,
                 used_log,
             };
-            if self.workers.tell(queue, order) == Answer::Refused {
+            if self.workers.tell(queue, order, &self.for_whom()) == Answer::Refused {
                 return Err(Refusal::RingOutside);
             }
             let (_, ring) = self.ring(index)?;
@@ -297,7 +302,8 @@ impl<D: Device> Handler<D> {
         ring.kick = Kick::new(event("the kick", file)?);
         if ring.running.is_some() {
             let fd = ring.kick.for_worker().map_err(Refusal::Host)?;
-            self.workers.tell(queue, Command::Kick { queue, fd });
+            self.workers
+                .tell(queue, Command::Kick { queue, fd }, &self.for_whom());
             return Ok(());
         }
         self.start_if_ready(queue)
@@ -306,14 +312,16 @@ impl<D: Device> Handler<D> {
     pub(crate) fn set_call(&mut self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let (queue, _) = self.ring(index)?;
         let fd = event("the call", file)?;
-        self.workers.tell(queue, Command::Call { queue, fd });
+        self.workers
+            .tell(queue, Command::Call { queue, fd }, &self.for_whom());
         Ok(())
     }
 
     pub(crate) fn set_err(&mut self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let (queue, _) = self.ring(index)?;
         let fd = event("the error event", file)?;
-        self.workers.tell(queue, Command::Err { queue, fd });
+        self.workers
+            .tell(queue, Command::Err { queue, fd }, &self.for_whom());
         Ok(())
     }
 
@@ -341,19 +349,6 @@ impl<D: Device> Handler<D> {
             .features
             .map(|f| f & features::PROTOCOL_FEATURES);
         self.update_mode();
-    }
-
-    /// The front-end has gone: nothing of it is used any more (VU-43).
-    pub(crate) fn disconnect(&mut self) {
-        self.reset();
-        self.release_image();
-        for queue in 0..self.vrings.len() {
-            self.workers.tell(queue, Command::Call { queue, fd: None });
-            self.workers.tell(queue, Command::Err { queue, fd: None });
-        }
-        self.replace_memory(Memory::default(), true);
-        self.negotiated = Negotiated::default();
-        self.front_end = None;
     }
 
     /// When to call [`start_ready`](Self::start_ready) again.
@@ -386,7 +381,11 @@ impl<D: Device> Handler<D> {
         if !self.image.take(started) {
             return Ok(());
         }
-        if self.workers.tell(queue, Command::Start { queue, setup }) == Answer::Refused {
+        if self
+            .workers
+            .tell(queue, Command::Start { queue, setup }, &self.for_whom())
+            == Answer::Refused
+        {
             self.release_unused_image();
             return Err(Refusal::RingUnusable);
         }
@@ -408,48 +407,7 @@ impl<D: Device> Handler<D> {
             } else {
                 Command::Pause { queue }
             };
-            self.workers.tell(queue, command);
-        }
-    }
-
-    fn stop_all(&mut self) {
-        let running: Vec<usize> = (0..self.vrings.len())
-            .filter(|queue| {
-                self.vrings
-                    .get(*queue)
-                    .is_some_and(|ring| ring.running.is_some())
-            })
-            .collect();
-        // None takes up more while another is drained.
-        for queue in &running {
-            self.workers.tell(
-                *queue,
-                Command::Enable {
-                    queue: *queue,
-                    on: false,
-                },
-            );
-        }
-        for queue in running {
-            self.stop_worker(queue);
-        }
-        for ring in &mut self.vrings {
-            ring.kick = Kick::Missing;
-        }
-        self.release_unused_image();
-    }
-
-    fn stop_worker(&mut self, queue: usize) {
-        let Some(ring) = self
-            .vrings
-            .get_mut(queue)
-            .filter(|ring| ring.running.is_some())
-        else {
-            return;
-        };
-        match self.workers.tell(queue, Command::Stop { queue }) {
-            Answer::Stopped(next_avail) => ring.stopped(next_avail),
-            Answer::Done | Answer::Refused => ring.stopped(None),
+            self.workers.tell(queue, command, &self.for_whom());
         }
     }
 

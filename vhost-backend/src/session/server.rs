@@ -259,7 +259,7 @@ impl<D: Device> Server<D> {
     /// Drains first, so that a closed socket says that all is done.
     fn hang_up(&self, session: &mut Option<Session<D>>) {
         if let Some(session) = session.take() {
-            lock(&self.handler).disconnect();
+            lock(&self.handler).disconnect(self.bell.stops());
             drop(session);
             self.bell.show(SessionStatus::default());
             log::info!("the front-end has gone");

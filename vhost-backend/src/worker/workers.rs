@@ -1,9 +1,11 @@
 //! The worker threads of a server, and how the session gives them orders.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use pulse::Doing;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -32,6 +34,45 @@ const STACK: usize = 512 << 10;
 /// would hold: more than a disk makes use of, and few enough to keep all that
 /// they need.
 const MAX_IN_FLIGHT: usize = 1024;
+
+/// How often is looked whether somebody still waits for what a worker does.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long the requests of a front-end may take that has gone.
+const GRACE: Duration = Duration::from_secs(5);
+/// Longer requests than any driver makes, in bytes.
+const LONG: u64 = 16 << 20;
+
+/// Who waits for what a worker is told to do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ForWhom<'a> {
+    /// This process, however long it takes.
+    Us,
+    /// A front-end, as long as it is connected.
+    FrontEnd {
+        stream: Option<&'a UnixStream>,
+        /// What is in flight is recorded.
+        recorded: bool,
+    },
+}
+
+impl ForWhom<'_> {
+    fn has_gone(&self) -> bool {
+        match self {
+            Self::Us => false,
+            Self::FrontEnd { stream, .. } => stream.is_none_or(sys::has_hung_up),
+        }
+    }
+
+    /// Requests with more bytes than that may be left to whoever comes next. A
+    /// driver offers again what it has no record of only if it was the next in
+    /// turn, so short ones are not left.
+    fn over(&self) -> u64 {
+        match self {
+            Self::FrontEnd { recorded: true, .. } => 0,
+            _ => LONG,
+        }
+    }
+}
 
 /// A worker thread as the session sees it.
 #[derive(Debug)]
@@ -84,28 +125,58 @@ impl Workers {
 
     /// Gives a command to the worker of a queue and waits until it has taken
     /// effect. The queue is one that is offered.
-    pub(crate) fn tell(&self, queue: usize, command: Command) -> Answer {
+    pub(crate) fn tell(&self, queue: usize, command: Command, for_whom: &ForWhom<'_>) -> Answer {
         let handle = self.handles.get(queue % self.handles.len().max(1));
         handle
-            .and_then(|handle| {
-                let answered = handle.send(command);
-                pulse::during(Doing::Disk, || answered.recv().ok())
-            })
+            .and_then(|handle| self.wait(&handle.send(command), for_whom))
             .unwrap_or(Answer::Refused)
     }
 
     /// Gives a command to every worker and waits until it has taken effect
     /// with all.
-    pub(crate) fn tell_all(&self, mut command: impl FnMut() -> Command) {
+    pub(crate) fn tell_all(&self, mut command: impl FnMut() -> Command, for_whom: &ForWhom<'_>) {
         let answers: Vec<_> = self
             .handles
             .iter()
             .map(|handle| handle.send(command()))
             .collect();
         for answer in answers {
-            if pulse::during(Doing::Disk, || answer.recv()).is_err() {
+            if self.wait(&answer, for_whom).is_none() {
                 log::error!("a worker has gone");
             }
+        }
+    }
+
+    /// Waits for an answer, which may have to wait for all requests in flight.
+    /// Those that nobody waits for any more have a while to end.
+    fn wait(&self, answered: &Receiver<Answer>, for_whom: &ForWhom<'_>) -> Option<Answer> {
+        pulse::during(Doing::Disk, || {
+            let mut gone_since = None;
+            loop {
+                match answered.recv_timeout(LOOK) {
+                    Ok(answer) => return Some(answer),
+                    Err(RecvTimeoutError::Disconnected) => return None,
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
+                if !for_whom.has_gone() {
+                    continue;
+                }
+                let since: Instant = *gone_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    self.abandon(for_whom.over());
+                    return answered.recv().ok();
+                }
+            }
+        })
+    }
+
+    fn abandon(&self, over: u64) {
+        log::warn!(
+            "the front-end has gone and its requests go on: those that are not with the disk yet are left to the next one"
+        );
+        for handle in &self.handles {
+            // It is carried out before whatever comes later.
+            drop(handle.send(Command::Abandon { over }));
         }
     }
 }

@@ -83,8 +83,9 @@ impl<D: Device> Handler<D> {
             log: self.log.clone(),
             data: self.negotiated.logs_data(),
         };
-        self.workers.tell_all(|| Command::Log {
+        let order = || Command::Log {
             logging: logging.clone(),
-        });
+        };
+        self.workers.tell_all(order, &self.for_whom());
     }
 }

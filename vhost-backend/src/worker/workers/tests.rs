@@ -50,11 +50,16 @@ pub(super) fn rig_of(options: &Options, instant: bool) -> Rig {
 }
 
 impl Rig {
+    fn tell(&self, queue: usize, command: Command) -> Answer {
+        self.workers.tell(queue, command, &ForWhom::Us)
+    }
+
     fn remember(&self, retire: bool) {
-        self.workers.tell_all(|| Command::Memory {
+        let order = || Command::Memory {
             memory: Arc::clone(&self.guest.memory),
             retire,
-        });
+        };
+        self.workers.tell_all(order, &ForWhom::Us);
     }
 
     pub(super) fn client(&self, queue: usize) -> Client {
@@ -65,10 +70,7 @@ impl Rig {
         let driver = Driver::new(&self.guest, 0x1_0000 * (queue as u64 + 1), entries);
         let [kick, call] = [0; 2].map(|_| EventFd::new(EFD_NONBLOCK).unwrap());
         let fd = Some(call.try_clone().unwrap());
-        assert_eq!(
-            self.workers.tell(queue, Command::Call { queue, fd }),
-            Answer::Done
-        );
+        assert_eq!(self.tell(queue, Command::Call { queue, fd }), Answer::Done);
         Client {
             driver,
             queue,
@@ -94,7 +96,7 @@ impl Rig {
             kick: (!polled).then(|| client.kick.try_clone().unwrap()),
             enabled,
         };
-        self.workers.tell(
+        self.tell(
             client.queue,
             Command::Start {
                 queue: client.queue,
@@ -104,7 +106,7 @@ impl Rig {
     }
 
     fn stop(&self, queue: usize) -> Answer {
-        self.workers.tell(queue, Command::Stop { queue })
+        self.tell(queue, Command::Stop { queue })
     }
 }
 
@@ -208,7 +210,7 @@ fn vu_12_a_ring_without_kick_is_polled() {
     }
     // Kicks again.
     let fd = Some(client.kick.try_clone().unwrap());
-    rig.workers.tell(0, Command::Kick { queue: 0, fd });
+    rig.tell(0, Command::Kick { queue: 0, fd });
     client.offer(0, VIRTIO_BLK_T_FLUSH);
     client.kick();
     assert_eq!(client.wait_used(1), [(0, 1)]);
@@ -224,7 +226,7 @@ fn vu_12_a_kick_that_hangs_up_does_not_stop_the_ring() {
     #[allow(unsafe_code)]
     // SAFETY: the descriptor was owned by the reader, which gave it up.
     let fd = Some(unsafe { EventFd::from_raw_fd(reader.into_raw_fd()) });
-    rig.workers.tell(0, Command::Kick { queue: 0, fd });
+    rig.tell(0, Command::Kick { queue: 0, fd });
     drop(writer);
     client.offer(0, VIRTIO_BLK_T_FLUSH);
     assert_eq!(client.wait_used(1), [(0, 1)]);
@@ -240,7 +242,7 @@ fn ring_17_a_kick_of_a_disabled_ring_is_not_lost() {
     client.kick();
     // Answered in order: the kick was there before.
     assert_eq!(
-        rig.workers.tell(
+        rig.tell(
             0,
             Command::Enable {
                 queue: 0,
@@ -251,7 +253,7 @@ fn ring_17_a_kick_of_a_disabled_ring_is_not_lost() {
     );
     assert_eq!(client.driver.used_idx().load(Ordering::Acquire), 0);
     assert_eq!(
-        rig.workers.tell(0, Command::Enable { queue: 0, on: true }),
+        rig.tell(0, Command::Enable { queue: 0, on: true }),
         Answer::Done
     );
     assert_eq!(client.wait_used(1), [(0, 1)]);
@@ -267,7 +269,7 @@ fn ring_17_a_kick_of_a_disabled_ring_is_not_lost() {
 fn vu_12_without_a_call_the_worker_stays_silent() {
     let rig = rig(1, 1, true);
     let mut client = rig.client(0);
-    rig.workers.tell(0, Command::Call { queue: 0, fd: None });
+    rig.tell(0, Command::Call { queue: 0, fd: None });
     rig.start(&client, false, false, true);
     client.offer(0, VIRTIO_BLK_T_FLUSH);
     client.kick();
@@ -276,7 +278,7 @@ fn vu_12_without_a_call_the_worker_stays_silent() {
     }
     assert_eq!(client.call.read().unwrap(), 1, "when it was given");
     let fd = Some(client.call.try_clone().unwrap());
-    rig.workers.tell(0, Command::Call { queue: 0, fd });
+    rig.tell(0, Command::Call { queue: 0, fd });
     assert_eq!(client.call.read().unwrap(), 1);
     client.offer(0, VIRTIO_BLK_T_FLUSH);
     client.kick();
@@ -355,7 +357,7 @@ fn ring_04_a_broken_ring_is_reported_and_does_not_spin() {
     let rig = rig(1, 1, true);
     let client = rig.client(0);
     let err = EventFd::new(EFD_NONBLOCK).unwrap();
-    rig.workers.tell(
+    rig.tell(
         0,
         Command::Err {
             queue: 0,
@@ -377,11 +379,11 @@ fn a_ring_that_cannot_be_served_is_refused() {
     assert_eq!(rig.start(&client, false, false, true), Answer::Refused);
     let queue = 0;
     assert_eq!(
-        rig.workers.tell(9, Command::Enable { queue: 9, on: true }),
+        rig.tell(9, Command::Enable { queue: 9, on: true }),
         Answer::Refused
     );
     assert_eq!(
-        rig.workers.tell(
+        rig.tell(
             queue,
             Command::Move {
                 queue,
@@ -411,7 +413,7 @@ fn vu_17_a_running_ring_can_move() {
     };
     let addresses = client.driver.at;
     assert_eq!(
-        rig.workers.tell(
+        rig.tell(
             0,
             Command::Move {
                 queue: 0,
@@ -487,12 +489,13 @@ fn an_idle_worker_sleeps() {
 
 impl Rig {
     pub(super) fn log(&self, log: &Arc<crate::memory::dirty::Log>, data: bool) {
-        self.workers.tell_all(|| Command::Log {
+        let order = || Command::Log {
             logging: Logging {
                 log: Some(Arc::clone(log)),
                 data,
             },
-        });
+        };
+        self.workers.tell_all(order, &ForWhom::Us);
     }
 }
 

@@ -1,0 +1,82 @@
+//! How rings stop, one by one or as the front-end goes, and who waits for it.
+
+use super::Handler;
+use crate::command::{Answer, Command};
+use crate::device::Device;
+use crate::memory::Memory;
+use crate::session::features::Negotiated;
+use crate::session::vring::{Kick, Vring};
+use crate::worker::workers::ForWhom;
+
+impl<D: Device> Handler<D> {
+    /// The front-end has gone: nothing of it is used any more (VU-43).
+    /// `stopping`: the process ends, which has limits of its own.
+    pub(crate) fn disconnect(&mut self, stopping: bool) {
+        self.leaves = Some(stopping);
+        self.reset();
+        self.release_image();
+        for queue in 0..self.vrings.len() {
+            self.workers
+                .tell(queue, Command::Call { queue, fd: None }, &self.for_whom());
+            self.workers
+                .tell(queue, Command::Err { queue, fd: None }, &self.for_whom());
+        }
+        self.replace_memory(Memory::default(), true);
+        self.negotiated = Negotiated::default();
+        self.front_end = None;
+        self.leaves = None;
+    }
+
+    /// Who waits for what workers are told.
+    pub(crate) fn for_whom(&self) -> ForWhom<'_> {
+        let stream = match self.leaves {
+            None => self.front_end.as_ref(),
+            Some(false) => None,
+            Some(true) => return ForWhom::Us,
+        };
+        ForWhom::FrontEnd {
+            stream,
+            recorded: self.inflight.is_some(),
+        }
+    }
+
+    pub(super) fn stop_all(&mut self) {
+        let running: Vec<usize> = (0..self.vrings.len())
+            .filter(|queue| {
+                self.vrings
+                    .get(*queue)
+                    .is_some_and(|ring| ring.running.is_some())
+            })
+            .collect();
+        // None takes up more while another is drained.
+        for queue in &running {
+            let order = Command::Enable {
+                queue: *queue,
+                on: false,
+            };
+            self.workers.tell(*queue, order, &self.for_whom());
+        }
+        for queue in running {
+            self.stop_worker(queue);
+        }
+        for ring in &mut self.vrings {
+            ring.kick = Kick::Missing;
+        }
+        self.release_unused_image();
+    }
+
+    pub(super) fn stop_worker(&mut self, queue: usize) {
+        let runs = |ring: &&mut Vring| ring.running.is_some();
+        if self.vrings.get_mut(queue).filter(runs).is_none() {
+            return;
+        }
+        let order = Command::Stop { queue };
+        let next_avail = match self.workers.tell(queue, order, &self.for_whom()) {
+            Answer::Stopped(next_avail) => next_avail,
+            Answer::Done | Answer::Refused => None,
+        };
+        if let Some(ring) = self.vrings.get_mut(queue) {
+            ring.stopped(next_avail);
+        }
+    }
+}
