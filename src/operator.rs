@@ -30,7 +30,7 @@ use crate::protocol::info::{
     FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
 };
 use crate::protocol::statistics::Statistics;
-use crate::protocol::{Advice, Answer, Request};
+use crate::protocol::{Advice, Answer, Code, Failure, Request};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
@@ -251,7 +251,7 @@ impl Controlled for Operator {
         };
         match done {
             Ok(done) => Answer::Result(done),
-            Err(line) => Answer::Error(line),
+            Err(line) => Answer::Error(Failure::new(Code::Refused, line)),
         }
     }
 }

@@ -2,12 +2,12 @@
 //! said there is in [`protocol`](crate::protocol).
 //!
 //! One thread has all connections, and none of them keeps it waiting. Each
-//! request is carried out on a thread of its own, as it may have to wait for a
+//! line is carried out on a thread of its own, as it may have to wait for a
 //! file system: only so many at a time, of which those that answer from memory
 //! have some for themselves, and no user has all.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -23,6 +23,13 @@ use super::serving::{self, Heard, Service};
 use crate::host::sandbox::{self, Kind};
 use crate::host::socket::{self, SocketError, SocketFile};
 use crate::host::sys;
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::hello::{HELLO, Hello};
+use crate::protocol::requests::OfConnection;
+use crate::protocol::rpc::{self, Call, Line, Method};
+use crate::protocol::schema;
+
+pub use crate::protocol::client::ask;
 pub use crate::protocol::{Answer, Request};
 
 /// Longest request line in bytes, with its end.
@@ -152,35 +159,34 @@ impl<C: Controlled> Service for Control<C> {
         one.uid() == other.uid()
     }
 
-    fn hear(&mut self, client: u64, from: Caller, received: &mut Vec<u8>, ended: bool) -> Heard {
-        if !from.may_ask() {
-            log::warn!(
-                "control socket: refused: {from}: only the user of this process may ask, and root"
-            );
-            let line = format!("{from}: only the user that runs extentd may ask, and root");
-            return Heard::Last(line_of(&Answer::<()>::Error(line)));
+    fn greet(&self, from: Caller) -> Heard {
+        if from.may_ask() {
+            let hello = rpc::notification(HELLO, &Hello::own());
+            return Heard::Answer(line_of(hello));
         }
+        log::warn!(
+            "control socket: refused: {from}: only the user of this process may ask, and root"
+        );
+        let line = format!("{from}: only the user that runs extentd may ask, and root");
+        last_line(Code::NotPermitted, line)
+    }
+
+    fn hear(&mut self, client: u64, from: Caller, received: &mut Vec<u8>, ended: bool) -> Heard {
         let end = received.iter().position(|&byte| byte == b'\n');
         let length = match end {
             Some(at) => at.saturating_add(1),
             None if received.len() >= LINE_BYTES => {
                 // Where the next request begins is unknown from here on.
-                let line = format!("a request is longer than {LINE_BYTES} bytes");
-                return Heard::Last(line_of(&Answer::<()>::Error(line)));
+                let line = format!("a line is longer than {LINE_BYTES} bytes");
+                return last_line(Code::NotARequest, line);
             }
             // A last line without an end is still a request.
             None if ended && !received.is_empty() => received.len(),
             None if ended => return Heard::Gone,
             None => return Heard::More,
         };
-        let line = received.get(..length).unwrap_or_default();
-        let heard = match serde_json::from_slice::<Request>(line) {
-            Ok(request) => self.begin(client, from, request),
-            Err(error) => {
-                let line = format!("not a request: {error}");
-                Heard::Answer(line_of(&Answer::<()>::Error(line)))
-            }
-        };
+        let line = rpc::read(received.get(..length).unwrap_or_default());
+        let heard = self.begin(client, from, line);
         if !matches!(heard, Heard::Waiting) {
             received.drain(..length);
         }
@@ -208,19 +214,30 @@ impl<C: Controlled> Service for Control<C> {
 }
 
 impl<C: Controlled> Control<C> {
-    /// Has a request carried out, if there is a place for it.
-    fn begin(&mut self, client: u64, from: Caller, request: Request) -> Heard {
-        let (uid, brief) = (from.uid(), request.is_brief());
+    /// Has a line carried out, if there is a place for it.
+    fn begin(&mut self, client: u64, from: Caller, line: Line) -> Heard {
+        let mut of_disk = line.calls.iter().filter_map(|call| match &call.method {
+            Ok(Method::Disk(request)) => Some(request.is_brief()),
+            _ => None,
+        });
+        let Some(first) = of_disk.next() else {
+            return Heard::Answer(carry_out(&*self.target, line, from));
+        };
+        let brief = first && of_disk.all(|brief| brief);
+        let uid = from.uid();
         let of_kind = || self.under_way.iter().filter(|one| one.brief == brief);
         let mine = of_kind().filter(|one| one.uid == uid).count();
         if of_kind().count() >= UNDER_WAY || mine >= UNDER_WAY_EACH {
             return Heard::Waiting;
         }
         let (target, ends) = (Arc::clone(&self.target), Arc::clone(&self.ends));
+        // For the case that there is no thread for it.
+        let ids: Vec<_> = line.calls.iter().map(|call| call.id.clone()).collect();
+        let batch = line.batch;
         let started = thread::Builder::new()
             .name("control-conn".to_owned())
             .spawn(move || {
-                let answer = line_of(&target.carry_out(request, from));
+                let answer = carry_out(&*target, line, from);
                 ends.answers
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -235,50 +252,51 @@ impl<C: Controlled> Control<C> {
             Err(error) => {
                 log::warn!("control socket: no thread for a request: {error}");
                 let line = format!("no thread for this request: {error}: try again later");
-                Heard::Answer(line_of(&Answer::<()>::Error(line)))
+                let failure = Failure::new(Code::Busy, line);
+                let failed = |id: Box<_>| rpc::response::<()>(&id, Err(&failure));
+                Heard::Answer(joined(batch, ids.into_iter().flatten().map(failed)))
             }
         }
     }
 }
 
-fn line_of(answer: &Answer<impl Serialize>) -> Vec<u8> {
-    let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
-        log::warn!("control socket: an answer cannot be written: {error}");
-        b"{\"error\":\"the answer cannot be written\"}".to_vec()
+/// Carries out what a line asks for, one after the other, and answers it.
+fn carry_out<C: Controlled>(target: &C, line: Line, from: Caller) -> Vec<u8> {
+    let answers = line.calls.into_iter().filter_map(|Call { id, method }| {
+        let answer = match method {
+            Ok(Method::Disk(request)) => match target.carry_out(request, from) {
+                Answer::Result(done) => return Some(rpc::response(&id?, Ok(&done))),
+                Answer::Error(failure) => failure,
+            },
+            Ok(Method::Connection(OfConnection::Discover {})) => {
+                return Some(rpc::response(&id?, Ok(schema::document())));
+            }
+            Err(failure) => failure,
+        };
+        Some(rpc::response::<()>(&id?, Err(&answer)))
     });
-    line.push(b'\n');
-    line
+    joined(line.batch, answers)
 }
 
-/// Sends one request to the control socket at `path`, and waits for the
-/// answer.
-///
-/// # Errors
-/// Nobody listens there, or no answer comes within `timeout`.
-pub fn ask(path: &Path, request: &Request, timeout: Duration) -> io::Result<Answer> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    // One that has no place for us answers and leaves without reading.
-    let sent = stream.write_all(&line);
-    let mut answer = String::new();
-    match BufReader::new(stream).read_line(&mut answer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", timeout.as_secs()),
-        )),
-        Err(error) => Err(error),
-        Ok(0) => {
-            sent?;
-            Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection was closed without an answer",
-            ))
-        }
-        Ok(_) => Ok(serde_json::from_str(&answer)?),
+/// The answers to a line; nothing where there are none.
+fn joined(batch: bool, answers: impl Iterator<Item = String>) -> Vec<u8> {
+    let answers: Vec<String> = answers.collect();
+    match (answers.as_slice(), batch) {
+        ([], _) => Vec::new(),
+        (all, true) => line_of(format!("[{}]", all.join(","))),
+        (all, false) => line_of(all.concat()),
     }
+}
+
+fn line_of(mut text: String) -> Vec<u8> {
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Why somebody is to leave.
+fn last_line(code: Code, line: String) -> Heard {
+    let failure = Failure::new(code, line);
+    Heard::Last(line_of(rpc::response_to_nothing(&failure)))
 }
 
 #[cfg(test)]

@@ -71,6 +71,10 @@ impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
         one == other
     }
 
+    fn greet(&self, _: IpAddr) -> Heard {
+        Heard::More
+    }
+
     fn hear(&mut self, _: u64, _: IpAddr, received: &mut Vec<u8>, ended: bool) -> Heard {
         let whole = received.windows(4).any(|end| end == b"\r\n\r\n");
         if !whole && !ended && received.len() < HEAD_BYTES {

@@ -43,6 +43,9 @@ pub(super) trait Service: Send + 'static {
     /// Whether two connections count as one party's.
     fn same(one: Self::Peer, other: Self::Peer) -> bool;
 
+    /// What is said to somebody who has just connected.
+    fn greet(&self, peer: Self::Peer) -> Heard;
+
     /// Looks for a request at the beginning of what was received, and takes
     /// it out. `ended`: nothing follows.
     fn hear(&mut self, client: u64, peer: Self::Peer, received: &mut Vec<u8>, ended: bool)
@@ -193,6 +196,10 @@ fn hear<T: Service>(service: &mut T, client: &mut Client<T::Stream, T::Peer>) ->
         &mut client.received,
         client.ended,
     );
+    follow(heard, client)
+}
+
+fn follow<S: Read + Write + AsFd, P: Copy>(heard: Heard, client: &mut Client<S, P>) -> bool {
     match heard {
         Heard::More => !client.ended,
         Heard::Served => {
@@ -232,9 +239,8 @@ fn admit<T: Service>(service: &mut T, clients: &mut Clients<T::Stream, T::Peer>)
             log::debug!("a client is turned away: all have requests under way");
             continue;
         }
-        // Some are answered before they ask.
         if let Some(client) = clients.list.last_mut()
-            && !hear(service, client)
+            && !follow(service.greet(client.peer), client)
         {
             clients.list.pop();
         }

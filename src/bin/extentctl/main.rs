@@ -116,7 +116,7 @@ fn print(text: &str) -> Result<(), String> {
 fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, String> {
     match control::ask(path, request, patience) {
         Ok(Answer::Result(result)) => Ok(result),
-        Ok(Answer::Error(message)) => Err(message),
+        Ok(Answer::Error(failure)) => Err(failure.message),
         Err(error) => {
             let hint = match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
