@@ -14,6 +14,7 @@ use serde_json::Value;
 
 pub mod client;
 pub mod done;
+pub mod events;
 pub mod extents;
 pub mod failure;
 pub mod hello;

@@ -16,13 +16,17 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use vhost_backend::Peer;
 
-use super::clients::Bounds;
+use super::clients::{Bounds, Client};
+use super::events::{Events, Subscription};
 use super::serving::{self, Heard, Service};
+use crate::host::feed::Listener;
 use crate::host::sandbox::{self, Kind};
 use crate::host::socket::{self, SocketError, SocketFile};
 use crate::host::sys;
+use crate::protocol::events::{Event, Subscribed};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::hello::{HELLO, Hello};
 use crate::protocol::requests::OfConnection;
@@ -99,11 +103,16 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketErro
 ///
 /// # Errors
 /// The thread or what it needs cannot be made.
-pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io::Result<()> {
+pub(crate) fn start(
+    listener: UnixListener,
+    target: Arc<impl Controlled>,
+    events: Listener<Event>,
+) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let control = Control {
         listener,
         target,
+        events: Events::new(events),
         ends: Arc::new(Ends {
             answers: Mutex::default(),
             event: sys::event()?,
@@ -122,6 +131,7 @@ pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io:
 struct Control<C> {
     listener: UnixListener,
     target: Arc<C>,
+    events: Events,
     ends: Arc<Ends>,
     under_way: Vec<UnderWay>,
 }
@@ -171,7 +181,8 @@ impl<C: Controlled> Service for Control<C> {
         last_line(Code::NotPermitted, line)
     }
 
-    fn hear(&mut self, client: u64, from: Caller, received: &mut Vec<u8>, ended: bool) -> Heard {
+    fn hear(&mut self, client: &mut Client<UnixStream, Caller>) -> Heard {
+        let received = &client.received;
         let end = received.iter().position(|&byte| byte == b'\n');
         let length = match end {
             Some(at) => at.saturating_add(1),
@@ -181,23 +192,27 @@ impl<C: Controlled> Service for Control<C> {
                 return last_line(Code::NotARequest, line);
             }
             // A last line without an end is still a request.
-            None if ended && !received.is_empty() => received.len(),
-            None if ended => return Heard::Gone,
+            None if client.ended && !received.is_empty() => received.len(),
             None => return Heard::More,
         };
         let line = rpc::read(received.get(..length).unwrap_or_default());
-        let heard = self.begin(client, from, line);
+        let heard = self.begin(client, line);
         if !matches!(heard, Heard::Waiting) {
-            received.drain(..length);
+            client.received.drain(..length);
         }
         heard
     }
 
-    fn waker(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ends.event.as_fd())
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.ends.event.as_fd(), self.events.event()]
+    }
+
+    fn news(&self, of: &mut Subscription) -> Vec<u8> {
+        self.events.news(of)
     }
 
     fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
+        self.events.gather();
         if !sys::event_take(&self.ends.event) {
             return Vec::new();
         }
@@ -215,13 +230,15 @@ impl<C: Controlled> Service for Control<C> {
 
 impl<C: Controlled> Control<C> {
     /// Has a line carried out, if there is a place for it.
-    fn begin(&mut self, client: u64, from: Caller, line: Line) -> Heard {
+    fn begin(&mut self, client: &mut Client<UnixStream, Caller>, line: Line) -> Heard {
+        let from = client.peer;
         let mut of_disk = line.calls.iter().filter_map(|call| match &call.method {
             Ok(Method::Disk(request)) => Some(request.is_brief()),
             _ => None,
         });
         let Some(first) = of_disk.next() else {
-            return Heard::Answer(carry_out(&*self.target, line, from));
+            let steps = self.steps(client, line.calls);
+            return Heard::Answer(carry_out(&*self.target, steps, line.batch, from));
         };
         let brief = first && of_disk.all(|brief| brief);
         let uid = from.uid();
@@ -231,22 +248,27 @@ impl<C: Controlled> Control<C> {
             return Heard::Waiting;
         }
         let (target, ends) = (Arc::clone(&self.target), Arc::clone(&self.ends));
+        let (number, batch) = (client.number, line.batch);
         // For the case that there is no thread for it.
         let ids: Vec<_> = line.calls.iter().map(|call| call.id.clone()).collect();
-        let batch = line.batch;
+        let steps = self.steps(client, line.calls);
         let started = thread::Builder::new()
             .name("control-conn".to_owned())
             .spawn(move || {
-                let answer = carry_out(&*target, line, from);
+                let answer = carry_out(&*target, steps, batch, from);
                 ends.answers
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .push((client, answer));
+                    .push((number, answer));
                 sys::event_set(&ends.event);
             });
         match started {
             Ok(_) => {
-                self.under_way.push(UnderWay { client, uid, brief });
+                self.under_way.push(UnderWay {
+                    client: number,
+                    uid,
+                    brief,
+                });
                 Heard::Served
             }
             Err(error) => {
@@ -258,24 +280,55 @@ impl<C: Controlled> Control<C> {
             }
         }
     }
+
+    /// What is left to do for calls, once those have been done that concern
+    /// the connection.
+    fn steps(&self, client: &mut Client<UnixStream, Caller>, calls: Vec<Call>) -> Vec<Step> {
+        let calls = calls.into_iter();
+        let steps = calls.map(|Call { id, method }| {
+            let todo = match method {
+                Ok(Method::Disk(request)) => Todo::Ask(request),
+                Ok(Method::Connection(OfConnection::Discover {})) => Todo::Describe,
+                Ok(Method::Connection(OfConnection::Subscribe { kinds })) => {
+                    let (subscription, subscribed) = self.events.subscribe(kinds);
+                    client.subscription = subscription;
+                    Todo::Subscribed(subscribed)
+                }
+                Err(failure) => Todo::Fail(failure),
+            };
+            Step { id, todo }
+        });
+        steps.collect()
+    }
+}
+
+/// What is left to do for a call.
+struct Step {
+    id: Option<Box<RawValue>>,
+    todo: Todo,
+}
+
+enum Todo {
+    Ask(Request),
+    Describe,
+    Subscribed(Subscribed),
+    Fail(Failure),
 }
 
 /// Carries out what a line asks for, one after the other, and answers it.
-fn carry_out<C: Controlled>(target: &C, line: Line, from: Caller) -> Vec<u8> {
-    let answers = line.calls.into_iter().filter_map(|Call { id, method }| {
-        let answer = match method {
-            Ok(Method::Disk(request)) => match target.carry_out(request, from) {
-                Answer::Result(done) => return Some(rpc::response(&id?, Ok(&done))),
-                Answer::Error(failure) => failure,
+fn carry_out(target: &impl Controlled, steps: Vec<Step>, batch: bool, from: Caller) -> Vec<u8> {
+    let answers = steps
+        .into_iter()
+        .filter_map(|Step { id, todo }| match todo {
+            Todo::Ask(request) => match target.carry_out(request, from) {
+                Answer::Result(done) => Some(rpc::response(&id?, Ok(&done))),
+                Answer::Error(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
             },
-            Ok(Method::Connection(OfConnection::Discover {})) => {
-                return Some(rpc::response(&id?, Ok(schema::document())));
-            }
-            Err(failure) => failure,
-        };
-        Some(rpc::response::<()>(&id?, Err(&answer)))
-    });
-    joined(line.batch, answers)
+            Todo::Describe => Some(rpc::response(&id?, Ok(schema::document()))),
+            Todo::Subscribed(subscribed) => Some(rpc::response(&id?, Ok(&subscribed))),
+            Todo::Fail(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
+        });
+    joined(batch, answers)
 }
 
 /// The answers to a line; nothing where there are none.

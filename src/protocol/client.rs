@@ -8,8 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::events::{EVENT, EventKind};
 use super::failure::Failure;
 use super::hello::{HELLO, Hello, PROTOCOL};
+use super::requests::OfConnection;
 use super::{Answer, Request};
 
 /// A connection to an extentd.
@@ -92,6 +94,34 @@ impl Client {
                     return Ok(Answer::Result(incoming.result));
                 }
                 (None, None) => {}
+            }
+        }
+    }
+
+    /// Has events told from now on, those of these kinds or all.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn subscribe(&mut self, kinds: Option<Vec<EventKind>>) -> io::Result<Answer> {
+        self.call(&OfConnection::Subscribe { kinds })
+    }
+
+    /// Waits for the next event; `None` when extentd has gone. It is a
+    /// [`Told`](super::events::Told), if this program knows its kind.
+    ///
+    /// # Errors
+    /// None comes within `patience`, or what comes is not what an extentd says.
+    pub fn next_event(&mut self, patience: Option<Duration>) -> io::Result<Option<Value>> {
+        self.reader.get_ref().set_read_timeout(patience)?;
+        loop {
+            match self.hear() {
+                Ok(Some(incoming)) if incoming.method.as_deref() == Some(EVENT) => {
+                    return Ok(Some(incoming.params));
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }

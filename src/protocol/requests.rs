@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::events::EventKind;
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 
@@ -64,6 +65,13 @@ pub enum OfConnection {
     /// This description of all methods.
     #[serde(rename = "rpc.discover")]
     Discover {},
+    /// Tell events from now on, between the answers: notifications named
+    /// `event`.
+    Subscribe {
+        /// Which kinds; null or left out: all. An empty list ends it.
+        #[serde(default)]
+        kinds: Option<Vec<EventKind>>,
+    },
 }
 
 impl Request {

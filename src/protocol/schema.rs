@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::done::{Advised, PathNow, Resized};
+use super::events::{EVENT, Subscribed, Told};
 use super::extents::Page;
 use super::failure::Code;
 use super::hello::{HELLO, Hello, PROTOCOL};
@@ -30,7 +31,10 @@ const OF_DISK: &[Row] = &[
 ];
 
 /// The methods of a connection.
-const OF_CONNECTION: &[Row] = &[("rpc.discover", of::<Map<String, Value>>)];
+const OF_CONNECTION: &[Row] = &[
+    ("rpc.discover", of::<Map<String, Value>>),
+    ("subscribe", of::<Subscribed>),
+];
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
@@ -66,6 +70,7 @@ fn make() -> Value {
     let own = OfConnection::json_schema(&mut generator);
     methods.extend(of_enum(own, OF_CONNECTION, &mut generator));
     let hello = of::<Hello>(&mut generator);
+    let told = of::<Told>(&mut generator);
     let errors = Code::ALL.map(|code| {
         let error = json!({ "code": code.number(), "message": code.meaning() });
         (format!("{code:?}"), error)
@@ -82,6 +87,10 @@ fn make() -> Value {
             "name": HELLO,
             "summary": "The first line on a connection",
             "params": hello,
+        }, {
+            "name": EVENT,
+            "summary": "Something has happened; told to those who have subscribed",
+            "params": told,
         }],
         "components": {
             "schemas": generator.take_definitions(true),

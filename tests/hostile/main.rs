@@ -22,4 +22,3 @@ mod silence;
 mod start_paths;
 mod stuck_eventfd;
 mod suite;
-mod tracer;

@@ -6,6 +6,7 @@ use std::sync::{Mutex, mpsc};
 use serde_json::Value;
 
 use super::*;
+use crate::host::feed::feed;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -64,7 +65,8 @@ fn rig() -> Rig {
     let path = directory.path().join("control");
     let (listener, file) = bind(&path).unwrap();
     let fake = Arc::new(Fake::default());
-    start(listener, Arc::clone(&fake)).unwrap();
+    let (_, events) = feed(1).unwrap();
+    start(listener, Arc::clone(&fake), events).unwrap();
     Rig {
         fake,
         path,
