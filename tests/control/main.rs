@@ -20,6 +20,7 @@ mod events;
 mod io_path;
 mod map;
 mod packaging;
+mod several;
 mod socket;
 mod usage;
 mod waiting;
