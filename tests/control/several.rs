@@ -71,6 +71,18 @@ fn all_disks_of_a_folder_are_shown_and_one_that_is_silent_hides_none() {
         [&Value::from(16 << 20), &(16 << 20).into(), &Value::Null]
     );
     assert!(answers[2]["error"].is_string(), "{out}");
+    // With one disk there the answer has the same form.
+    for name in ["b.ctl", "c.control"] {
+        std::fs::rename(
+            folder.path().join(name),
+            folder.path().join(name).with_extension("off"),
+        )
+        .unwrap();
+    }
+    let (_, out, _) = done(extentctl(&[&all, "--json", "stats"]).output().unwrap());
+    let answers: Vec<Value> = serde_json::from_str(&out).unwrap();
+    assert!(answers[0]["result"]["requests"].is_u64(), "{out}");
+    std::fs::rename(folder.path().join("b.off"), folder.path().join("b.ctl")).unwrap();
     // A refusal is told of its disk.
     let [a, b] = ["a.control", "b.ctl"].map(|name| folder.path().join(name).display().to_string());
     let several = [

@@ -58,16 +58,17 @@ pub fn named(args: &Args) -> Result<Option<Vec<PathBuf>>, Failure> {
 }
 
 /// Has all disks asked at once, so that none waits for another one, and shows
-/// what each says.
+/// what each says; `named`: with its name, also where there is one only.
 ///
 /// # Errors
 /// What is to be said at the end; of several disks, it was said of each.
 pub fn show_all(
     paths: &[PathBuf],
+    named: bool,
     as_json: bool,
     ask: impl Fn(&Path) -> Result<Shown, Failure> + Sync,
 ) -> Result<(), Failure> {
-    if let [path] = paths {
+    if let ([path], false) = (paths, named) {
         let shown = ask(path)?;
         if as_json {
             output::print_json(&shown.json)?;
@@ -97,8 +98,7 @@ pub fn show_all(
         let name = path.display().to_string();
         if let Some(failure) = &failure {
             worst = worst.max(Some(failure.status));
-            let named = failure.line.contains(&name);
-            let line = if named {
+            let line = if failure.line.contains(&name) {
                 String::new()
             } else {
                 format!("{name}: ")

@@ -26,11 +26,16 @@ pub struct Wanted {
 }
 
 /// Shows events of all these disks until as many have come as were asked for,
-/// or the last extentd has gone.
+/// or the last extentd has gone; `by_name`: each line has that of its disk.
 ///
 /// # Errors
 /// Each extentd has gone, or does not answer.
-pub fn watch(paths: &[PathBuf], wanted: &Wanted, as_json: bool) -> Result<(), Failure> {
+pub fn watch(
+    paths: &[PathBuf],
+    by_name: bool,
+    wanted: &Wanted,
+    as_json: bool,
+) -> Result<(), Failure> {
     let (sender, received) = mpsc::channel();
     for (number, path) in paths.iter().enumerate() {
         let (sender, path) = (sender.clone(), path.clone());
@@ -42,7 +47,6 @@ pub fn watch(paths: &[PathBuf], wanted: &Wanted, as_json: bool) -> Result<(), Fa
         });
     }
     drop(sender);
-    let several = paths.len() > 1;
     let mut shown = 0_u64;
     let mut worst: Option<Failure> = None;
     for (number, news) in received {
@@ -51,7 +55,7 @@ pub fn watch(paths: &[PathBuf], wanted: &Wanted, as_json: bool) -> Result<(), Fa
         };
         match news {
             Ok(event) => {
-                let name = several.then(|| path.display().to_string());
+                let name = by_name.then(|| path.display().to_string());
                 if as_json {
                     output::print_as_it_is(&format!("{}\n", named(event, name)))?;
                 } else {
@@ -63,7 +67,7 @@ pub fn watch(paths: &[PathBuf], wanted: &Wanted, as_json: bool) -> Result<(), Fa
                 }
             }
             Err(failure) => {
-                if several {
+                if by_name {
                     output::complain(&failure.line);
                 }
                 if worst
@@ -77,7 +81,7 @@ pub fn watch(paths: &[PathBuf], wanted: &Wanted, as_json: bool) -> Result<(), Fa
     }
     match worst {
         // It was said already.
-        Some(failure) if several => Err(Failure::new(failure.status, "")),
+        Some(failure) if by_name => Err(Failure::new(failure.status, "")),
         Some(failure) => Err(failure),
         None => Ok(()),
     }

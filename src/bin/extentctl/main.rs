@@ -63,8 +63,12 @@ fn ended(failure: &Failure) -> ExitCode {
 }
 
 fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
+    // Whoever asks for all has answers of the same form for one.
+    let by_name = args.all.is_some() || paths.len() > 1;
     let show = |request: Request| {
-        disks::show_all(paths, args.json, |path| commands::request(&request, path))
+        disks::show_all(paths, by_name, args.json, |path| {
+            commands::request(&request, path)
+        })
     };
     match &args.command {
         // These two ask nobody.
@@ -78,16 +82,18 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             range: *range,
         }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
-        Command::Metrics => disks::show_all(paths, args.json, commands::exposition),
+        Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {
             range,
             svg: Some(file),
             ..
-        } => disks::show_all(paths, args.json, |path| commands::draw(path, *range, file)),
-        Command::Map { range, limit, .. } => disks::show_all(paths, args.json, |path| {
+        } => disks::show_all(paths, by_name, args.json, |path| {
+            commands::draw(path, *range, file)
+        }),
+        Command::Map { range, limit, .. } => disks::show_all(paths, by_name, args.json, |path| {
             commands::list(path, *range, *limit)
         }),
-        Command::Events(wanted) => events::watch(paths, wanted, args.json),
+        Command::Events(wanted) => events::watch(paths, by_name, wanted, args.json),
         Command::Top { interval, count } => match paths.first() {
             Some(path) => top::watch(path, *interval, *count, args.json),
             None => Ok(()),
