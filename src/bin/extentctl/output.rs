@@ -55,7 +55,7 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Writes an answer for programs to standard output.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_json(value: &Value) -> Result<(), Failure> {
     print_as_it_is(&format!("{value:#}\n"))
 }
@@ -63,7 +63,7 @@ pub fn print_json(value: &Value) -> Result<(), Failure> {
 /// Writes text without any colours.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_as_it_is(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout();
     let result = output.write_all(text.as_bytes());
