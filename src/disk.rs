@@ -20,11 +20,13 @@ use crate::block_io::{BlockIo, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::host::allocations;
+use crate::host::feed::Feed;
 use crate::host::sandbox::{self, Kind};
 use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
 pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
+use crate::protocol::events::Event;
 
 mod description;
 mod device_claim;
@@ -32,6 +34,7 @@ mod error;
 mod holders;
 mod image_file;
 mod image_lock;
+mod reports;
 mod resize;
 mod ways;
 
@@ -288,6 +291,13 @@ impl Disk {
         match &self.raw {
             Ok(way) => Ok(&way.path),
             Err(reason) => Err(reason),
+        }
+    }
+
+    /// Has what happens to the way of requests told there. To be called once.
+    pub(crate) fn report_to(&self, feed: Feed<Event>) {
+        if let Ok(path) = self.disk_path() {
+            path.observe(move |change| reports::report(&feed, change));
         }
     }
 

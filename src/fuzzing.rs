@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::host::feed::feed;
 use crate::operator::control::{self, Answer, Caller, Controlled, Request};
 use crate::operator::metrics_listener;
 use crate::options::args::Args;
@@ -33,7 +34,8 @@ impl Controlled for Echo {
 /// in a list of its own.
 pub fn control_socket(address: &SocketAddr) {
     let listener = UnixListener::bind_addr(address).unwrap();
-    control::start(listener, Arc::new(Echo)).unwrap();
+    let (_, events) = feed(1).unwrap();
+    control::start(listener, Arc::new(Echo), events).unwrap();
 }
 
 /// What an HTTP client is answered that has sent this, and ended its half.

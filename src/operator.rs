@@ -8,8 +8,8 @@
 mod advice;
 mod clients;
 pub mod control;
+mod events;
 mod image_map;
-
 pub mod metrics;
 pub(crate) mod metrics_listener;
 mod options;
@@ -19,23 +19,25 @@ pub(crate) mod statistics;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
-use vhost_backend::{Connected, Device, Handle, Options};
+use vhost_backend::{Connected, Handle, Options};
 
 use self::control::{Caller, Controlled};
 use self::options::CurrentOptions;
 use crate::disk::Disk;
+use crate::host::feed::Feed;
 use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 use crate::options::settings::Settings;
 use crate::protocol::done::{Advised, PathNow, Resized};
+use crate::protocol::events::Event;
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
     FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
 };
 use crate::protocol::statistics::Statistics;
-use crate::protocol::{Advice, Answer, Request};
+use crate::protocol::{Advice, Answer, Code, Failure, Request};
 use crate::swap::SwapMode;
 
 /// Carries out requests for one disk.
@@ -44,6 +46,7 @@ pub(crate) struct Operator {
     disk: Arc<Disk>,
     handle: Handle,
     swap: Option<SwapMode>,
+    feed: Feed<Event>,
     /// One resize at a time.
     resizing: Mutex<()>,
     options: CurrentOptions,
@@ -64,19 +67,22 @@ pub(crate) enum Done {
 
 impl Operator {
     /// For a disk, what is offered of it, the server that offers it, swap-grade
-    /// mode, and the options that all of it comes from.
+    /// mode, the options that all of it comes from, and who is told of what
+    /// happens.
     pub(crate) fn new(
         offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
         options: Settings,
+        feed: Feed<Event>,
     ) -> Self {
         Self {
             offered,
             disk,
             handle,
             swap,
+            feed,
             resizing: Mutex::new(()),
             options: CurrentOptions::new(options),
         }
@@ -124,12 +130,10 @@ impl Operator {
     fn resize(&self, bytes: u64) -> Result<Resized, String> {
         // It guards no data, so a panic elsewhere has left nothing half done.
         let _one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.disk.capacity_sectors();
+        let before = self.disk.capacity_bytes();
         let result = self.disk.resize(bytes);
         // Also a resize that failed halfway may have changed it.
-        if self.disk.capacity_sectors() != before {
-            self.handle.capacity_changed();
-        }
+        self.tell_size(before);
         result.map_err(|error| error.to_string())?;
         log::info!("resized to {bytes} bytes");
         Ok(Resized {
@@ -146,8 +150,7 @@ impl Operator {
             log::error!("the disk keeps its size: {error}");
         }
         let now = self.disk.capacity_bytes();
-        if now != before {
-            self.handle.capacity_changed();
+        if self.tell_size(before) {
             log::info!("the image's size has changed from {before} to {now} bytes");
         }
     }
@@ -161,6 +164,17 @@ impl Operator {
                 Ok(())
             }
         });
+    }
+
+    /// Tells the guest and others of another size; whether it is one.
+    fn tell_size(&self, before: u64) -> bool {
+        let size_bytes = self.disk.capacity_bytes();
+        let changed = size_bytes != before;
+        if changed {
+            self.handle.capacity_changed();
+            self.feed.tell(Event::Resized { size_bytes });
+        }
+        changed
     }
 
     fn advise(&self, advice: Advice, range: ByteRange) -> Result<Advised, String> {
@@ -270,7 +284,7 @@ impl Controlled for Operator {
         };
         match done {
             Ok(done) => Answer::Result(done),
-            Err(line) => Answer::Error(line),
+            Err(line) => Answer::Error(Failure::new(Code::Refused, line)),
         }
     }
 }

@@ -1,11 +1,6 @@
-//! What is said on the control socket: requests and answers as both ends have
-//! them. `extentd` serializes the answers, `extentctl` reads the same structs.
-//!
-//! One JSON request per line, one JSON answer per line. Requests are the
-//! variants of [`Request`], such as `{"command":"info"}` and
-//! `{"command":"advise","advice":"pin","range":{"start":0,"end":null}}`.
-//! Answers are `{"result":...}` or `{"error":"one line"}`; after either the
-//! connection takes the next request.
+//! What is said on the control socket: JSON-RPC 2.0, one object or batch a
+//! line. `extentd` serializes the answers, `extentctl` reads the same structs;
+//! docs/control.md is for those who write clients of their own.
 //!
 //! A request with an unknown key is refused, as it might ask for something
 //! else than is done. Unknown keys and words of an answer are borne: extentd
@@ -15,24 +10,29 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub mod client;
 pub mod done;
+pub mod events;
 pub mod extents;
+pub mod failure;
+pub mod hello;
 pub mod info;
 pub mod requests;
+pub mod rpc;
+pub mod schema;
 pub mod statistics;
 pub mod words;
 
+pub use self::failure::{Code, Failure};
 pub use self::requests::{Advice, Request};
 
 /// One answer; of any form where it is only passed on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Answer<T = Value> {
     /// Done.
     Result(T),
-    /// Not done: one line for people.
-    Error(String),
+    /// Not done.
+    Error(Failure),
 }

@@ -20,6 +20,7 @@ use crate::{Fiemap, Filler, Map, Stats};
 
 pub use self::agreement::Agreement;
 pub use self::away::{Away, Obstacle};
+pub use self::change::Change;
 pub use self::claim::Claim;
 pub use self::direct::Buffer;
 pub use self::length::HeldEnd;
@@ -37,6 +38,7 @@ pub use self::ablation::{Ablation, leave_out};
 mod ablation;
 mod agreement;
 mod away;
+mod change;
 mod claim;
 mod close_watch;
 mod core;
@@ -85,6 +87,12 @@ impl DiskPath {
         let core = Arc::new(Core::new(file, device, options)?);
         let guard = Guard::spawn(Arc::clone(&core))?;
         Ok(DiskPath { core, guard })
+    }
+
+    /// Has changes told to `observer` from now on: by the guard and the lookout, which wait for it. So it must wait for
+    /// nobody. To be called once.
+    pub fn observe(&self, observer: impl Fn(Change<'_>) + Send + Sync + 'static) {
+        self.core.observer.set(observer);
     }
 
     /// Uses the path from now on, whenever that is possible. Returns at once.

@@ -5,6 +5,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use super::events::Subscription;
+
 /// What clients of a socket may have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -35,6 +37,8 @@ pub(super) enum Doing {
     Served,
     /// It takes its answer.
     Taking,
+    /// It takes events, as fast or as slowly as it likes.
+    Told,
     /// It has its last answer. What it still sends is read, as the kernel
     /// would else throw the answer away.
     Leaving,
@@ -62,6 +66,8 @@ pub(super) struct Client<S, P> {
     pub received: Vec<u8>,
     /// It sends no more.
     pub ended: bool,
+    /// What it is told without asking.
+    pub subscription: Option<Subscription>,
     stream: S,
     /// Since when it does what it does.
     since: Instant,
@@ -101,14 +107,21 @@ impl<S: Read + Write + AsFd, P: Copy> Client<S, P> {
         self.begin(Doing::Taking);
     }
 
+    /// Tells it something.
+    pub(super) fn tell(&mut self, news: Vec<u8>) {
+        self.give(news, false);
+        self.doing = Doing::Told;
+    }
+
     /// When it has taken too long for what it does; `None` where that is not
-    /// its own fault.
+    /// its own fault, or harms nobody: it gives way to others all the same.
     fn deadline(&self, bounds: &Bounds) -> Option<Instant> {
         let limit = match self.doing {
+            Doing::Asking if self.subscription.is_some() => return None,
             Doing::Asking => bounds.asking,
             Doing::Taking => bounds.taking,
             Doing::Leaving => bounds.leaving,
-            Doing::Waiting | Doing::Served => return None,
+            Doing::Waiting | Doing::Served | Doing::Told => return None,
         };
         self.since.checked_add(limit)
     }
@@ -226,6 +239,7 @@ impl<S: Read + Write + AsFd, P: Copy> Clients<S, P> {
             doing: Doing::Asking,
             received: Vec::new(),
             ended: false,
+            subscription: None,
             stream,
             since: Instant::now(),
             answer: Vec::new(),

@@ -2,12 +2,12 @@
 //! said there is in [`protocol`](crate::protocol).
 //!
 //! One thread has all connections, and none of them keeps it waiting. Each
-//! request is carried out on a thread of its own, as it may have to wait for a
+//! line is carried out on a thread of its own, as it may have to wait for a
 //! file system: only so many at a time, of which those that answer from memory
 //! have some for themselves, and no user has all.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -16,13 +16,24 @@ use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use vhost_backend::Peer;
 
-use super::clients::Bounds;
+use super::clients::{Bounds, Client};
+use super::events::{Events, Subscription};
 use super::serving::{self, Heard, Service};
+use crate::host::feed::Listener;
 use crate::host::sandbox::{self, Kind};
 use crate::host::socket::{self, SocketError, SocketFile};
 use crate::host::sys;
+use crate::protocol::events::{Event, Subscribed};
+use crate::protocol::failure::{Code, Failure};
+use crate::protocol::hello::{HELLO, Hello};
+use crate::protocol::requests::OfConnection;
+use crate::protocol::rpc::{self, Call, Line, Method};
+use crate::protocol::schema;
+
+pub use crate::protocol::client::ask;
 pub use crate::protocol::{Answer, Request};
 
 /// Longest request line in bytes, with its end.
@@ -92,11 +103,16 @@ pub(crate) fn bind(path: &Path) -> Result<(UnixListener, SocketFile), SocketErro
 ///
 /// # Errors
 /// The thread or what it needs cannot be made.
-pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io::Result<()> {
+pub(crate) fn start(
+    listener: UnixListener,
+    target: Arc<impl Controlled>,
+    events: Listener<Event>,
+) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let control = Control {
         listener,
         target,
+        events: Events::new(events),
         ends: Arc::new(Ends {
             answers: Mutex::default(),
             event: sys::event()?,
@@ -115,6 +131,7 @@ pub(crate) fn start(listener: UnixListener, target: Arc<impl Controlled>) -> io:
 struct Control<C> {
     listener: UnixListener,
     target: Arc<C>,
+    events: Events,
     ends: Arc<Ends>,
     under_way: Vec<UnderWay>,
 }
@@ -152,46 +169,50 @@ impl<C: Controlled> Service for Control<C> {
         one.uid() == other.uid()
     }
 
-    fn hear(&mut self, client: u64, from: Caller, received: &mut Vec<u8>, ended: bool) -> Heard {
-        if !from.may_ask() {
-            log::warn!(
-                "control socket: refused: {from}: only the user of this process may ask, and root"
-            );
-            let line = format!("{from}: only the user that runs extentd may ask, and root");
-            return Heard::Last(line_of(&Answer::<()>::Error(line)));
+    fn greet(&self, from: Caller) -> Heard {
+        if from.may_ask() {
+            let hello = rpc::notification(HELLO, &Hello::own());
+            return Heard::Answer(line_of(hello));
         }
+        log::warn!(
+            "control socket: refused: {from}: only the user of this process may ask, and root"
+        );
+        let line = format!("{from}: only the user that runs extentd may ask, and root");
+        last_line(Code::NotPermitted, line)
+    }
+
+    fn hear(&mut self, client: &mut Client<UnixStream, Caller>) -> Heard {
+        let received = &client.received;
         let end = received.iter().position(|&byte| byte == b'\n');
         let length = match end {
             Some(at) => at.saturating_add(1),
             None if received.len() >= LINE_BYTES => {
                 // Where the next request begins is unknown from here on.
-                let line = format!("a request is longer than {LINE_BYTES} bytes");
-                return Heard::Last(line_of(&Answer::<()>::Error(line)));
+                let line = format!("a line is longer than {LINE_BYTES} bytes");
+                return last_line(Code::NotARequest, line);
             }
             // A last line without an end is still a request.
-            None if ended && !received.is_empty() => received.len(),
-            None if ended => return Heard::Gone,
+            None if client.ended && !received.is_empty() => received.len(),
             None => return Heard::More,
         };
-        let line = received.get(..length).unwrap_or_default();
-        let heard = match serde_json::from_slice::<Request>(line) {
-            Ok(request) => self.begin(client, from, request),
-            Err(error) => {
-                let line = format!("not a request: {error}");
-                Heard::Answer(line_of(&Answer::<()>::Error(line)))
-            }
-        };
+        let line = rpc::read(received.get(..length).unwrap_or_default());
+        let heard = self.begin(client, line);
         if !matches!(heard, Heard::Waiting) {
-            received.drain(..length);
+            client.received.drain(..length);
         }
         heard
     }
 
-    fn waker(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ends.event.as_fd())
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.ends.event.as_fd(), self.events.event()]
+    }
+
+    fn news(&self, of: &mut Subscription) -> Vec<u8> {
+        self.events.news(of)
     }
 
     fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
+        self.events.gather();
         if !sys::event_take(&self.ends.event) {
             return Vec::new();
         }
@@ -208,77 +229,127 @@ impl<C: Controlled> Service for Control<C> {
 }
 
 impl<C: Controlled> Control<C> {
-    /// Has a request carried out, if there is a place for it.
-    fn begin(&mut self, client: u64, from: Caller, request: Request) -> Heard {
-        let (uid, brief) = (from.uid(), request.is_brief());
+    /// Has a line carried out, if there is a place for it.
+    fn begin(&mut self, client: &mut Client<UnixStream, Caller>, line: Line) -> Heard {
+        let from = client.peer;
+        let mut of_disk = line.calls.iter().filter_map(|call| match &call.method {
+            Ok(Method::Disk(request)) => Some(request.is_brief()),
+            _ => None,
+        });
+        let Some(first) = of_disk.next() else {
+            let steps = self.steps(client, line.calls);
+            return Heard::Answer(carry_out(&*self.target, steps, line.batch, from));
+        };
+        let brief = first && of_disk.all(|brief| brief);
+        let uid = from.uid();
         let of_kind = || self.under_way.iter().filter(|one| one.brief == brief);
         let mine = of_kind().filter(|one| one.uid == uid).count();
         if of_kind().count() >= UNDER_WAY || mine >= UNDER_WAY_EACH {
             return Heard::Waiting;
         }
         let (target, ends) = (Arc::clone(&self.target), Arc::clone(&self.ends));
+        let (number, batch) = (client.number, line.batch);
+        // For the case that there is no thread for it.
+        let ids: Vec<_> = line.calls.iter().map(|call| call.id.clone()).collect();
+        let steps = self.steps(client, line.calls);
         let started = thread::Builder::new()
             .name("control-conn".to_owned())
             .spawn(move || {
-                let answer = line_of(&target.carry_out(request, from));
+                let answer = carry_out(&*target, steps, batch, from);
                 ends.answers
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .push((client, answer));
+                    .push((number, answer));
                 sys::event_set(&ends.event);
             });
         match started {
             Ok(_) => {
-                self.under_way.push(UnderWay { client, uid, brief });
+                self.under_way.push(UnderWay {
+                    client: number,
+                    uid,
+                    brief,
+                });
                 Heard::Served
             }
             Err(error) => {
                 log::warn!("control socket: no thread for a request: {error}");
                 let line = format!("no thread for this request: {error}: try again later");
-                Heard::Answer(line_of(&Answer::<()>::Error(line)))
+                let failure = Failure::new(Code::Busy, line);
+                let failed = |id: Box<_>| rpc::response::<()>(&id, Err(&failure));
+                Heard::Answer(joined(batch, ids.into_iter().flatten().map(failed)))
             }
         }
     }
-}
 
-fn line_of(answer: &Answer<impl Serialize>) -> Vec<u8> {
-    let mut line = serde_json::to_vec(answer).unwrap_or_else(|error| {
-        log::warn!("control socket: an answer cannot be written: {error}");
-        b"{\"error\":\"the answer cannot be written\"}".to_vec()
-    });
-    line.push(b'\n');
-    line
-}
-
-/// Sends one request to the control socket at `path`, and waits for the
-/// answer.
-///
-/// # Errors
-/// Nobody listens there, or no answer comes within `timeout`.
-pub fn ask(path: &Path, request: &Request, timeout: Duration) -> io::Result<Answer> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    // One that has no place for us answers and leaves without reading.
-    let sent = stream.write_all(&line);
-    let mut answer = String::new();
-    match BufReader::new(stream).read_line(&mut answer) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no answer within {} s", timeout.as_secs()),
-        )),
-        Err(error) => Err(error),
-        Ok(0) => {
-            sent?;
-            Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection was closed without an answer",
-            ))
-        }
-        Ok(_) => Ok(serde_json::from_str(&answer)?),
+    /// What is left to do for calls, once those have been done that concern
+    /// the connection.
+    fn steps(&self, client: &mut Client<UnixStream, Caller>, calls: Vec<Call>) -> Vec<Step> {
+        let calls = calls.into_iter();
+        let steps = calls.map(|Call { id, method }| {
+            let todo = match method {
+                Ok(Method::Disk(request)) => Todo::Ask(request),
+                Ok(Method::Connection(OfConnection::Discover {})) => Todo::Describe,
+                Ok(Method::Connection(OfConnection::Subscribe { kinds })) => {
+                    let (subscription, subscribed) = self.events.subscribe(kinds);
+                    client.subscription = subscription;
+                    Todo::Subscribed(subscribed)
+                }
+                Err(failure) => Todo::Fail(failure),
+            };
+            Step { id, todo }
+        });
+        steps.collect()
     }
+}
+
+/// What is left to do for a call.
+struct Step {
+    id: Option<Box<RawValue>>,
+    todo: Todo,
+}
+
+enum Todo {
+    Ask(Request),
+    Describe,
+    Subscribed(Subscribed),
+    Fail(Failure),
+}
+
+/// Carries out what a line asks for, one after the other, and answers it.
+fn carry_out(target: &impl Controlled, steps: Vec<Step>, batch: bool, from: Caller) -> Vec<u8> {
+    let answers = steps
+        .into_iter()
+        .filter_map(|Step { id, todo }| match todo {
+            Todo::Ask(request) => match target.carry_out(request, from) {
+                Answer::Result(done) => Some(rpc::response(&id?, Ok(&done))),
+                Answer::Error(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
+            },
+            Todo::Describe => Some(rpc::response(&id?, Ok(schema::document()))),
+            Todo::Subscribed(subscribed) => Some(rpc::response(&id?, Ok(&subscribed))),
+            Todo::Fail(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
+        });
+    joined(batch, answers)
+}
+
+/// The answers to a line; nothing where there are none.
+fn joined(batch: bool, answers: impl Iterator<Item = String>) -> Vec<u8> {
+    let answers: Vec<String> = answers.collect();
+    match (answers.as_slice(), batch) {
+        ([], _) => Vec::new(),
+        (all, true) => line_of(format!("[{}]", all.join(","))),
+        (all, false) => line_of(all.concat()),
+    }
+}
+
+fn line_of(mut text: String) -> Vec<u8> {
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Why somebody is to leave.
+fn last_line(code: Code, line: String) -> Heard {
+    let failure = Failure::new(code, line);
+    Heard::Last(line_of(rpc::response_to_nothing(&failure)))
 }
 
 #[cfg(test)]

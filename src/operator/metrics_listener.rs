@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
-use super::clients::Bounds;
+use super::clients::{Bounds, Client};
+use super::events::Subscription;
 use super::serving::{self, Heard, Service};
 
 use crate::host::sandbox::{self, Kind};
@@ -71,16 +72,25 @@ impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
         one == other
     }
 
-    fn hear(&mut self, _: u64, _: IpAddr, received: &mut Vec<u8>, ended: bool) -> Heard {
+    fn greet(&self, _: IpAddr) -> Heard {
+        Heard::More
+    }
+
+    fn hear(&mut self, client: &mut Client<TcpStream, IpAddr>) -> Heard {
+        let received = &client.received;
         let whole = received.windows(4).any(|end| end == b"\r\n\r\n");
-        if !whole && !ended && received.len() < HEAD_BYTES {
+        if !whole && !client.ended && received.len() < HEAD_BYTES {
             return Heard::More;
         }
         Heard::Last(answer(received, &self.text))
     }
 
-    fn waker(&self) -> Option<BorrowedFd<'_>> {
-        None
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
+    fn news(&self, _: &mut Subscription) -> Vec<u8> {
+        Vec::new()
     }
 
     fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::clients::{Bounds, Client, Clients, Doing, Turn};
+use super::events::Subscription;
 
 /// What is made of what a client has sent.
 #[derive(Debug)]
@@ -23,8 +24,6 @@ pub(super) enum Heard {
     Answer(Vec<u8>),
     /// Something after which the client is to leave.
     Last(Vec<u8>),
-    /// Nothing more will come.
-    Gone,
 }
 
 /// Who is served there, and how.
@@ -43,13 +42,19 @@ pub(super) trait Service: Send + 'static {
     /// Whether two connections count as one party's.
     fn same(one: Self::Peer, other: Self::Peer) -> bool;
 
-    /// Looks for a request at the beginning of what was received, and takes
-    /// it out. `ended`: nothing follows.
-    fn hear(&mut self, client: u64, peer: Self::Peer, received: &mut Vec<u8>, ended: bool)
-    -> Heard;
+    /// What is said to somebody who has just connected.
+    fn greet(&self, peer: Self::Peer) -> Heard;
 
-    /// What tells that a request has ended that was under way.
-    fn waker(&self) -> Option<BorrowedFd<'_>>;
+    /// Looks for a request at the beginning of what was received, and takes
+    /// it out.
+    fn hear(&mut self, client: &mut Client<Self::Stream, Self::Peer>) -> Heard;
+
+    /// What tells that a request has ended that was under way, or that there
+    /// are news.
+    fn wakers(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Something that a client is told without asking; empty if nothing.
+    fn news(&self, of: &mut Subscription) -> Vec<u8>;
 
     /// Answers to what was under way, by the numbers of clients.
     fn finished(&mut self) -> Vec<(u64, Vec<u8>)>;
@@ -98,6 +103,16 @@ pub(super) fn serve<T: Service>(mut service: T, bounds: Bounds, name: &str) -> !
                 .list
                 .retain_mut(|client| client.doing != Doing::Waiting || hear(&mut service, client));
         }
+        for client in &mut clients.list {
+            if client.doing == Doing::Asking
+                && let Some(subscription) = &mut client.subscription
+            {
+                let news = service.news(subscription);
+                if !news.is_empty() {
+                    client.tell(news);
+                }
+            }
+        }
         clients.let_late_ones_go();
         if seen.connections
             && let Err(error) = admit(&mut service, &mut clients)
@@ -133,15 +148,17 @@ fn wait<T: Service>(
     });
     let limit: Option<Timespec> = limit.and_then(|limit| limit.try_into().ok());
     let listener = service.listener();
-    let waker = service.waker();
+    let wakers = service.wakers();
     let mut all: Vec<PollFd<'_>> = clients
         .list
         .iter()
         .map(|client| {
             let wanted = match client.doing {
-                Doing::Asking | Doing::Leaving => PollFlags::IN,
-                Doing::Taking => PollFlags::OUT,
                 // Only whether it leaves.
+                Doing::Asking if client.ended => PollFlags::empty(),
+                Doing::Asking | Doing::Leaving => PollFlags::IN,
+                Doing::Taking | Doing::Told => PollFlags::OUT,
+                // Likewise.
                 Doing::Waiting | Doing::Served => PollFlags::empty(),
             };
             PollFd::new(client.stream(), wanted)
@@ -150,7 +167,8 @@ fn wait<T: Service>(
     if paused.is_none() {
         all.push(PollFd::from_borrowed_fd(listener, PollFlags::IN));
     }
-    all.extend(waker.map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
+    let wakers = wakers.into_iter();
+    all.extend(wakers.map(|waker| PollFd::from_borrowed_fd(waker, PollFlags::IN)));
     pulse::during(pulse::Doing::Resting, || {
         rustix::event::poll(&mut all, limit.as_ref())
     })?;
@@ -171,8 +189,9 @@ fn turn<T: Service>(
     bounds: &Bounds,
 ) -> bool {
     let turn = match client.doing {
+        Doing::Asking if client.ended => Turn::Gone,
         Doing::Asking | Doing::Leaving => client.read(bounds),
-        Doing::Taking => client.write(),
+        Doing::Taking | Doing::Told => client.write(),
         Doing::Waiting | Doing::Served if flags.intersects(PollFlags::HUP | PollFlags::ERR) => {
             Turn::Gone
         }
@@ -187,14 +206,14 @@ fn turn<T: Service>(
 
 /// Looks at what a client has sent; whether it stays.
 fn hear<T: Service>(service: &mut T, client: &mut Client<T::Stream, T::Peer>) -> bool {
-    let heard = service.hear(
-        client.number,
-        client.peer,
-        &mut client.received,
-        client.ended,
-    );
+    let heard = service.hear(client);
+    follow(heard, client)
+}
+
+fn follow<S: Read + Write + AsFd, P: Copy>(heard: Heard, client: &mut Client<S, P>) -> bool {
     match heard {
-        Heard::More => !client.ended,
+        // Who has subscribed may have nothing more to say.
+        Heard::More => !client.ended || client.subscription.is_some(),
         Heard::Served => {
             client.wait(Doing::Served);
             true
@@ -212,7 +231,6 @@ fn hear<T: Service>(service: &mut T, client: &mut Client<T::Stream, T::Peer>) ->
             client.give(answer, true);
             true
         }
-        Heard::Gone => false,
     }
 }
 
@@ -232,9 +250,8 @@ fn admit<T: Service>(service: &mut T, clients: &mut Clients<T::Stream, T::Peer>)
             log::debug!("a client is turned away: all have requests under way");
             continue;
         }
-        // Some are answered before they ask.
         if let Some(client) = clients.list.last_mut()
-            && !hear(service, client)
+            && !follow(service.greet(client.peer), client)
         {
             clients.list.pop();
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 pub use mapping::path::Swap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Most queues of a disk, and what is offered by default: front-ends ask for
@@ -76,8 +77,9 @@ pub enum Socket {
     Activated(RawFd),
 }
 
-/// How requests reach the image. The lines of the values are help texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+/// How requests reach the image.
+// The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IoPath {
     /// The fastest way that is safe

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vhost_backend::{Endpoint, Handle, Server};
+use vhost_backend::{Endpoint, Handle, Server, Visit};
 
 use crate::disk::{Disk, DiskError};
 use crate::host::allocations;
+use crate::host::feed::{self, Feed, Listener};
 use crate::host::keeper::{self, Keeper};
 use crate::host::limits;
 use crate::host::logging;
@@ -31,6 +32,7 @@ use crate::process::service_manager::{self, NotifyState};
 use crate::process::signals::{Signals, Wish};
 use crate::process::socket_files::SocketFiles;
 use crate::process::watch;
+use crate::protocol::events::Event;
 use crate::swap::{self, SwapError, SwapMode};
 
 /// Why the process cannot start or go on: one line that says what to do.
@@ -99,9 +101,12 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     let keeper = Keeper::spawn().map_err(host("start the thread that hands over"))?;
     let signals = Signals::watch(blocked).map_err(host("watch for signals"))?;
     logging::start(|| sandbox::enter(Kind::Log)).map_err(host("start the log's thread"))?;
-    watch::start().map_err(host("start the watch over its threads"))?;
+    let (feed, events) = feed::feed(EVENTS).map_err(host("make a descriptor"))?;
+    watch::start(feed.clone()).map_err(host("start the watch over its threads"))?;
     let disk = Arc::new(open_disk(config, handed)?);
+    disk.report_to(feed.clone());
     let mut server = Server::new(Arc::clone(&disk), config.server.clone())?;
+    server.observe(visits(feed.clone()));
     let handle = server.handle();
     let swap = match config.disk.swap {
         Some(grade) => Some(SwapMode::seal(grade)?),
@@ -113,12 +118,13 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         handle.clone(),
         swap,
         settings,
+        feed,
     );
     let operator = Arc::new(operator);
     // They are removed when this is dropped, however this ends.
     let mut files = SocketFiles::new(&keeper);
     if let Some(path) = &config.control_path {
-        files.control(start_control(path, &operator)?);
+        files.control(start_control(path, &operator, events)?);
     }
     if let Some(address) = config.metrics_listen {
         start_metrics(address, &disk)?;
@@ -193,6 +199,24 @@ fn open_disk(config: &Config, handed: Option<OwnedFd>) -> Result<Disk, ServeErro
     }
     Ok(Disk::open_again(&config.image, handed, &config.disk)?)
 }
+
+/// Has operators told of front-ends.
+fn visits(feed: Feed<Event>) -> impl Fn(Visit) + Send + 'static {
+    move |visit| {
+        feed.tell(match visit {
+            Visit::Came(peer) => Event::FrontEndCame {
+                pid: peer.map(|peer| peer.pid),
+                uid: peer.map(|peer| peer.uid),
+            },
+            Visit::Gone => Event::FrontEndGone {},
+            // The library may tell of more than is known here.
+            _ => return,
+        });
+    }
+}
+
+/// Events that wait for the thread that tells them.
+const EVENTS: usize = 256;
 
 /// No handover has begun.
 const SERVING: u64 = 0;
@@ -314,8 +338,13 @@ fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError
     Ok(())
 }
 
-fn start_control(path: &Path, operator: &Arc<Operator>) -> Result<SocketFile, ServeError> {
+fn start_control(
+    path: &Path,
+    operator: &Arc<Operator>,
+    events: Listener<Event>,
+) -> Result<SocketFile, ServeError> {
     let (listener, file) = control::bind(path)?;
-    control::start(listener, Arc::clone(operator)).map_err(host("start the control thread"))?;
+    control::start(listener, Arc::clone(operator), events)
+        .map_err(host("start the control thread"))?;
     Ok(file)
 }

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use pulse::{Change, Watch};
 
+use crate::host::feed::Feed;
 use crate::host::hardening::SMALL_STACK;
 use crate::host::logging;
 use crate::host::sandbox::{self, Kind};
 use crate::process::service_manager::{self, NotifyState};
+use crate::protocol::events::Event;
 
 /// A stop may take so long, for a disk that does not answer: less than the
 /// service manager gives it (`TimeoutStopSec=`).
@@ -32,7 +34,7 @@ pub(crate) fn stopping() {
 ///
 /// # Errors
 /// The host refuses a thread or a signal's handler.
-pub(crate) fn start() -> io::Result<()> {
+pub(crate) fn start(feed: Feed<Event>) -> io::Result<()> {
     pulse::catch_strikes()?;
     // Where it is told too rarely, it ends the process.
     let interval = service_manager::watchdog_enabled().map(|limit| limit / 4);
@@ -41,12 +43,12 @@ pub(crate) fn start() -> io::Result<()> {
         .stack_size(SMALL_STACK)
         .spawn(move || {
             sandbox::enter(Kind::Watch);
-            watch(interval);
+            watch(interval, &feed);
         })?;
     Ok(())
 }
 
-fn watch(interval: Option<Duration>) {
+fn watch(interval: Option<Duration>, feed: &Feed<Event>) {
     let mut watch = Watch::default();
     let mut last = Instant::now();
     let mut told: Option<Instant> = None;
@@ -57,6 +59,7 @@ fn watch(interval: Option<Duration>) {
         let now = Instant::now();
         for change in watch.look(now - last, next) {
             say(&change);
+            feed.tell(event(change));
         }
         last = now;
         let due = interval.filter(|&interval| told.is_none_or(|at| now - at >= interval));
@@ -100,6 +103,20 @@ fn leave(time: Duration) -> ! {
     );
     logging::finish();
     std::process::exit(1);
+}
+
+fn event(change: Change) -> Event {
+    match change {
+        Change::Stands(one) => Event::ThreadStands {
+            thread: one.thread,
+            seconds: one.time.as_secs(),
+            doing: one.doing.describe().to_owned(),
+        },
+        Change::GoesOn(one) => Event::ThreadGoesOn {
+            thread: one.thread,
+            seconds: one.time.as_secs(),
+        },
+    }
 }
 
 fn say(change: &Change) {

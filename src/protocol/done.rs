@@ -1,12 +1,13 @@
 //! Answers to what changes something.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::requests::Advice;
 use super::words::{Named, Way};
 
 /// The disk has another size.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Resized {
     /// The capacity that the guest sees, in bytes.
@@ -14,7 +15,7 @@ pub struct Resized {
 }
 
 /// Advice was followed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Advised {
     /// As it was given.
@@ -34,7 +35,7 @@ pub struct Advised {
 }
 
 /// The way of requests, after another was chosen or the same again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct PathNow {
     /// Where requests go now.
@@ -45,7 +46,7 @@ pub struct PathNow {
 
 /// An image was prepared to be swapped on. Nobody is asked for this one:
 /// `extentctl prepare --json` writes it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ImagePrepared {
     /// Size of the image in bytes.

@@ -2,6 +2,7 @@
 //! with what the map has in memory.
 
 use mapping::KindName;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::Named;
@@ -10,7 +11,7 @@ use super::words::Named;
 pub const MOST: u32 = 4096;
 
 /// One piece of the image, as long as its kind and its place go on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Piece {
     /// The first byte, from the start of the image.
@@ -28,7 +29,7 @@ pub struct Piece {
 }
 
 /// A part of the image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Page {
     /// The capacity that the guest sees, in bytes.

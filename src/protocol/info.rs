@@ -1,5 +1,6 @@
 //! The answer to `info`, and what it has in common with `selftest`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
@@ -11,7 +12,7 @@ mod properties;
 pub use self::properties::{Properties, Property};
 
 /// What is served, how, and to whom.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Info {
     /// Of extentd.
@@ -39,7 +40,7 @@ pub struct Info {
 }
 
 /// A thread that has stood still for some seconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct StandingThread {
     /// Its name.
@@ -51,7 +52,7 @@ pub struct StandingThread {
 }
 
 /// What the process has given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Sandbox {
     /// Each thread may make the system calls of its kind only.
@@ -66,7 +67,7 @@ pub struct Sandbox {
 }
 
 /// The disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct DiskInfo {
     /// The image; what of its name is not UTF-8 is replaced.
@@ -115,7 +116,7 @@ pub struct DiskInfo {
 }
 
 /// The thread that takes the lease and gives it back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Guard {
     /// When it last looked at the lease, in milliseconds before now; it does
@@ -126,7 +127,7 @@ pub struct Guard {
 }
 
 /// What all workers have done since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Operations {
     /// Reads and writes that went straight to the device.
@@ -153,7 +154,7 @@ pub struct Operations {
 }
 
 /// What of io_uring the kernel has; each has a way round where it is missing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct IoUring {
     /// Completions are posted when the worker asks (6.1): "deferred"; when it
@@ -169,7 +170,7 @@ pub struct IoUring {
 }
 
 /// Swap-grade mode.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct SwapInfo {
     /// How strictly it was asked for.
@@ -184,7 +185,7 @@ pub struct SwapInfo {
 }
 
 /// Whether a disk is swap-grade, watched for a second.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Selftest {
     /// All properties are held.
@@ -194,7 +195,7 @@ pub struct Selftest {
 }
 
 /// A connection of a front-end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct FrontEnd {
     /// The process that has made it; `None` if the kernel does not tell.
@@ -206,7 +207,7 @@ pub struct FrontEnd {
 }
 
 /// An image that others have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ImageAwaited {
     /// For how long it was asked for, in seconds.
@@ -216,7 +217,7 @@ pub struct ImageAwaited {
 }
 
 /// The front-end. All is zero but `connected` where there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Session {
     /// A front-end is connected.
@@ -234,9 +235,11 @@ pub struct Session {
     pub image_awaited: Option<ImageAwaited>,
     /// Virtio features acknowledged: bits, as a hexadecimal number in a text.
     #[serde(with = "hexadecimal")]
+    #[schemars(with = "String")]
     pub features: u64,
     /// vhost-user protocol features acknowledged, likewise.
     #[serde(with = "hexadecimal")]
+    #[schemars(with = "String")]
     pub protocol_features: u64,
     /// Regions of guest memory that are shared.
     pub memory_regions: usize,

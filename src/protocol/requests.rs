@@ -3,46 +3,74 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::events::EventKind;
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 
-/// One request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+/// What may be asked of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    tag = "method",
+    content = "params",
+    rename_all = "kebab-case",
+    deny_unknown_fields
+)]
 #[non_exhaustive]
 pub enum Request {
-    /// What is served, how, and to whom: an [`Info`](super::info::Info).
+    /// What is served, how, and to whom.
     Info {},
-    /// Whether the disk is swap-grade, watched for a second: a
-    /// [`Selftest`](super::info::Selftest).
+    /// Whether the disk is swap-grade, watched for a second.
     Selftest {},
-    /// Change the size of the disk: a [`Resized`](super::done::Resized).
+    /// Change the size of the disk; the guest is told.
     Resize {
         /// The new size in bytes.
         bytes: u64,
     },
-    /// The counters: a [`Statistics`](super::statistics::Statistics).
+    /// The counters since the start, and the state now.
     Stats {},
-    /// Say what the map should have in memory: an [`Advised`](super::done::Advised).
+    /// Say what the map should have in memory.
     Advise {
         /// What is said.
         advice: Advice,
         /// About what.
         range: ByteRange,
     },
-    /// The extents of the image: a [`Page`](super::extents::Page).
+    /// The extents of the image.
     Map {
         /// Of this range.
         range: ByteRange,
-        /// Most extents in the answer, 1 to [`MOST`](super::extents::MOST).
+        /// Most extents in the answer, 1 to 4096.
         most: u32,
     },
-    /// Choose how requests may reach the image: a [`PathNow`](super::done::PathNow).
+    /// Choose how requests may reach the image.
     IoPath {
         /// The way.
         path: IoPath,
+    },
+}
+
+/// What may be asked of the connection itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    tag = "method",
+    content = "params",
+    rename_all = "kebab-case",
+    deny_unknown_fields
+)]
+#[non_exhaustive]
+pub enum OfConnection {
+    /// This description of all methods.
+    #[serde(rename = "rpc.discover")]
+    Discover {},
+    /// Tell events from now on, between the answers: notifications named
+    /// `event`.
+    Subscribe {
+        /// Which kinds; null or left out: all. An empty list ends it.
+        #[serde(default)]
+        kinds: Option<Vec<EventKind>>,
     },
 }
 
@@ -73,9 +101,9 @@ impl Request {
     }
 }
 
-/// What may be said about a range, after the "badvise()" of the 2008 thread.
-/// The lines of the values are help texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+/// What may be said about a range.
+// After the "badvise()" of the 2008 thread; the lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Advice {
     /// Load it soon, as far as the budget reaches

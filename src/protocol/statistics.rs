@@ -1,14 +1,16 @@
 //! The answer to `stats`: what is counted of a disk. Metrics tell the same.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use mapping::{Kind, KindName};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::words::{Named, Way};
 
 /// All counters since the start, and the state now.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Statistics {
     /// Milliseconds since the disk was opened.
@@ -42,7 +44,7 @@ pub struct Statistics {
 }
 
 /// The map of extents.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct MapStatistics {
     /// Lookups that found an extent.
@@ -108,6 +110,20 @@ impl ExtentCounts {
 impl Serialize for ExtentCounts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.named().map(|(kind, count)| (kind.as_str(), count)))
+    }
+}
+
+impl JsonSchema for ExtentCounts {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "ExtentCounts".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        BTreeMap::<String, u64>::json_schema(generator)
     }
 }
 

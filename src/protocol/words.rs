@@ -1,9 +1,11 @@
 //! The words of answers, each set in one table. Where a newer extentd has one
 //! more, it is shown as it is.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use mapping::KindName;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::options::config::Swap;
@@ -73,6 +75,22 @@ impl<T: Word> fmt::Display for Named<T> {
 impl<T: Word> Serialize for Named<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<T: Word> JsonSchema for Named<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Word".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let words = T::ALL.iter().map(|word| word.word());
+        // A newer extentd may have more.
+        json_schema!({ "type": "string", "examples": words.collect::<Vec<_>>() })
     }
 }
 

@@ -1,11 +1,16 @@
 //! A process, its image, a front-end, and `extentctl`.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
-use front_end::{Daemon, LIMIT, Like, Wanted};
+use front_end::{Daemon, LIMIT, Like, Wanted, limit};
 use rig::attached::Attached;
 use rig::file_systems::{EXT4, Mounted};
 use rig::files::{fallocate, pattern};
@@ -113,6 +118,11 @@ impl Rig {
         }
     }
 
+    /// Where it is controlled.
+    pub fn control(&self) -> &Path {
+        &self.control
+    }
+
     pub fn extentctl(&self, arguments: &[&str]) -> Done {
         let output = Command::new(rig::extentctl!())
             .arg("--control-path")
@@ -133,6 +143,23 @@ impl Rig {
         let mut all = vec!["--json"];
         all.extend(arguments);
         serde_json::from_str(&self.extentctl(&all).text()).unwrap()
+    }
+
+    /// Requests of a guest, one after the other, for as long as it is kept.
+    pub fn under_io(&self, mut guest: Guest) -> UnderIo {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let bytes = content(0, 4096);
+            while !stopped.load(Ordering::Relaxed) {
+                guest.write(0, &bytes);
+                assert_eq!(guest.read(0, 4096), bytes);
+            }
+        });
+        UnderIo {
+            stop,
+            thread: Some(thread),
+        }
     }
 
     pub fn attach(&self) -> Guest {
@@ -175,6 +202,77 @@ impl Guest {
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         self.0.write(offset / 512, bytes);
+    }
+}
+
+/// A guest at work, until this is dropped.
+pub struct UnderIo {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for UnderIo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// A connection to a control socket, greeted.
+pub struct Line(BufReader<UnixStream>);
+
+impl Line {
+    pub fn open(control: &Path) -> Self {
+        let stream = UnixStream::connect(control).unwrap();
+        stream.set_read_timeout(Some(limit())).unwrap();
+        let mut line = Self(BufReader::new(stream));
+        assert_eq!(line.hear()["method"], "hello");
+        line
+    }
+
+    pub fn say(&mut self, text: &str) {
+        writeln!(self.0.get_mut(), "{text}").unwrap();
+    }
+
+    /// The next line; null at the end.
+    pub fn hear(&mut self) -> Value {
+        let mut text = String::new();
+        match self.0.read_line(&mut text).unwrap() {
+            0 => Value::Null,
+            _ => serde_json::from_str(&text).unwrap(),
+        }
+    }
+
+    /// The answer to a call.
+    pub fn call(&mut self, method: &str, params: &str) -> Value {
+        self.say(&::rig::operator::call(method, params));
+        self.hear()
+    }
+
+    /// Subscribed, to these kinds or all.
+    pub fn subscribed(control: &Path, kinds: &str) -> Self {
+        let mut line = Self::open(control);
+        let answer = line.call("subscribe", &format!("{{\"kinds\":{kinds}}}"));
+        assert!(answer["result"]["next_sequence"].is_u64(), "{answer}");
+        line
+    }
+
+    /// Events up to one of that kind, which comes last.
+    pub fn until(&mut self, kind: &str) -> Vec<Value> {
+        let mut all: Vec<Value> = Vec::new();
+        loop {
+            let mut line = self.hear();
+            assert_eq!(line["method"], "event", "before {kind}: {line}");
+            all.push(line["params"].take());
+            if all.last().unwrap()["kind"] == kind {
+                return all;
+            }
+        }
     }
 }
 

@@ -20,7 +20,16 @@ fn help(arguments: &[&str]) -> String {
 fn help_names_every_command_and_each_has_its_own() {
     let all = help(&[]);
     let commands = [
-        "info", "resize", "stats", "top", "map", "advise", "io-path", "metrics",
+        "info",
+        "resize",
+        "stats",
+        "top",
+        "map",
+        "advise",
+        "io-path",
+        "metrics",
+        "events",
+        "completions",
     ];
     for command in commands {
         assert!(
@@ -51,16 +60,30 @@ fn each_mistake_is_one_line_that_says_what_to_do() {
     for (arguments, code, said) in [
         (
             &["--control-path", "none", "info"][..],
-            1,
+            3,
             "is extentd running",
         ),
-        (&["--control-path", &long, "info"], 1, "less than 108 bytes"),
+        (&["--control-path", &long, "info"], 3, "less than 108 bytes"),
         (
             &["--control-path", &socket, "info"],
-            1,
+            3,
             "not its --socket-path",
         ),
         (&["info"], 2, "give the --control-path"),
+        (&["--all=none", "info"], 3, "--all=none: "),
+        (&["--all=/proc/self/fdinfo", "info"], 3, "give their folder"),
+        (
+            &["--all", "--control-path", "c", "info"],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["--control-path", "c", "--control-path", "d", "top"],
+            2,
+            "top is for one disk",
+        ),
+        (&["--control-path", "c", "events", "rain"], 2, "'[KIND]...'"),
+        (&["completions", "dos"], 2, "'<SHELL>'"),
         (&["--control-path", "c", "inf"], 2, "exists: 'info'"),
         (
             &["--control-path", "c", "resize", "-1"],
@@ -125,7 +148,7 @@ fn who_closes_without_an_answer_is_told_with_what_to_look_at() {
         .unwrap();
     assert!(closed.join().unwrap().unwrap() > 0);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(output.status.code(), Some(3), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(
         error.contains("closed without an answer") && error.contains("not its --socket-path"),

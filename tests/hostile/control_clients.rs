@@ -6,9 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rig::operator::call;
+
 use crate::looked_after::LookedAfter;
 
-const MAP: &[u8] = b"{\"command\":\"map\",\"range\":{\"start\":0,\"end\":null},\"most\":4096}\n";
+const MAP: &[u8] = b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"map\",\"params\":{\"range\":{\"start\":0,\"end\":null},\"most\":4096}}\n";
 
 #[test]
 fn silent_and_deaf_clients_keep_no_operator_waiting() {
@@ -16,7 +18,7 @@ fn silent_and_deaf_clients_keep_no_operator_waiting() {
     let before = one.open_files();
     let endless = vec![b'{'; 200_000];
     let mut held = Vec::new();
-    for said in [&b""[..], b"{\"command\":", MAP, &MAP.repeat(200), &endless] {
+    for said in [&b""[..], b"{\"method\":", MAP, &MAP.repeat(200), &endless] {
         for _ in 0..60 {
             let mut line = one.operator();
             // It is left by then where that is too much; none may wait for it.
@@ -33,34 +35,39 @@ fn silent_and_deaf_clients_keep_no_operator_waiting() {
 #[test]
 fn nonsense_is_answered_and_the_next_request_as_well() {
     let one = LookedAfter::start(&[]);
-    let mut line = one.operator();
+    let mut line = one.greeted();
     let deep = "[".repeat(3000);
     for said in [
         "\0\0",
         "null",
         "[]",
         "\"info\"",
-        "{\"command\":\"info\",\"command\":\"resize\"}",
-        "{\"command\":\"resize\",\"bytes\":18446744073709551616}",
-        "{\"command\":\"resize\",\"bytes\":1e300}",
-        "{\"command\":\"map\",\"range\":{\"start\":9223372036854775807,\"end\":1},\"most\":0}",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"method\":\"resize\"}",
+        &call("resize", "{\"bytes\":18446744073709551616}"),
+        &call("resize", "{\"bytes\":1e300}"),
+        &call(
+            "map",
+            "{\"range\":{\"start\":9223372036854775807,\"end\":1},\"most\":0}",
+        ),
         &deep,
     ] {
         line.say(format!("{said}\n").as_bytes()).unwrap();
         let answer = line.hear();
-        assert!(answer.starts_with("{\"error\":"), "{said}: {answer}");
+        assert!(answer.contains("\"error\":{\"code\":"), "{said}: {answer}");
     }
-    line.say(b"\xff\xfe\n{\"command\":\"info\"}\n").unwrap();
-    assert!(line.hear().starts_with("{\"error\":"));
-    assert!(line.hear().starts_with("{\"result\":"));
+    line.say(b"\xff\xfe\n").unwrap();
+    line.say(format!("{}\n", call("info", "{}")).as_bytes())
+        .unwrap();
+    assert!(line.hear().contains("\"error\":{\"code\":-32700,"));
+    assert!(line.hear().contains("\"result\":{"));
 }
 
 #[test]
 fn who_changes_something_is_named_in_the_log() {
     let one = LookedAfter::start(&[]);
-    let mut line = one.operator();
-    line.say(b"{\"command\":\"io-path\",\"path\":\"file\"}\n")
-        .unwrap();
+    let mut line = one.greeted();
+    let call = call("io-path", "{\"path\":\"file\"}");
+    line.say(format!("{call}\n").as_bytes()).unwrap();
     line.hear();
     let said = one
         .daemon

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use crate::served::Served;
-use crate::tracer::Held;
+use rig::held::Held;
 
 fn stands(served: &Served, thread: &str) -> bool {
     let info = served.info();

@@ -14,9 +14,9 @@ use crate::looked_after::LookedAfter;
 const ROUNDS: usize = 1500;
 
 fn assert_limited(one: &LookedAfter, bytes: usize) {
-    let mut line = one.operator();
-    line.say(b"{\"command\":\"io-path\",\"path\":\"file\"}\n")
-        .unwrap();
+    let mut line = one.greeted();
+    let call = rig::operator::call("io-path", "{\"path\":\"file\"}");
+    line.say(format!("{call}\n").as_bytes()).unwrap();
     line.hear();
     // An operator's own line is not lost in the flood.
     one.daemon

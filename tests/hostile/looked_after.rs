@@ -85,6 +85,14 @@ impl LookedAfter {
         Line(BufReader::new(stream))
     }
 
+    /// As [`operator`](Self::operator), greeted.
+    pub fn greeted(&self) -> Line {
+        let mut line = self.operator();
+        let hello = line.hear();
+        assert!(hello.contains("\"hello\""), "{hello}");
+        line
+    }
+
     /// How many files it has open.
     pub fn open_files(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.daemon.pid());

@@ -24,4 +24,3 @@ mod silence;
 mod start_paths;
 mod stuck_eventfd;
 mod suite;
-mod tracer;

@@ -140,12 +140,6 @@ impl Served {
     }
 
     fn find_thread(&self, name: &str) -> Option<i32> {
-        let tasks = format!("/proc/{}/task", self.daemon.pid());
-        let tasks = std::fs::read_dir(tasks).ok()?;
-        tasks.map_while(Result::ok).find_map(|task| {
-            let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
-            let number = task.file_name().to_str()?.parse().ok();
-            number.filter(|_| comm.trim() == name)
-        })
+        rig::held::thread_named(self.daemon.pid(), name)
     }
 }

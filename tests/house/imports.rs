@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[Room])] = &[
         "src",
         &[
             ("host", &[]),
-            ("fuzzing", &["operator", "options"]),
+            ("fuzzing", &["host", "operator", "options"]),
             ("options", &["host"]),
             ("protocol", &["options"]),
             ("engine", &["host", "options"]),

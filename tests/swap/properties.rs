@@ -159,8 +159,8 @@ fn a_swap_grade_disk_is_not_resized() {
     let answer =
         extentd::operator::control::ask(&served.control, &resize, front_end::LIMIT).unwrap();
     match answer {
-        extentd::operator::control::Answer::Error(text) => {
-            assert!(text.contains("extentctl prepare"), "{text}")
+        extentd::operator::control::Answer::Error(failure) => {
+            assert!(failure.message.contains("extentctl prepare"), "{failure}")
         }
         extentd::operator::control::Answer::Result(value) => panic!("{value}"),
     }

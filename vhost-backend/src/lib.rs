@@ -40,7 +40,7 @@ pub use memory::dirty::leave_pages_unmarked;
 pub use options::{Options, PollTime};
 pub use peer::Peer;
 pub use session::listener::Endpoint;
-pub use session::server::{Handle, Server};
+pub use session::server::{Handle, Server, Visit};
 pub use status::{Awaited, Connected, SessionStatus};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

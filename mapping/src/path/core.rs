@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::ablation;
 use super::away::{Away, Obstacle};
+use super::change::{Change, Observer};
 use super::options::{Options, Swap};
 use super::planner::{RawAlign, Room};
 use super::situation::{GuardState, SHORTEST_BREAK, Situation};
@@ -54,6 +55,8 @@ pub(super) struct Core {
     shares: bool,
     /// Swap-grade mode: the whole map is pinned while the path is in use.
     pub(super) swap: Option<Swap>,
+    /// Who is told of changes.
+    pub(super) observer: Observer,
     /// How reasons are worded.
     tell: fn(&Away<'_>) -> String,
     /// Every extent is written and the image's own, so that no write of ours
@@ -133,6 +136,7 @@ impl Core {
             moves: shares && !ablation::left_out("cow"),
             shares,
             swap,
+            observer: Observer::default(),
             tell: options.tell,
             fixed: AtomicBool::new(false),
         })
@@ -290,6 +294,7 @@ impl Core {
         drop(state);
         let way = if on_disk { "disk" } else { "file" };
         log::info!("requests go by the {way}: {reason}");
+        self.observer.tell(Change::Situation(&self.situation()));
     }
 
     /// The guard turns. Called by the guard only.

@@ -10,6 +10,7 @@ use crate::{ExtentSource, Fence, Hold};
 
 use super::ablation;
 use super::away::{Away, Obstacle};
+use super::change::Change;
 use super::core::Core;
 use super::options::Swap;
 use super::survey::{self, Survey};
@@ -36,6 +37,9 @@ impl Core {
     pub(super) fn enter(&self) -> Result<(), Obstacle> {
         let result = self.try_enter();
         if let Err(obstacle) = &result {
+            if matches!(obstacle, Obstacle::Asked) && self.situation().on_disk {
+                self.observer.tell(Change::LeaseLost);
+            }
             self.live.store(false, Ordering::SeqCst);
             self.lease.release();
             self.stay_away(&Away::Obstacle(obstacle));
@@ -84,6 +88,7 @@ impl Core {
     fn announce(&self) {
         self.turn();
         self.entries.fetch_add(1, Ordering::SeqCst);
+        self.observer.tell(Change::LeaseTaken);
         self.is_in_use();
     }
 

@@ -23,6 +23,7 @@ use crate::lease::LeaseError;
 
 use super::ablation;
 use super::away::{Away, Obstacle};
+use super::change::Change;
 use super::close_watch::CloseWatch;
 use super::core::Core;
 use super::lookout::{Lookout, SMALL_STACK, Seen};
@@ -206,6 +207,7 @@ impl Watch {
             self.path.turn();
             // Asked in any state, so that an old event does not keep us awake.
             if self.path.lease_is_broken() && self.used {
+                self.path.observer.tell(Change::LeaseLost);
                 self.leave(&Away::Asked);
                 self.next = self.path.retry_at();
             }

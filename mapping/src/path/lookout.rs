@@ -22,6 +22,7 @@ use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::ablation;
 use super::away::Obstacle;
+use super::change::Change;
 use super::core::Core;
 use crate::sys;
 use crate::threads::{self, Thread};
@@ -186,6 +187,11 @@ impl<T: Fn(Seen)> Watch<T> {
         if state.late != self.told_late {
             self.told_late = state.late;
             let seconds = state.turned_ms_ago / 1000;
+            self.path.observer.tell(if state.late {
+                Change::GuardLate(Duration::from_secs(seconds))
+            } else {
+                Change::GuardOnTime
+            });
             if state.late {
                 log::warn!(
                     "the guard has not looked at the lease for {seconds} s; workers look themselves"

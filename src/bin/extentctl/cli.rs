@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use extentd::options::byte_range::{self, ByteRange};
 use extentd::options::config::IoPath;
 use extentd::options::size;
@@ -13,14 +14,18 @@ use extentd::protocol::Advice;
 use extentd::protocol::words::meaning;
 use mapping::KindName;
 
+use crate::events::Wanted;
+
 const EXAMPLES: &str = "\
 Examples:
   extentctl --control-path /run/extentd/vm1.control info
   extentctl --control-path /run/extentd/vm1.control advise pin 0..4G
   extentctl --control-path /run/extentd/vm1.control map --svg vm1.svg
   extentctl --control-path /run/extentd/vm1.control top --interval 1
+  extentctl --all info
+  extentctl --all events path-changed thread-stands
 
-Exit status: 0 when done; 1 when extentd cannot be reached or refuses, with one line on standard error; 2 for a wrong command line.";
+Exit status: 0 when done; 1 when extentd refuses or something fails; 2 for a wrong command line; 3 when nobody answers; 4 when the extentd that was watched has gone (events, top). Of several disks the highest is told. What went wrong is one line on standard error.";
 
 const RANGES: &str = "\
 RANGE is all, START..END (END not included), START.. (to the end) or START+LENGTH; sizes are bytes, or numbers with K, M, G or T (powers of 1024). Ranges are widened to the windows of the map (4 MiB), except for dontneed, which only drops windows that lie wholly inside.
@@ -38,13 +43,24 @@ The disk path is used while a guest is there, no operator has chosen file, and n
 const TOP: &str = "\
 The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
 
+const EVENTS: &str = "\
+Each line is the time, the kind, and what has happened; with --json each is one line with its number. Who does not read in time loses the oldest, and is told how many. The exit status is 4 when extentd has gone.";
+
+const COMPLETIONS: &str = "\
+bash: extentctl completions bash >/usr/share/bash-completion/completions/extentctl; zsh: into a file _extentctl in a folder of $fpath; fish: into ~/.config/fish/completions/extentctl.fish";
+
 /// Shows and changes what a running extentd serves.
 #[derive(Debug, Parser)]
 #[command(name = "extentctl", version, after_long_help = EXAMPLES)]
 pub struct Args {
-    /// The --control-path of that extentd
+    /// The --control-path of that extentd; given again, of one more
     #[arg(long, value_name = "PATH")]
-    pub control_path: Option<PathBuf>,
+    pub control_path: Vec<PathBuf>,
+
+    /// All whose control sockets (*.control, *.ctl) are in FOLDER
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true,
+        default_missing_value = "/run/extentd", conflicts_with = "control_path")]
+    pub all: Option<PathBuf>,
 
     /// Print the answer as JSON
     #[arg(long, global = true)]
@@ -113,6 +129,28 @@ pub enum Command {
     },
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
+    /// Show what happens, as it happens, until extentd ends
+    #[command(after_long_help = EVENTS)]
+    Events(Wanted),
+    /// Print what a shell needs to complete command lines. Needs no extentd
+    #[command(after_long_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        #[arg(value_enum, value_name = "SHELL")]
+        shell: Shell,
+    },
+}
+
+impl Command {
+    /// Its name, where it cannot be for several disks.
+    pub fn of_one_disk(&self) -> Option<&'static str> {
+        match self {
+            Command::Top { .. } => Some("top"),
+            Command::Metrics => Some("metrics"),
+            Command::Map { svg: Some(_), .. } => Some("map --svg"),
+            _ => None,
+        }
+    }
 }
 
 /// With each kind of extent and what it is.

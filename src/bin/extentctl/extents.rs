@@ -7,14 +7,18 @@ use extentd::options::size;
 use extentd::protocol::Request;
 use extentd::protocol::extents::{self, Page};
 
+use crate::output::harmless;
+use crate::status::Failure;
+use crate::table::{align_right, columns, drawn};
+
 /// Asks for the extents of `range`, at most `limit` of them in all, and shows
 /// each page; where to go on, if there are more.
 pub fn each_page(
     range: ByteRange,
     limit: Option<u32>,
-    mut ask: impl FnMut(&Request) -> Result<Page, String>,
+    mut ask: impl FnMut(&Request) -> Result<Page, Failure>,
     mut show: impl FnMut(Page),
-) -> Result<Option<u64>, String> {
+) -> Result<Option<u64>, Failure> {
     let mut at = range;
     let mut left = limit;
     loop {
@@ -31,7 +35,7 @@ pub fn each_page(
         }
         // Another extentd might answer oddly; asking for ever is no answer.
         if next <= at.start {
-            return Err("the answer leads nowhere".to_owned());
+            return Err("the answer leads nowhere".to_owned().into());
         }
         at.start = next;
     }
@@ -51,41 +55,31 @@ pub fn append(all: &mut Option<Page>, page: Page) {
 
 /// One line per extent, and a last one that sums up.
 pub fn list(page: &Page) -> String {
-    let mut text = String::new();
-    let widest = |numbers: &mut dyn Iterator<Item = u64>| {
-        numbers.max().unwrap_or(0).to_string().len().max(6)
-    };
-    let start = widest(&mut page.extents.iter().map(|extent| extent.start));
-    let len = widest(&mut page.extents.iter().map(|extent| extent.len));
-    let disk = widest(&mut page.extents.iter().filter_map(|extent| extent.disk));
-    // Writing to a String does not fail.
-    let _ = writeln!(
-        text,
-        "{:>start$}  {:>len$}  {:>disk$}  {:9}  in memory",
-        "start", "length", "disk", "kind"
-    );
+    let mut rows = columns(["start", "length", "disk", "kind", "in memory"]);
+    for number in 0..3 {
+        align_right(&mut rows, number);
+    }
     let (mut bytes, mut resident) = (0, 0);
     for extent in &page.extents {
         let place = extent
             .disk
             .map_or_else(|| "-".to_owned(), |disk| disk.to_string());
-        let loaded = match extent.resident {
+        let mut loaded = match extent.resident {
             0 => "no".to_owned(),
             loaded if loaded == extent.len => "yes".to_owned(),
             loaded => format!("{loaded} bytes"),
         };
-        let _ = write!(
-            text,
-            "{:start$}  {:len$}  {place:>disk$}  {:9}  {loaded}",
-            extent.start, extent.len, extent.kind
-        );
         if let Some(reason) = &extent.reason {
-            let _ = write!(text, "  ({reason})");
+            loaded = format!("{loaded}  ({})", harmless(reason));
         }
-        text.push('\n');
+        let kind = harmless(extent.kind.as_str());
+        let (start, len) = (extent.start.to_string(), extent.len.to_string());
+        rows.add_row([start, len, place, kind, loaded]);
         bytes += extent.len;
         resident += extent.resident;
     }
+    let mut text = drawn(rows);
+    // Writing to a String does not fail.
     let _ = writeln!(
         text,
         "{} extents, {} of {}; {} in memory",
@@ -135,11 +129,11 @@ mod tests {
         ];
         assert_eq!(
             list(&page(1 << 20, &extents, Some(16384))),
-            "\x20start  length     disk  kind       in memory
-     0    4096  1048576  written    yes
-  4096    4096        -  hole       no
-  8192    4096        -  opaque     512 bytes  (encrypted)
- 12288    4096        -  brand-new  no
+            "start  length     disk  kind       in memory
+    0    4096  1048576  written    yes
+ 4096    4096        -  hole       no
+ 8192    4096        -  opaque     512 bytes  (encrypted)
+12288    4096        -  brand-new  no
 4 extents, 16 KiB of 1 MiB; 4.5 KiB in memory
 there is more: go on with the range 16384.., or give a larger --limit
 "
@@ -186,6 +180,6 @@ there is more: go on with the range 16384.., or give a larger --limit
     fn an_answer_that_leads_nowhere_is_not_asked_for_again() {
         let stuck = page(4096, &[], Some(0));
         let error = each_page(ByteRange::ALL, None, |_| Ok(stuck.clone()), drop).unwrap_err();
-        assert_eq!(error, "the answer leads nowhere");
+        assert_eq!(error.line, "the answer leads nowhere");
     }
 }

@@ -1,11 +1,12 @@
 //! Answers as tables for people.
 
-use std::fmt::Write;
-
+use comfy_table::{CellAlignment, Table, presets};
 use extentd::options::size;
 use extentd::protocol::info::Property;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::output::harmless;
 
 /// A size for people, with the exact bytes where it was rounded.
 pub fn sized(bytes: u64) -> String {
@@ -17,33 +18,60 @@ pub fn sized(bytes: u64) -> String {
     }
 }
 
-/// One line per value, objects indented under their name.
-pub fn table(value: &Value) -> String {
-    let mut text = String::new();
-    rows(value, 0, &mut text);
+/// A table with these columns.
+pub fn columns<const N: usize>(names: [&str; N]) -> Table {
+    let mut table = plain();
+    table.set_header(names);
+    table
+}
+
+/// Numbers stand below each other in a column.
+pub fn align_right(table: &mut Table, number: usize) {
+    if let Some(column) = table.column_mut(number) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+}
+
+/// As lines, with two spaces between columns.
+pub fn drawn(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let mut text = table.trim_fmt();
+    text.push('\n');
     text
 }
 
-fn rows(value: &Value, depth: usize, text: &mut String) {
+fn plain() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+/// One line per value, objects indented under their name.
+pub fn table(value: &Value) -> String {
+    let mut table = plain();
+    rows(value, 0, &mut table);
+    drawn(table)
+}
+
+fn rows(value: &Value, depth: usize, table: &mut Table) {
     let Value::Object(fields) = value else { return };
-    let indent = depth * 2;
-    let width = fields
-        .iter()
-        .filter(|(_, value)| !value.is_object())
-        .map(|(name, _)| name.len())
-        .max()
-        .unwrap_or(0);
     for (name, value) in fields {
-        let label = name.replace('_', " ");
-        // Writing to a String does not fail.
+        let label = format!(
+            "{:indent$}{}",
+            "",
+            harmless(&name.replace('_', " ")),
+            indent = depth * 2
+        );
         if let Ok(Property { held, detail, .. }) = Property::deserialize(value) {
             let held = if held { "held" } else { "NOT HELD" };
-            let _ = writeln!(text, "{:indent$}{label:16}  {held}: {detail}", "");
+            table.add_row([label, format!("{held}: {}", harmless(&detail))]);
         } else if value.is_object() {
-            let _ = writeln!(text, "{:indent$}{label}", "");
-            rows(value, depth + 1, text);
+            table.add_row([label, String::new()]);
+            rows(value, depth + 1, table);
         } else {
-            let _ = writeln!(text, "{:indent$}{label:width$}  {}", "", cell(name, value));
+            table.add_row([label, cell(name, value)]);
         }
     }
 }
@@ -52,7 +80,7 @@ fn cell(name: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => harmless(text),
         Value::Number(number) => match number.as_u64() {
             Some(bytes) if name.ends_with("_bytes") => sized(bytes),
             _ => number.to_string(),
@@ -63,7 +91,7 @@ fn cell(name: &str, value: &Value) -> String {
             .map(|item| cell(name, item))
             .collect::<Vec<_>>()
             .join(", "),
-        Value::Object(_) => value.to_string(),
+        Value::Object(_) => harmless(&value.to_string()),
     }
 }
 
@@ -77,7 +105,7 @@ mod tests {
     fn info_is_a_table() {
         let info = json!({
             "pid": 7,
-            "disk": { "image": "/i", "read_only": false, "size_bytes": 1_610_612_736_u64 },
+            "disk": { "image": "/\u{1b}[2Ji", "read_only": false, "size_bytes": 1_610_612_736_u64 },
             "cpus": [0, 2],
             "swap": { "holds": false, "properties": {
                 "io_flusher": { "held": true, "detail": "3 of 3 threads" },
@@ -86,15 +114,15 @@ mod tests {
         });
         let text = table(&info);
         for line in [
-            "pid   7",
+            "pid             7",
             "disk",
-            "  image       /i",
-            "  read only   no",
-            "  size bytes  1.5 GiB (1610612736 bytes)",
-            "cpus  0, 2",
-            "  holds  no",
-            "    io flusher        held: 3 of 3 threads",
-            "    lease held        NOT HELD: no",
+            "  image         /\\u{1b}[2Ji",
+            "  read only     no",
+            "  size bytes    1.5 GiB (1610612736 bytes)",
+            "cpus            0, 2",
+            "  holds         no",
+            "    io flusher  held: 3 of 3 threads",
+            "    lease held  NOT HELD: no",
         ] {
             assert!(text.lines().any(|have| have == line), "{line:?} in\n{text}");
         }

@@ -1,16 +1,68 @@
 //! `extentctl top`: the counters as rates on one screen.
 
 use std::fmt::Write;
+use std::io::{self, IsTerminal, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use extentd::options::size;
+use extentd::protocol::Request;
 use extentd::protocol::statistics::{MapStatistics, Statistics};
 
+use crate::ask::{PATIENCE, ask, understand};
+use crate::output::harmless;
+use crate::status::{Failure, Status};
+
 /// Home, and clear what lies below: no flicker, unlike clearing first.
-pub const HOME: &str = "\x1b[H\x1b[J";
+const HOME: &str = "\x1b[H\x1b[J";
+
+/// Shows one screen after the other.
+///
+/// # Errors
+/// Nobody answers, or nobody any more.
+pub fn watch(
+    path: &Path,
+    interval: Duration,
+    count: Option<u64>,
+    json: bool,
+) -> Result<(), Failure> {
+    let mut output = io::stdout();
+    let home = if output.is_terminal() { HOME } else { "" };
+    let mut before = None;
+    let mut shown: u64 = 0;
+    loop {
+        let answer = ask(path, &Request::Stats {}, PATIENCE).map_err(|failure| {
+            if shown > 0 && failure.status == Status::Silent {
+                return Failure::new(Status::Gone, failure.line);
+            }
+            failure
+        })?;
+        let text = if json {
+            format!("{answer}\n")
+        } else {
+            let now: Statistics = understand(&answer)?;
+            let text = format!("{home}{}", screen(&now, before.as_ref()));
+            before = Some(now);
+            text
+        };
+        if output
+            .write_all(text.as_bytes())
+            .and_then(|()| output.flush())
+            .is_err()
+        {
+            // Nobody looks any more.
+            return Ok(());
+        }
+        shown = shown.saturating_add(1);
+        if count.is_some_and(|count| shown >= count) {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+    }
+}
 
 /// One screen; rates need the counters of `before`.
-pub fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
+fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     // A restart begins to count anew.
     let before = before.filter(|before| before.uptime_ms < now.uptime_ms);
     let mut text = String::new();
@@ -20,7 +72,7 @@ pub fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
         "extentd, up {}; by the {}: {}\n\n{:24}{:>14}{:>20}",
         up(now.uptime_ms),
         now.path,
-        now.path_reason,
+        harmless(&now.path_reason),
         "",
         "per second",
         "total"

@@ -1,3 +1,4 @@
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, mpsc};
@@ -5,12 +6,16 @@ use std::sync::{Mutex, mpsc};
 use serde_json::Value;
 
 use super::*;
+use crate::host::feed::feed;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// More bytes than a socket takes before they are read.
 const LONG: usize = 1 << 20;
-const MAP: &str = r#"{"command":"map","range":{"start":0,"end":null},"most":1}"#;
+const MAP: &str =
+    r#"{"jsonrpc":"2.0","id":1,"method":"map","params":{"range":{"start":0,"end":null},"most":1}}"#;
+const INFO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"info"}"#;
+const HAS_INFO: &str = "{\"jsonrpc\":\"2.0\",\"result\":{\"pid\":7},\"id\":1}\n";
 
 /// Remembers what it was asked, refuses odd sizes, and takes as long for
 /// advice as the test does to hang up.
@@ -29,7 +34,9 @@ impl Controlled for Fake {
         match request {
             Request::Info {} => Answer::Result(serde_json::json!({ "pid": 7 })),
             Request::Resize { bytes } if bytes % 512 == 0 => Answer::Result(Value::Null),
-            Request::Resize { bytes } => Answer::Error(format!("{bytes} is odd")),
+            Request::Resize { bytes } => {
+                Answer::Error(Failure::new(Code::Refused, format!("{bytes} is odd")))
+            }
             Request::Map { .. } => Answer::Result(Value::String("x".repeat(LONG))),
             Request::Selftest {} => {
                 // Ends when the test lets it.
@@ -58,7 +65,8 @@ fn rig() -> Rig {
     let path = directory.path().join("control");
     let (listener, file) = bind(&path).unwrap();
     let fake = Arc::new(Fake::default());
-    start(listener, Arc::clone(&fake)).unwrap();
+    let (_, events) = feed(1).unwrap();
+    start(listener, Arc::clone(&fake), events).unwrap();
     Rig {
         fake,
         path,
@@ -70,7 +78,10 @@ fn rig() -> Rig {
 fn connect(rig: &Rig) -> (BufReader<UnixStream>, UnixStream) {
     let stream = UnixStream::connect(&rig.path).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    (BufReader::new(stream.try_clone().unwrap()), stream)
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    // Where it had to go already there is none.
+    let _ = reader.read_line(&mut String::new());
+    (reader, stream)
 }
 
 fn line(reader: &mut BufReader<UnixStream>) -> String {
@@ -99,7 +110,10 @@ fn requests_are_carried_out_and_answered() {
     );
     assert_eq!(
         ask(&rig.path, &Request::Resize { bytes: 1 }, PATIENCE).unwrap(),
-        Answer::Error("1 is odd".into())
+        Answer::Error(Failure {
+            code: 1,
+            message: "1 is odd".into()
+        })
     );
     assert_eq!(
         *rig.fake.seen.lock().unwrap(),
@@ -119,7 +133,7 @@ fn a_slow_request_keeps_nobody_else_waiting() {
     let (mut reader, mut writer) = connect(&rig);
     writeln!(
         writer,
-        "{{\"command\":\"advise\",\"advice\":\"pin\",\"range\":{{\"start\":0,\"end\":null}}}}"
+        r#"{{"jsonrpc":"2.0","id":"x","method":"advise","params":{{"advice":"pin","range":{{"start":0,"end":null}}}}}}"#
     )
     .unwrap();
     let start = std::time::Instant::now();
@@ -132,43 +146,195 @@ fn a_slow_request_keeps_nobody_else_waiting() {
         Answer::Result(serde_json::json!({ "pid": 7 }))
     );
     drop(slow);
-    assert_eq!(line(&mut reader), "{\"result\":{\"ended\":true}}\n");
+    assert_eq!(
+        line(&mut reader),
+        "{\"jsonrpc\":\"2.0\",\"result\":{\"ended\":true},\"id\":\"x\"}\n"
+    );
+}
+
+/// A line, and what is answered.
+fn exchange(rig: &Rig, said: &str) -> String {
+    let (mut reader, mut writer) = connect(rig);
+    // Whoever answers nothing to the first has answered the second first.
+    writeln!(writer, "{said}\n{INFO}").unwrap();
+    let answer = line(&mut reader);
+    if answer == HAS_INFO {
+        return String::new();
+    }
+    assert_eq!(line(&mut reader), HAS_INFO, "the line fails alone: {said}");
+    answer
 }
 
 #[test]
-fn the_lines_are_as_documented_and_a_bad_one_does_not_end_the_connection() {
+fn who_connects_is_greeted_with_the_version() {
     let rig = rig();
-    let (mut reader, mut writer) = connect(&rig);
-    for bad in [
-        "",
-        "info",
-        "{}",
-        "{\"command\":\"dance\"}",
-        "{\"command\":\"resize\"}",
-        "{\"command\":\"resize\",\"bytes\":-1}",
-        "{\"command\":\"info\",\"x\":1}",
-        "{\"command\":\"advise\",\"advice\":\"pin\"}",
-        "{\"command\":\"advise\",\"advice\":\"hope\",\"range\":{\"start\":0,\"end\":1}}",
-        "{\"command\":\"map\",\"range\":{\"start\":-1},\"most\":1}",
-        "{\"command\":\"io-path\",\"path\":\"raw\"}",
-        "[[[",
-        "\u{0}",
+    let stream = UnixStream::connect(&rig.path).unwrap();
+    let hello = line(&mut BufReader::new(stream));
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        hello,
+        format!(
+            "{{\"jsonrpc\":\"2.0\",\"method\":\"hello\",\"params\":{{\"protocol\":1,\"program\":\"extentd\",\"version\":\"{version}\"}}}}\n"
+        )
+    );
+}
+
+#[test]
+fn a_bad_line_fails_alone_with_the_code_for_it() {
+    let rig = rig();
+    for (code, id, bad) in [
+        (-32700, "null", ""),
+        (-32700, "null", "info"),
+        (-32700, "null", "[[["),
+        (-32700, "null", "\u{0}"),
+        (
+            -32700,
+            "null",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"id\":1",
+        ),
+        (-32600, "null", "{}"),
+        (-32600, "null", "1"),
+        (-32600, "null", "\"info\""),
+        (-32600, "null", "[]"),
+        (-32600, "null", "{\"command\":\"info\"}"),
+        (-32600, "7", "{\"method\":\"info\",\"id\":7}"),
+        (
+            -32600,
+            "7",
+            "{\"jsonrpc\":\"1.0\",\"method\":\"info\",\"id\":7}",
+        ),
+        (-32600, "7", "{\"jsonrpc\":\"2.0\",\"method\":1,\"id\":7}"),
+        (
+            -32600,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"id\":7,\"x\":1}",
+        ),
+        (
+            -32600,
+            "null",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"id\":[7]}",
+        ),
+        (
+            -32600,
+            "null",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"id\":1,\"id\":2}",
+        ),
+        (
+            -32601,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"dance\",\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"params\":1,\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"info\",\"params\":{\"x\":1},\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"params\":[1],\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"params\":{\"bytes\":-1},\"id\":7}",
+        ),
+        (
+            -32602,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"io-path\",\"params\":{\"path\":\"raw\"},\"id\":7}",
+        ),
+        (
+            1,
+            "7",
+            "{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"params\":{\"bytes\":1},\"id\":7}",
+        ),
     ] {
-        writeln!(writer, "{bad}").unwrap();
-        let answer = line(&mut reader);
+        let answer = exchange(&rig, bad);
+        let start = format!("{{\"jsonrpc\":\"2.0\",\"error\":{{\"code\":{code},\"message\":\"");
+        let end = format!("\"}},\"id\":{id}}}\n");
         assert!(
-            answer.starts_with("{\"error\":\"not a request: ") && answer.ends_with("\"}\n"),
+            answer.starts_with(&start) && answer.ends_with(&end),
             "{bad}: {answer}"
         );
     }
-    assert_eq!(*rig.fake.seen.lock().unwrap(), []);
-    writeln!(
-        writer,
-        "{{\"command\":\"info\"}}\n{{\"command\":\"resize\",\"bytes\":512}}"
-    )
-    .unwrap();
-    assert_eq!(line(&mut reader), "{\"result\":{\"pid\":7}}\n");
-    assert_eq!(line(&mut reader), "{\"result\":null}\n");
+    let seen = rig.fake.seen.lock().unwrap();
+    let other = seen.iter().find(|one| !matches!(one, Request::Info {}));
+    assert_eq!(other, Some(&Request::Resize { bytes: 1 }));
+}
+
+#[test]
+fn an_id_is_echoed_as_it_was_sent_and_without_one_nothing_is() {
+    let rig = rig();
+    for id in [
+        "0",
+        "-1.50e2",
+        "18446744073709551616",
+        "\"\\u0041\u{e4}\"",
+        "null",
+    ] {
+        let call =
+            format!("{{\"id\" : {id},\"method\":\"info\",\"jsonrpc\":\"2.0\",\"params\":{{}}}}");
+        let expected = HAS_INFO.replace(":1}", &format!(":{id}}}"));
+        // It is the same line where it is the same id.
+        let (mut reader, mut writer) = connect(&rig);
+        writeln!(writer, "{call}").unwrap();
+        assert_eq!(line(&mut reader), expected);
+    }
+    for notified in [
+        "{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"params\":{\"bytes\":512}}",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"dance\"}",
+        "{\"jsonrpc\":\"2.0\",\"method\":\"resize\"}",
+        "[{\"jsonrpc\":\"2.0\",\"method\":\"resize\",\"params\":{\"bytes\":1024}}]",
+    ] {
+        assert_eq!(exchange(&rig, notified), "", "{notified}");
+    }
+    let seen = rig.fake.seen.lock().unwrap();
+    for bytes in [512, 1024] {
+        assert!(seen.contains(&Request::Resize { bytes }), "it was done");
+    }
+}
+
+#[test]
+fn a_batch_is_answered_in_one_list_and_has_a_limit() {
+    let rig = rig();
+    let call = |id: usize| INFO.replace(":1,", &format!(":{id},"));
+    let batch = [
+        call(5),
+        "{\"jsonrpc\":\"2.0\",\"method\":\"info\"}".into(),
+        "7".into(),
+        call(6),
+    ];
+    let answer: Value =
+        serde_json::from_str(&exchange(&rig, &format!("[{}]", batch.join(",")))).unwrap();
+    assert_eq!(answer[0]["id"], 5);
+    assert_eq!(answer[1]["error"]["code"], -32600);
+    assert_eq!(answer[2]["result"]["pid"], 7);
+    assert_eq!(answer.as_array().unwrap().len(), 3);
+    for (count, error) in [(16, false), (17, true)] {
+        let all: Vec<String> = (0..count).map(call).collect();
+        let answer = exchange(&rig, &format!("[{}]", all.join(",")));
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["error"]["code"] == -32600, error, "{answer}");
+    }
+}
+
+#[test]
+fn the_methods_are_told() {
+    let rig = rig();
+    let answer = exchange(&rig, &INFO.replace("info", "rpc.discover"));
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["result"], *schema::document());
 }
 
 #[test]
@@ -179,7 +345,7 @@ fn a_line_without_end_is_not_collected_for_ever() {
     let _ = writer.write_all(&vec![b' '; 1 << 20]);
     assert_eq!(
         line(&mut reader),
-        "{\"error\":\"a request is longer than 4096 bytes\"}\n"
+        "{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32600,\"message\":\"a line is longer than 4096 bytes\"},\"id\":null}\n"
     );
     let end = reader.read_line(&mut String::new());
     assert!(!matches!(end, Ok(1..)), "{end:?}");
@@ -202,7 +368,7 @@ fn silent_clients_give_way_and_those_that_are_served_stay() {
             let (reader, mut writer) = connect(&rig);
             if number % 2 == 0 {
                 // It may have had to go already.
-                let _ = writer.write_all(b"{\"command\":");
+                let _ = writer.write_all(b"{\"method\":");
             }
             assert_answered(&rig);
             (reader, writer)
@@ -211,8 +377,8 @@ fn silent_clients_give_way_and_those_that_are_served_stay() {
     // The one before the last is still among them.
     let (mut reader, mut writer) = connect(&rig);
     assert_answered(&rig);
-    writeln!(writer, "{{\"command\":\"info\"}}").unwrap();
-    assert_eq!(line(&mut reader), "{\"result\":{\"pid\":7}}\n");
+    writeln!(writer, "{INFO}").unwrap();
+    assert_eq!(line(&mut reader), HAS_INFO);
 }
 
 #[test]
@@ -220,10 +386,10 @@ fn a_hundred_clients_at_once_all_have_their_answers() {
     let rig = rig();
     let mut clients: Vec<_> = (0..100).map(|_| connect(&rig)).collect();
     for (_, writer) in &mut clients {
-        writeln!(writer, "{{\"command\":\"info\"}}").unwrap();
+        writeln!(writer, "{INFO}").unwrap();
     }
     for (reader, _) in &mut clients {
-        assert_eq!(line(reader), "{\"result\":{\"pid\":7}}\n");
+        assert_eq!(line(reader), HAS_INFO);
     }
 }
 
@@ -234,7 +400,14 @@ fn who_does_not_read_keeps_nobody_waiting_and_little_memory() {
     for (_, writer) in &mut deaf {
         writeln!(writer, "{MAP}").unwrap();
     }
-    assert_answered(&rig);
+    let begun = || {
+        let seen = rig.fake.seen.lock().unwrap();
+        let maps = seen.iter().filter(|one| matches!(one, Request::Map { .. }));
+        maps.count()
+    };
+    while begun() < deaf.len() {
+        assert_answered(&rig);
+    }
     // Together they may not keep 40 answers waiting: the first have gone.
     let mut whole = 0;
     for (reader, _) in &mut deaf {
@@ -253,7 +426,7 @@ fn requests_that_hang_leave_room_for_those_that_need_no_file() {
     let gate = rig.fake.gate.lock().unwrap();
     let mut stuck: Vec<_> = (0..UNDER_WAY_EACH + 5).map(|_| connect(&rig)).collect();
     for (_, writer) in &mut stuck {
-        writeln!(writer, "{{\"command\":\"selftest\"}}").unwrap();
+        writeln!(writer, "{}", INFO.replace("info", "selftest")).unwrap();
     }
     assert_answered(&rig);
     let begun = || {
@@ -270,7 +443,7 @@ fn requests_that_hang_leave_room_for_those_that_need_no_file() {
     stuck.pop();
     drop(gate);
     for (reader, _) in &mut stuck {
-        assert_eq!(line(reader), "{\"result\":null}\n");
+        assert_eq!(line(reader), HAS_INFO.replace("{\"pid\":7}", "null"));
     }
 }
 
@@ -278,13 +451,13 @@ fn requests_that_hang_leave_room_for_those_that_need_no_file() {
 fn a_client_may_send_all_its_requests_at_once_and_end_its_half() {
     let rig = rig();
     let (mut reader, mut writer) = connect(&rig);
-    let request = "{\"command\":\"info\"}\n";
+    let request = format!("{INFO}\n");
     writer.write_all(request.repeat(50).as_bytes()).unwrap();
     // The last one has no end.
     writer.write_all(request.trim_end().as_bytes()).unwrap();
     writer.shutdown(std::net::Shutdown::Write).unwrap();
     for _ in 0..51 {
-        assert_eq!(line(&mut reader), "{\"result\":{\"pid\":7}}\n");
+        assert_eq!(line(&mut reader), HAS_INFO);
     }
     assert_eq!(line(&mut reader), "");
 }
@@ -293,11 +466,11 @@ fn a_client_may_send_all_its_requests_at_once_and_end_its_half() {
 fn a_request_may_come_byte_by_byte() {
     let rig = rig();
     let (mut reader, mut writer) = connect(&rig);
-    for byte in b"{\"command\":\"info\"}\n" {
+    for byte in format!("{INFO}\n").as_bytes() {
         writer.write_all(&[*byte]).unwrap();
         assert_answered(&rig);
     }
-    assert_eq!(line(&mut reader), "{\"result\":{\"pid\":7}}\n");
+    assert_eq!(line(&mut reader), HAS_INFO);
 }
 
 #[test]
@@ -305,19 +478,26 @@ fn what_is_no_text_or_too_deep_is_refused_in_one_line() {
     let rig = rig();
     let (mut reader, mut writer) = connect(&rig);
     let deep = "[".repeat(4000).into_bytes();
-    let inside = format!("{{\"command\":\"info\",\"x\":{}", "[".repeat(4000));
+    let inside = format!("{{\"jsonrpc\":\"2.0\",\"method\":{}", "[".repeat(4000));
+    let within = format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"map\",\"params\":{}{}}}",
+        "[".repeat(1900),
+        "]".repeat(1900)
+    );
     for bad in [
         &b"\xff\xfe"[..],
         b"\0\0\0",
         &deep,
         inside.as_bytes(),
+        within.as_bytes(),
+        b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"\\u001b]0;x\\u0007\"}",
         b"\x1b]0;x\x07",
     ] {
         writer.write_all(bad).unwrap();
         writer.write_all(b"\n").unwrap();
         let answer = line(&mut reader);
         assert!(
-            answer.starts_with("{\"error\":\"not a request: "),
+            answer.starts_with("{\"jsonrpc\":\"2.0\",\"error\":{\"code\":-32"),
             "{answer}"
         );
         assert!(!answer.trim_end().contains(char::is_control), "{answer:?}");

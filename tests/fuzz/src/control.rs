@@ -1,5 +1,6 @@
-//! The control socket: any bytes in any pieces. Each line has one answer, which is one line that
-//! no terminal obeys; what is a request comes back as it was understood.
+//! The control socket: any bytes in any pieces. After the greeting each line has one answer, or
+//! none where it only notifies; that is one line that no terminal obeys, with the ids as they were
+//! sent, and what is a request comes back as it was understood.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -10,9 +11,10 @@ use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
 use extentd::fuzzing::{LINE_BYTES, control_socket};
-use extentd::protocol::Request;
+use extentd::protocol::rpc::{self, Call, Line, Method};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 #[derive(Arbitrary, Debug)]
 enum Piece<'a> {
@@ -23,23 +25,25 @@ enum Piece<'a> {
     Many(u8, u16),
 }
 
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 26] = [
     "\n",
-    "{\"command\":\"info\"}\n",
-    "{\"command\":\"stats\"}\n",
-    "{\"command\":\"selftest\"}",
-    "{\"command\":\"resize\",\"bytes\":",
-    "{\"command\":\"advise\",\"advice\":\"pin\",\"range\":",
-    "{\"command\":\"map\",\"most\":1,\"range\":",
-    "{\"command\":\"io-path\",\"path\":\"auto\"}",
+    "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"info\"}\n",
+    "{\"jsonrpc\":\"2.0\",\"method\":\"stats\"}\n",
+    "{\"jsonrpc\":\"2.0\",\"id\":",
+    "\"method\":\"resize\",\"params\":{\"bytes\":",
+    "\"method\":\"advise\",\"params\":{\"advice\":\"pin\",\"range\":",
+    "\"method\":\"map\",\"params\":{\"most\":1,\"range\":",
+    "\"method\":\"io-path\",\"params\":{\"path\":\"auto\"}",
+    "\"method\":\"rpc.discover\"",
+    "\"method\":\"selftest\"",
     "{\"start\":0,\"end\":null}",
     "{\"start\":",
     ",\"end\":",
-    ",\"most\":",
     "}",
     "}}\n",
     "[",
     "]",
+    "]\n",
     "\"",
     "\\u0000",
     "\\ud800",
@@ -60,17 +64,38 @@ fn bytes(pieces: &[Piece<'_>]) -> Vec<Vec<u8>> {
     pieces.iter().take(64).map(piece).collect()
 }
 
-/// What has to be answered: a request or nothing for each line, up to one that is too long.
-fn expected(all: &[u8]) -> Vec<Option<Request>> {
+/// The lines that have to be answered, up to one that is too long.
+fn expected(all: &[u8]) -> Vec<Option<Line>> {
     let mut answers = Vec::new();
     for line in all.split_inclusive(|&byte| byte == b'\n') {
         if line.len() > LINE_BYTES || (line.len() == LINE_BYTES && !line.ends_with(b"\n")) {
             answers.push(None);
             break;
         }
-        answers.push(serde_json::from_slice(line).ok());
+        let line = rpc::read(line);
+        if line.calls.iter().any(|call| call.id.is_some()) {
+            answers.push(Some(line));
+        }
     }
     answers
+}
+
+/// An answer says what was asked, and of which id it is.
+fn check(answer: &str, call: &Call) {
+    let whole: Value = serde_json::from_str(answer).unwrap();
+    assert_eq!(whole["jsonrpc"], "2.0");
+    let id = call.id.as_ref().unwrap().get();
+    assert!(answer.ends_with(&format!(",\"id\":{id}}}")), "{answer}");
+    match &call.method {
+        Ok(Method::Disk(request)) => {
+            assert_eq!(whole["result"][0], serde_json::to_value(request).unwrap());
+        }
+        Ok(Method::Connection(_)) => assert!(whole["result"].is_object(), "{answer}"),
+        Err(failure) => {
+            assert_eq!(whole["error"], serde_json::to_value(failure).unwrap());
+            assert!(failure.code < 0, "{answer}");
+        }
+    }
 }
 
 static SOCKET: LazyLock<SocketAddr> = LazyLock::new(|| {
@@ -119,20 +144,31 @@ fuzz_target!(|pieces: Vec<Piece<'_>>| {
     let answers = converse(&pieces);
     let expected = expected(&pieces.concat());
     let mut lines = answers.split_inclusive(|&byte| byte == b'\n');
-    for request in &expected {
-        let line = lines.next().expect("an answer is missing");
+    let mut next = || {
+        let line = lines.next()?;
         assert!(line.ends_with(b"\n"), "half an answer");
         let text = std::str::from_utf8(&line[..line.len() - 1]).unwrap();
         assert!(!text.contains(|c: char| c < ' '), "{text:?}");
-        let answer: Value = serde_json::from_str(text).unwrap();
-        match request {
-            Some(request) => {
-                let echo = serde_json::to_value(request).unwrap();
-                assert_eq!(answer["result"][0], echo);
+        Some(text)
+    };
+    assert!(next().unwrap().contains("\"method\":\"hello\""));
+    for line in &expected {
+        let text = next().expect("an answer is missing");
+        let Some(line) = line else {
+            assert!(text.contains("\"error\":{\"code\":-32600,"), "{text}");
+            continue;
+        };
+        let calls: Vec<&Call> = line.calls.iter().filter(|call| call.id.is_some()).collect();
+        if line.batch {
+            let answers: Vec<&RawValue> = serde_json::from_str(text).unwrap();
+            assert_eq!(answers.len(), calls.len(), "{text}");
+            for (answer, call) in answers.into_iter().zip(calls) {
+                check(answer.get(), call);
             }
-            None => assert!(answer["error"].is_string(), "{answer}"),
+        } else {
+            check(text, calls[0]);
         }
     }
-    assert_eq!(lines.next(), None, "an answer too many");
+    assert_eq!(next(), None, "an answer too many");
     settle();
 });

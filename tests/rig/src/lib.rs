@@ -17,6 +17,7 @@ pub mod attached;
 pub mod devices;
 pub mod file_systems;
 pub mod files;
+pub mod held;
 pub mod image;
 #[cfg(feature = "programs")]
 pub mod lanes;

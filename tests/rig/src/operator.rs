@@ -7,6 +7,11 @@ use extentd::operator::control::{self, Answer, Request};
 use front_end::limit;
 use serde_json::Value;
 
+/// A call as a line without its end, for what no [`Request`] can say.
+pub fn call(method: &str, params: &str) -> String {
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{method}\",\"params\":{params}}}")
+}
+
 /// The answer to a request that must not be refused.
 pub fn ask(control: &Path, request: &Request) -> Value {
     match control::ask(control, request, limit()).unwrap() {

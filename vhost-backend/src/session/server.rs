@@ -15,7 +15,7 @@ use crate::command::Mode;
 use crate::device::Device;
 use crate::error::{Error, of_host};
 use crate::options::Options;
-use crate::peer;
+use crate::peer::{self, Peer};
 use crate::session::handler::Handler;
 use crate::session::listener::{Doorway, Endpoint, SILENCE, Visitor};
 use crate::session::poller::Poller;
@@ -82,6 +82,17 @@ impl Handle {
 pub struct Server<D: Device> {
     handler: Shared<D>,
     bell: Arc<Bell>,
+    observer: Box<dyn Fn(Visit) + Send>,
+}
+
+/// What becomes of front-ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Visit {
+    /// One is served, whose process this is, if the kernel tells.
+    Came(Option<Peer>),
+    /// It has gone, and all that it had asked for has ended.
+    Gone,
 }
 
 impl<D: Device> Server<D> {
@@ -106,7 +117,14 @@ impl<D: Device> Server<D> {
         Ok(Self {
             handler: Arc::new(Mutex::new(handler)),
             bell: Arc::new(bell),
+            observer: Box::new(|_| ()),
         })
+    }
+
+    /// Has `observer` told of front-ends, by the session thread, which waits
+    /// for it.
+    pub fn observe(&mut self, observer: impl Fn(Visit) + Send + 'static) {
+        self.observer = Box::new(observer);
     }
 
     /// For signal handlers and control interfaces.
@@ -249,10 +267,9 @@ impl<D: Device> Server<D> {
 
     fn connect(&self, stream: UnixStream, poller: &Poller) -> io::Result<Session<D>> {
         let session = Session::new(stream, &self.handler, poller, FRONT_END)?;
-        log::info!(
-            "a front-end has connected ({})",
-            peer::name(session.connected().peer)
-        );
+        let peer = session.connected().peer;
+        log::info!("a front-end has connected ({})", peer::name(peer));
+        (self.observer)(Visit::Came(peer));
         Ok(session)
     }
 
@@ -263,6 +280,7 @@ impl<D: Device> Server<D> {
             drop(session);
             self.bell.show(SessionStatus::default());
             log::info!("the front-end has gone");
+            (self.observer)(Visit::Gone);
         }
     }
 

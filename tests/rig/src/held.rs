@@ -41,6 +41,16 @@ impl Drop for Held {
     }
 }
 
+/// The number of a process' thread of that name.
+pub fn thread_named(process: u32, name: &str) -> Option<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    tasks.map_while(Result::ok).find_map(|task| {
+        let comm = std::fs::read_to_string(task.path().join("comm")).ok()?;
+        let number = task.file_name().to_str()?.parse().ok();
+        number.filter(|_| comm.trim() == name)
+    })
+}
+
 /// Attaches to a thread and stops it.
 fn seize(thread: i32) -> io::Result<()> {
     for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
