@@ -173,8 +173,12 @@ impl<D: Device> Worker<D> {
         more
     }
 
-    /// Looks for work for a while; `true` if there is some.
+    /// Looks for work for a while; `true` if there is some. Where a limit
+    /// holds a queue back there is time to sleep.
     fn look(&mut self) -> bool {
+        if self.common.gate.has_waiters() {
+            return false;
+        }
         let Self {
             spin,
             queues,
@@ -191,7 +195,9 @@ impl<D: Device> Worker<D> {
 
     fn sleep(&mut self) {
         let polled = self.served().any(Queue::needs_polling);
-        let timeout = polled.then_some(POLL_INTERVAL);
+        let polled = polled.then_some(POLL_INTERVAL);
+        let limited = self.common.gate.timeout();
+        let timeout = [polled, limited].into_iter().flatten().min();
         pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
 
@@ -206,12 +212,15 @@ impl<D: Device> Worker<D> {
             ..
         } = self;
         common.scratch.begin_turn();
+        if common.gate.begin_turn() {
+            queues.iter_mut().for_each(Queue::wait_no_more);
+        }
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         let fetched = order
             .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
-        if !common.may_fetch() {
+        if !common.may_fetch() || common.gate.has_waiters() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };
         }
         fetched
