@@ -9,6 +9,7 @@ mod advice;
 mod clients;
 pub mod control;
 mod image_map;
+pub(crate) mod limits;
 pub mod metrics;
 pub(crate) mod metrics_listener;
 mod serving;
@@ -20,6 +21,7 @@ use serde::Serialize;
 use vhost_backend::{Connected, Device, Handle, Options};
 
 use self::control::{Caller, Controlled};
+use self::limits::Governor;
 use crate::disk::Disk;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
@@ -29,6 +31,7 @@ use crate::protocol::extents::Page;
 use crate::protocol::info::{
     FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
 };
+use crate::protocol::limits::LimitsNow;
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Advice, Answer, Request};
 use crate::swap::SwapMode;
@@ -39,6 +42,7 @@ pub(crate) struct Operator {
     disk: Arc<Disk>,
     handle: Handle,
     swap: Option<SwapMode>,
+    limits: Governor,
     /// One resize at a time.
     resizing: Mutex<()>,
 }
@@ -54,22 +58,25 @@ pub(crate) enum Done {
     Advise(Advised),
     Map(Page),
     IoPath(PathNow),
+    Limits(LimitsNow),
 }
 
 impl Operator {
-    /// For a disk, what is offered of it, the server that offers it, and
-    /// swap-grade mode.
+    /// For a disk, what is offered of it, the server that offers it,
+    /// swap-grade mode, and limits.
     pub(crate) fn new(
         offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
+        limits: Governor,
     ) -> Self {
         Self {
             offered,
             disk,
             handle,
             swap,
+            limits,
             resizing: Mutex::new(()),
         }
     }
@@ -86,6 +93,7 @@ impl Operator {
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             sandbox: sandbox::in_force().map(given_up),
+            limits: self.limits.now(),
             session: Session {
                 connected: status.connected,
                 rings_running: status.rings_running,
@@ -244,10 +252,14 @@ impl Controlled for Operator {
             Request::Info {} => Ok(Done::Info(Box::new(self.info()))),
             Request::Selftest {} => self.selftest().map(Done::Selftest),
             Request::Resize { bytes } => self.resize(bytes).map(Done::Resize),
-            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(&self.disk)))),
+            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(
+                &self.disk,
+                &self.limits.limits,
+            )))),
             Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
             Request::Map { range, most } => self.map(range, most).map(Done::Map),
             Request::IoPath { path } => self.io_path(path).map(Done::IoPath),
+            Request::Limits { set } => Ok(Done::Limits(self.limits.change(set))),
         };
         match done {
             Ok(done) => Answer::Result(done),

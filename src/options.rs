@@ -9,5 +9,6 @@ pub(crate) mod address;
 pub mod args;
 pub mod byte_range;
 pub mod config;
+pub mod limit;
 pub mod size;
 pub mod usage;

@@ -21,6 +21,7 @@ use serde_json::Value;
 pub mod done;
 pub mod extents;
 pub mod info;
+pub mod limits;
 pub mod requests;
 pub mod statistics;
 pub mod words;

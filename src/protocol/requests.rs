@@ -5,8 +5,10 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::limits::{self, LimitNumbers};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
+use crate::options::limit;
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,13 +46,23 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// Change limits on requests and bytes per second, if there is something
+    /// to change: a [`LimitsNow`](super::limits::LimitsNow).
+    Limits {
+        /// The new ones.
+        #[serde(default, deserialize_with = "limits::known")]
+        set: LimitNumbers,
+    },
 }
 
 impl Request {
     /// Whether it is answered from memory, whatever the image's file system
     /// does.
     pub(crate) fn is_brief(&self) -> bool {
-        matches!(self, Request::Info {} | Request::Stats {})
+        matches!(
+            self,
+            Request::Info {} | Request::Stats {} | Request::Limits { .. }
+        )
     }
 
     /// What it changes, as the log tells it; `None` if nothing.
@@ -68,6 +80,10 @@ impl Request {
                 let path = path.to_possible_value();
                 let name = path.as_ref().map_or("", |path| path.get_name());
                 Some(format!("io-path {name}"))
+            }
+            Request::Limits { set } => {
+                let set = set.given();
+                (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))
             }
         }
     }

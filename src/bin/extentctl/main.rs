@@ -73,6 +73,7 @@ fn run(args: &Args, path: &Path) -> Result<(), String> {
             (Request::Advise { advice, range }, patience)
         }
         Command::IoPath { path } => (Request::IoPath { path: *path }, PATIENCE),
+        Command::Limits(set) => (Request::Limits { set: *set }, PATIENCE),
         Command::Top { interval, count } => return watch(path, *interval, *count, args.json),
         Command::Map {
             range,
