@@ -26,7 +26,7 @@ const MEMORY: u64 = 8 << 20;
 pub struct Disk {
     pub daemon: Daemon,
     pub control: PathBuf,
-    pub folder: TempDir,
+    _folder: TempDir,
 }
 
 /// A folder in memory, as the file of a group needs it.
@@ -58,7 +58,7 @@ impl Disk {
         Self {
             daemon: start(folder.path(), &image, arguments),
             control: folder.path().join("control"),
-            folder,
+            _folder: folder,
         }
     }
 

@@ -11,6 +11,7 @@ mod bucket;
 pub(crate) mod gate;
 mod group;
 mod key;
+mod turns;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use self::group::Group;
 pub use self::group::GroupError;
 use self::key::KINDS;
 pub use self::key::{LimitKey, LimitValues, Limited};
+use self::turns::Turns;
 use crate::sys;
 
 /// How long another limit of the group may stay unseen, in nanoseconds.
@@ -38,6 +40,7 @@ pub struct Limits {
     buckets: [Bucket; KINDS],
     /// Up to when the time of each was taken, where this disk is alone.
     until: [AtomicU64; KINDS],
+    turns: Turns,
     group: Option<Group>,
     /// The changes of the group that were seen.
     seen: AtomicU64,

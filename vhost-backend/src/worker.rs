@@ -220,6 +220,7 @@ impl<D: Device> Worker<D> {
         let fetched = order
             .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
+        common.gate.end_turn();
         if !common.may_fetch() || common.gate.has_waiters() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };
         }

@@ -38,7 +38,7 @@ fn time_of(tokens: u64, rate: u64) -> u64 {
 }
 
 /// The tokens of a grant.
-fn grant(rate: u64) -> u64 {
+pub(crate) fn grant(rate: u64) -> u64 {
     (rate / (SECOND / GRANT)).max(1)
 }
 

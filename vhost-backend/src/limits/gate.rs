@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::key::Limited;
+use super::bucket::grant;
+use super::key::{KINDS, Limited};
+use super::turns::COURTESY;
 use super::{LOOK, Limits};
 use crate::device::Op;
 use crate::sys;
@@ -73,12 +75,26 @@ pub(crate) struct Gate {
     now: u64,
     /// When the first limit may be open that somebody was held back by.
     until: Option<u64>,
+    worker: usize,
+    /// The limits that queues were held back by: in this turn, and in the last.
+    blocked: [bool; KINDS],
+    waiting: [bool; KINDS],
+    /// Since when there is something that is left to others.
+    courteous: Option<u64>,
+    /// It was left to them long enough, for one turn.
+    patient: bool,
 }
 
+/// Requests by which a worker may be ahead of others, where only bytes are
+/// limited.
+const AHEAD: u64 = 4;
+
 impl Gate {
-    pub(crate) fn new(limits: Arc<Limits>) -> Self {
+    /// For a worker of a disk with these limits.
+    pub(crate) fn new(limits: Arc<Limits>, worker: usize) -> Self {
         Self {
             limits,
+            worker,
             ..Self::default()
         }
     }
@@ -99,9 +115,62 @@ impl Gate {
         let lifted = self.on && !on;
         self.on = on;
         self.until = None;
+        if std::mem::take(&mut self.patient) {
+            self.courteous = None;
+        }
+        if lifted {
+            self.end_turn();
+        }
         self.now = sys::monotonic_ns();
         self.limits.look(self.now, false);
         lifted
+    }
+
+    /// All queues had their turn.
+    #[inline(always)]
+    pub(crate) fn end_turn(&mut self) {
+        if self.on || self.waiting.contains(&true) {
+            self.join_and_leave();
+        }
+    }
+
+    /// Others see what this worker waits for until its next turn.
+    #[cold]
+    fn join_and_leave(&mut self) {
+        let blocked = std::mem::take(&mut self.blocked);
+        let mut first = !self.waiting.contains(&true);
+        for (limit, (now, before)) in blocked.into_iter().zip(self.waiting).enumerate() {
+            match (now, before) {
+                (true, false) => {
+                    self.limits.turns.wait(self.worker, limit, first);
+                    first = false;
+                }
+                (false, true) => self.limits.turns.leave(self.worker, limit),
+                _ => {}
+            }
+        }
+        self.waiting = blocked;
+    }
+
+    /// Whether what there is belongs to other workers first, and until when.
+    fn is_anothers(&mut self, limits: [[usize; 2]; 2]) -> Option<u64> {
+        let all = limits.into_iter().flatten();
+        let rate = |limit: usize| self.limits.buckets.get(limit).map_or(0, |one| one.rate());
+        let iops = limits.into_iter().take(1).flatten().map(rate);
+        let least = iops.filter(|rate| *rate > 0).min();
+        let ahead = least.map_or(AHEAD, |rate| (grant(rate) / 4).max(1));
+        let turns = &self.limits.turns;
+        let anothers = all
+            .into_iter()
+            .any(|limit| turns.is_anothers(self.worker, limit, ahead));
+        if !anothers {
+            self.courteous = None;
+            return None;
+        }
+        let since = *self.courteous.get_or_insert(self.now);
+        let until = since.saturating_add(COURTESY);
+        self.patient = until <= self.now;
+        (!self.patient).then_some(until)
     }
 
     /// There are limits.
@@ -120,6 +189,7 @@ impl Gate {
     #[cold]
     pub(crate) fn admits(&mut self, waiter: &mut Waiter) -> bool {
         let limits = &*self.limits;
+        let mut blocked = self.blocked;
         let mut until = None;
         for index in waiter.next.limits().into_iter().flatten() {
             let (Some(bucket), Some(owner)) = (limits.buckets.get(index), limits.owner(index))
@@ -128,21 +198,34 @@ impl Gate {
             };
             if let Err(due) = bucket.open(owner, self.now) {
                 until = until.max(Some(due));
+                if let Some(blocked) = blocked.get_mut(index) {
+                    *blocked = true;
+                }
             }
         }
+        if until.is_none() {
+            until = self.is_anothers(waiter.next.limits());
+            if until.is_some() {
+                // It waits as before.
+                for (blocked, waiting) in blocked.iter_mut().zip(self.waiting) {
+                    *blocked |= waiting;
+                }
+            }
+        }
+        self.blocked = blocked;
         match until {
             None => {
                 if let Some(since) = waiter.since.take() {
                     let time = self.now.saturating_sub(since);
-                    limits.waits.fetch_add(1, Ordering::Relaxed);
-                    limits.waited.fetch_add(time, Ordering::Relaxed);
+                    self.limits.waits.fetch_add(1, Ordering::Relaxed);
+                    self.limits.waited.fetch_add(time, Ordering::Relaxed);
                 }
             }
             Some(due) => {
                 waiter.since.get_or_insert(self.now);
                 // Nobody wakes a member when another one changes the limits.
                 let look = self.now.saturating_add(LOOK);
-                let due = if limits.group.is_some() {
+                let due = if self.limits.group.is_some() {
                     due.min(look)
                 } else {
                     due
@@ -157,6 +240,7 @@ impl Gate {
     #[cold]
     pub(crate) fn charge(&self, waiter: &mut Waiter, op: &Op, bytes: u64) {
         waiter.next = Direction::of(op);
+        self.limits.turns.serve(self.worker);
         for (indices, tokens) in waiter.next.limits().into_iter().zip([1, bytes]) {
             for bucket in indices.iter().filter_map(|at| self.limits.buckets.get(*at)) {
                 bucket.charge(tokens);

@@ -89,7 +89,7 @@ impl Group {
             return Err(GroupError::Form);
         }
         let mapped =
-            Shared::map(file, 0, SIZE).map_err(|error| GroupError::Host(error.to_string()))?;
+            Shared::map_apart(file, SIZE).map_err(|error| GroupError::Host(error.to_string()))?;
         let group = Self { mapped };
         let form = &group.page().form;
         let (order, or) = (Ordering::AcqRel, Ordering::Acquire);

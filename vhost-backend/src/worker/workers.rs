@@ -160,7 +160,7 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
-    let gate = Gate::new(Arc::clone(limits));
+    let gate = Gate::new(Arc::clone(limits), worker);
     let name = format!("worker-{worker}");
     let thread = Builder::new()
         .name(name.clone())
