@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use front_end::Daemon;
+
 use crate::rig::{Disk, Guest};
 
 /// One request is served, and the next one waits for more than an hour.
@@ -53,6 +55,19 @@ fn sigterm_ends_the_process_while_requests_wait() {
     let start = Instant::now();
     assert!(disk.daemon.terminate().unwrap().success());
     assert!(start.elapsed() < PROMPT, "{:?}", start.elapsed());
+}
+
+/// As by a version that has other limits.
+#[test]
+fn limits_that_are_not_understood_are_told() {
+    let folder = crate::rig::folder();
+    let image = crate::rig::image(folder.path());
+    let socket = folder.path().join("socket");
+    let handed = ("EXTENTD_HANDOVER_LIMITS", "iops=5,speed=fast");
+    let arguments = ["--limit", "iops=1000"];
+    let daemon = Daemon::start_with(&::rig::extentd!(), &socket, &image, &arguments, &[handed]);
+    let said = |line: &str| line.contains("the limits were not handed over: 'speed' is no limit");
+    daemon.unwrap().wait_stderr(said).unwrap();
 }
 
 #[test]

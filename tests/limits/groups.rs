@@ -106,6 +106,28 @@ fn a_member_that_is_killed_every_second_leaves_nothing_behind() {
     panic!("the survivors' shares are not even, or not all");
 }
 
+/// As a migration on one host moves it: to a process that serves the same
+/// guest under the same limit.
+#[test]
+fn a_guest_that_moves_to_another_process_keeps_to_the_limit() {
+    let folder = rig::folder();
+    let group = folder.path().join("group");
+    let (source, _source) = member(&group, &["--limit", "iops=1000"]);
+    let (destination, _destination) = member(&group, &[]);
+    let mut guest = Guest::new(source.socket(), 1, DEPTH).unwrap();
+    guest.go_on(Duration::from_millis(300)).unwrap();
+    let start = Instant::now();
+    let mut ended = guest.go_on(Duration::from_millis(500)).unwrap();
+    guest.session.stop(1).unwrap();
+    let mut guest = Guest::new(destination.socket(), 1, DEPTH).unwrap();
+    let moved = guest.go_on(Duration::from_millis(500)).unwrap();
+    assert!(moved > 100, "{moved}");
+    ended += moved;
+    // And what may be saved up while it moves.
+    let allowed = 1000.0 * start.elapsed().as_secs_f64();
+    assert!(real(ended) <= allowed * 1.02 + 2.0, "{ended} of {allowed}");
+}
+
 #[test]
 fn what_one_member_sets_holds_for_all_soon() {
     let folder = rig::folder();

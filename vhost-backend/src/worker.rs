@@ -217,12 +217,37 @@ impl<D: Device> Worker<D> {
         }
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
+        if common.gate.is_on() {
+            return self.fetch_in_turn(order);
+        }
         let fetched = order
             .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
-        common.gate.end_turn();
-        if !common.may_fetch() || common.gate.has_waiters() {
+        if !common.may_fetch() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };
+        }
+        fetched
+    }
+
+    /// Fetches some, as far as limits allow it: where they do not, the queue
+    /// behind the last one that was fetched from is the first one next time.
+    #[cold]
+    fn fetch_in_turn(&mut self, order: impl Iterator<Item = usize>) -> usize {
+        let (mut last, mut fetched) = (None, 0);
+        for index in order {
+            let Some(queue) = self.queues.get_mut(index) else {
+                continue;
+            };
+            let some = queue.fetch_some(&mut self.common);
+            if some > 0 {
+                last = Some(index);
+                fetched += some;
+            }
+        }
+        self.common.gate.end_turn();
+        let waits = self.common.gate.has_waiters() || !self.common.may_fetch();
+        if let Some(last) = last.filter(|_| waits) {
+            self.first = if last + 1 < self.served { last + 1 } else { 0 };
         }
         fetched
     }

@@ -126,17 +126,9 @@ impl Gate {
         lifted
     }
 
-    /// All queues had their turn.
-    #[inline(always)]
+    /// All queues had their turn: others see what this worker waits for until
+    /// its next one.
     pub(crate) fn end_turn(&mut self) {
-        if self.on || self.waiting.contains(&true) {
-            self.join_and_leave();
-        }
-    }
-
-    /// Others see what this worker waits for until its next turn.
-    #[cold]
-    fn join_and_leave(&mut self) {
         let blocked = std::mem::take(&mut self.blocked);
         let mut first = !self.waiting.contains(&true);
         for (limit, (now, before)) in blocked.into_iter().zip(self.waiting).enumerate() {
