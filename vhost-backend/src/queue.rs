@@ -197,6 +197,11 @@ impl Queue {
         self.active()
     }
 
+    /// A limit holds it back.
+    pub(crate) fn is_held(&self) -> bool {
+        self.waiter.waits()
+    }
+
     /// No limit holds it back any more.
     pub(crate) fn wait_no_more(&mut self) {
         self.waiter.leave();

@@ -229,26 +229,35 @@ impl<D: Device> Worker<D> {
         fetched
     }
 
-    /// Fetches some, as far as limits allow it: where they do not, the queue
-    /// behind the last one that was fetched from is the first one next time.
+    /// Fetches some, as far as limits allow it: the first queue that they hold
+    /// back is the first one next time, or the one behind it if it was already.
     #[cold]
     fn fetch_in_turn(&mut self, order: impl Iterator<Item = usize>) -> usize {
-        let (mut last, mut fetched) = (None, 0);
+        let (mut held, mut fetched) = (None, 0);
         for index in order {
             let Some(queue) = self.queues.get_mut(index) else {
                 continue;
             };
             let some = queue.fetch_some(&mut self.common);
-            if some > 0 {
-                last = Some(index);
-                fetched += some;
+            fetched += some;
+            if queue.is_held() {
+                held = held.or(Some((index, some)));
             }
         }
         self.common.gate.end_turn();
-        let waits = self.common.gate.has_waiters() || !self.common.may_fetch();
-        if let Some(last) = last.filter(|_| waits) {
-            self.first = if last + 1 < self.served { last + 1 } else { 0 };
-        }
+        let behind = |index: usize| {
+            if index + 1 < self.served {
+                index + 1
+            } else {
+                0
+            }
+        };
+        self.first = match held {
+            Some((index, some)) if index == self.first && some > 0 => behind(index),
+            Some((index, _)) => index,
+            None if !self.common.may_fetch() => behind(self.first),
+            None => self.first,
+        };
         fetched
     }
 
