@@ -16,7 +16,12 @@ pub(crate) use self::kind::{Kind, kind, known_of};
 
 /// Nanoseconds of a clock that all processes of this host have in common.
 pub(crate) fn monotonic_ns() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel or its library writes to `time` only.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     let part = |part: i64| u64::try_from(part).unwrap_or(0);
     part(time.tv_sec)
         .saturating_mul(1_000_000_000)
