@@ -10,6 +10,7 @@ mod clients;
 pub mod control;
 mod events;
 mod image_map;
+pub(crate) mod limits;
 pub mod metrics;
 pub(crate) mod metrics_listener;
 mod options;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use vhost_backend::{Connected, Handle, Options};
 
 use self::control::{Caller, Controlled};
+use self::limits::Governor;
 use self::options::CurrentOptions;
 use crate::disk::Disk;
 use crate::host::feed::Feed;
@@ -36,6 +38,7 @@ use crate::protocol::extents::Page;
 use crate::protocol::info::{
     FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
 };
+use crate::protocol::limits::LimitsNow;
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Advice, Answer, Code, Failure, Request};
 use crate::swap::SwapMode;
@@ -47,6 +50,7 @@ pub(crate) struct Operator {
     handle: Handle,
     swap: Option<SwapMode>,
     feed: Feed<Event>,
+    limits: Governor,
     /// One resize at a time.
     resizing: Mutex<()>,
     options: CurrentOptions,
@@ -63,17 +67,19 @@ pub(crate) enum Done {
     Advise(Advised),
     Map(Page),
     IoPath(PathNow),
+    Limits(LimitsNow),
 }
 
 impl Operator {
     /// For a disk, what is offered of it, the server that offers it, swap-grade
-    /// mode, the options that all of it comes from, and who is told of what
-    /// happens.
+    /// mode, limits, the options that all of it comes from, and who is told of
+    /// what happens.
     pub(crate) fn new(
         offered: Options,
         disk: Arc<Disk>,
         handle: Handle,
         swap: Option<SwapMode>,
+        limits: Governor,
         options: Settings,
         feed: Feed<Event>,
     ) -> Self {
@@ -83,6 +89,7 @@ impl Operator {
             handle,
             swap,
             feed,
+            limits,
             resizing: Mutex::new(()),
             options: CurrentOptions::new(options),
         }
@@ -100,6 +107,7 @@ impl Operator {
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             sandbox: sandbox::in_force().map(given_up),
+            limits: self.limits.now(),
             session: Session {
                 connected: status.connected,
                 rings_running: status.rings_running,
@@ -277,10 +285,14 @@ impl Controlled for Operator {
             Request::Info {} => Ok(Done::Info(Box::new(self.info()))),
             Request::Selftest {} => self.selftest().map(Done::Selftest),
             Request::Resize { bytes } => self.resize(bytes).map(Done::Resize),
-            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(&self.disk)))),
+            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(
+                &self.disk,
+                &self.limits.limits,
+            )))),
             Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
             Request::Map { range, most } => self.map(range, most).map(Done::Map),
             Request::IoPath { path } => self.io_path(path).map(Done::IoPath),
+            Request::Limits { set } => Ok(Done::Limits(self.limits.change(set))),
         };
         match done {
             Ok(done) => Answer::Result(done),

@@ -10,6 +10,7 @@ pub mod args;
 pub mod byte_range;
 pub mod config;
 pub(crate) mod file;
+pub mod limit;
 pub mod settings;
 pub mod size;
 pub mod usage;

@@ -3,6 +3,7 @@
 
 pub(crate) mod confine;
 pub(crate) mod handover;
+mod limits;
 pub mod prepare_command;
 pub mod serve;
 pub(crate) mod service_manager;

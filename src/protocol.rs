@@ -19,6 +19,7 @@ pub mod extents;
 pub mod failure;
 pub mod hello;
 pub mod info;
+pub mod limits;
 pub mod requests;
 pub mod rpc;
 pub mod schema;

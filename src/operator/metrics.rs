@@ -25,6 +25,8 @@ enum Type {
     CounterOfBytes,
     /// A gauge of bytes.
     GaugeOfBytes,
+    /// A counter of microseconds.
+    CounterOfTime,
 }
 
 /// Where the samples of a family come from.
@@ -41,7 +43,7 @@ enum Samples {
 type Sample<T> = (Option<(&'static str, &'static str)>, fn(&T) -> u64);
 
 use Samples::{Disk, Kinds, Map};
-use Type::{Counter, CounterOfBytes, Gauge, GaugeOfBytes};
+use Type::{Counter, CounterOfBytes, CounterOfTime, Gauge, GaugeOfBytes};
 
 const fn family(name: &'static str, kind: Type, help: &'static str, samples: Samples) -> Family {
     Family {
@@ -95,6 +97,18 @@ const FAMILIES: &[Family] = &[
         Counter,
         "Times that the disk path was entered.",
         Disk(&[(None, |of| of.path_entries)]),
+    ),
+    family(
+        "limit_waits",
+        Counter,
+        "Times that a queue was held back by a limit.",
+        Disk(&[(None, |of| of.limit_waits)]),
+    ),
+    family(
+        "limit_waited_microseconds",
+        CounterOfTime,
+        "Time for which queues were held back by limits.",
+        Disk(&[(None, |of| of.limit_waited_us)]),
     ),
     family(
         "threads_standing",
@@ -215,6 +229,7 @@ impl Family {
             Gauge => ("gauge", None),
             CounterOfBytes => ("counter", Some("bytes")),
             GaugeOfBytes => ("gauge", Some("bytes")),
+            CounterOfTime => ("counter", Some("microseconds")),
         };
         let _ = writeln!(text, "# TYPE extentd_{name} {kind}");
         if let Some(unit) = unit {
@@ -226,7 +241,7 @@ impl Family {
     fn sample(&self, text: &mut String, label: Option<(&str, &str)>, value: u64) {
         let name = self.name;
         let suffix = match self.kind {
-            Counter | CounterOfBytes => "_total",
+            Counter | CounterOfBytes | CounterOfTime => "_total",
             Gauge | GaugeOfBytes => "",
         };
         let labels = label.map_or_else(String::new, |(name, value)| {

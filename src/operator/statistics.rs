@@ -1,6 +1,7 @@
 //! Gathers the counters of a disk.
 
 use mapping::Stats;
+use vhost_backend::Limits;
 
 use crate::disk::Disk;
 use crate::protocol::statistics::{ExtentCounts, MapStatistics, Statistics};
@@ -29,8 +30,9 @@ fn of_map(stats: &Stats, config: &mapping::Config) -> MapStatistics {
     }
 }
 
-/// The counters of `disk`.
-pub(crate) fn gather(disk: &Disk) -> Statistics {
+/// The counters of `disk`, which has these limits.
+pub(crate) fn gather(disk: &Disk, limits: &Limits) -> Statistics {
+    let waits = limits.waits();
     let sums = disk.sums();
     let description = disk.describe();
     let path = disk.disk_path().ok();
@@ -46,6 +48,8 @@ pub(crate) fn gather(disk: &Disk) -> Statistics {
         zero_fills: sums.zero_fills,
         read_bytes: sums.read_bytes,
         written_bytes: sums.written_bytes,
+        limit_waits: waits.count,
+        limit_waited_us: u64::try_from(waits.time.as_micros()).unwrap_or(u64::MAX),
         threads_standing: pulse::standing().len() as u64,
         thread_stands: pulse::times_stood(),
         map: path.map(|path| of_map(&path.stats(), path.map().config())),

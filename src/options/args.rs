@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser, ValueEnum};
-use vhost_backend::PollTime;
+use vhost_backend::{LimitKey, PollTime};
 
 use crate::host::socket;
 use crate::options::address;
 use crate::options::config::{
-    Config, ConfigError, DiskOptions, IoPath, LogLevel, MAX_QUEUE_SIZE, MAX_QUEUES, MIN_QUEUE_SIZE,
-    Socket, Swap,
+    Config, ConfigError, DiskOptions, IoPath, LimitOptions, LogLevel, MAX_QUEUE_SIZE, MAX_QUEUES,
+    MIN_QUEUE_SIZE, Socket, Swap,
 };
+use crate::options::limit::{self, LimitList};
 use crate::options::size;
 use crate::options::usage;
 
@@ -103,6 +104,15 @@ pub struct Args {
     /// Keep other users of the image away while a guest uses it
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
     pub lock: bool,
+
+    /// Most requests and bytes per second, as in iops=1000,read-bytes=100M: iops, read-iops,
+    /// write-iops, bytes, read-bytes, write-bytes, and each with burst- before it
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = limit::parse)]
+    pub limit: Vec<LimitList>,
+
+    /// Share the limits with all who have this file, on a tmpfs such as /run
+    #[arg(long, value_name = "FILE")]
+    pub limit_group: Option<PathBuf>,
 
     /// Listen here for extentctl
     #[arg(long, value_name = "PATH")]
@@ -221,11 +231,35 @@ impl Args {
                 cpus: self.cpus.map(|list| list.0).unwrap_or_default(),
                 poll: self.poll_us,
             },
+            limits: limits(self.limit, self.limit_group)?,
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
             sandbox: self.sandbox,
         })
     }
+}
+
+/// Of all `--limit`, each limit once.
+fn limits(lists: Vec<LimitList>, group: Option<PathBuf>) -> Result<LimitOptions, ConfigError> {
+    let mut values: Vec<(LimitKey, u64)> = Vec::new();
+    for (key, value) in lists.into_iter().flat_map(|list| list.0) {
+        if values.iter().any(|(known, _)| *known == key) {
+            return Err(ConfigError::LimitTwice(key.name()));
+        }
+        values.push((key, value));
+    }
+    // A group may have the rate already.
+    for (key, _) in values.iter().filter(|_| group.is_none()) {
+        let LimitKey::Burst(of) = *key else { continue };
+        let rate = LimitKey::Rate(of);
+        if !values
+            .iter()
+            .any(|(known, value)| *known == rate && *value > 0)
+        {
+            return Err(ConfigError::BurstAlone(key.name(), rate.name()));
+        }
+    }
+    Ok(LimitOptions { values, group })
 }
 
 fn descriptor(text: &str) -> Result<RawFd, String> {

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 pub use mapping::path::Swap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vhost_backend::LimitKey;
 
 /// Most queues of a disk, and what is offered by default: front-ends ask for
 /// one for each of their virtual CPUs.
@@ -30,6 +31,8 @@ pub struct Config {
     /// What front-ends are offered, 1 to `MAX_QUEUES` queues of
     /// `MIN_QUEUE_SIZE` to `MAX_QUEUE_SIZE` entries, and who serves them.
     pub server: vhost_backend::Options,
+    /// How much it may be asked.
+    pub limits: LimitOptions,
     /// Where `extentctl` connects to.
     pub control_path: Option<PathBuf>,
     /// Where metrics are told over HTTP.
@@ -62,6 +65,15 @@ pub struct DiskOptions {
     /// A device with queues that never interrupt is looked at for the ends of
     /// requests.
     pub may_poll: bool,
+}
+
+/// How much a disk may be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LimitOptions {
+    /// Those of `--limit`.
+    pub values: Vec<(LimitKey, u64)>,
+    /// The file of a group that has them together.
+    pub group: Option<PathBuf>,
 }
 
 /// Where the front-end comes from.
@@ -150,6 +162,12 @@ pub enum ConfigError {
     /// Nobody swaps on a disk that cannot be written.
     #[error("--swap and --read-only exclude each other: a guest writes to what it swaps on")]
     SwapReadOnly,
+    /// It would mean nothing.
+    #[error("--limit {0}: there is no {1} that this is the burst of: give both")]
+    BurstAlone(&'static str, &'static str),
+    /// One of them would be forgotten.
+    #[error("--limit: {0} is given twice")]
+    LimitTwice(&'static str),
     /// The file system would be in the way.
     #[error(
         "--swap and --io-path file exclude each other: leave --io-path out, or give --swap=best-effort"

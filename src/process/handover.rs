@@ -12,8 +12,12 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use vhost_backend::{LimitKey, Limits};
 
 use crate::host::sys;
+use crate::options::limit::{self, LimitList};
 
 /// Where LISTEN_FDS begins.
 const FIRST: RawFd = 3;
@@ -26,6 +30,9 @@ const IMAGE: &str = "EXTENTD_HANDOVER_IMAGE";
 /// Tells the new program that it is without what no start needs already.
 const BEGUN_SANDBOX: &str = "EXTENTD_HANDOVER_SANDBOX";
 
+/// Tells the new program the limits by now, as `--limit` has them.
+const LIMITS: &str = "EXTENTD_HANDOVER_LIMITS";
+
 /// Everything that is needed later, gathered at the start: by then another
 /// file has the binary's name, which is how it is upgraded.
 #[derive(Debug)]
@@ -37,6 +44,7 @@ pub(crate) struct Handover {
     /// `--fd`: where the new program looks for its socket.
     number: Option<RawFd>,
     sandbox: bool,
+    limits: Arc<Limits>,
 }
 
 impl Handover {
@@ -50,6 +58,7 @@ impl Handover {
         number: Option<RawFd>,
         image: &File,
         sandbox: bool,
+        limits: Arc<Limits>,
     ) -> io::Result<Self> {
         Ok(Self {
             binary: std::env::current_exe()?,
@@ -58,6 +67,7 @@ impl Handover {
             image: image.try_clone()?,
             number,
             sandbox,
+            limits,
         })
     }
 
@@ -96,6 +106,9 @@ impl Handover {
         if self.sandbox {
             command.env(BEGUN_SANDBOX, "1");
         }
+        let values = self.limits.values();
+        let limits: Vec<_> = LimitKey::all().map(|key| (key, values.get(key))).collect();
+        command.env(LIMITS, limit::display(&limits));
         let number = self.number.unwrap_or(FIRST);
         let image = sys::inheritable_copy(&self.image, number + 1)?;
         command.env(IMAGE, image.as_raw_fd().to_string());
@@ -113,6 +126,18 @@ pub(crate) fn inherited_image() -> Option<OwnedFd> {
     sys::inherited(number)
         .map_err(|error| log::warn!("the image was not handed over: {error}"))
         .ok()
+}
+
+/// For a process that another one became: the limits that one had.
+pub(crate) fn limits() -> Option<Vec<(LimitKey, u64)>> {
+    let text = std::env::var(LIMITS).ok()?;
+    match limit::parse(&text) {
+        Ok(LimitList(limits)) => Some(limits),
+        Err(error) => {
+            log::warn!("the limits were not handed over: {error}");
+            None
+        }
+    }
 }
 
 /// For a process that another one became: that one has given up what no start

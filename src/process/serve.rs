@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vhost_backend::{Endpoint, Handle, Server, Visit};
+use vhost_backend::{Endpoint, Handle, Limits, Server, Visit};
 
 use crate::disk::{Disk, DiskError};
 use crate::host::allocations;
@@ -21,6 +21,7 @@ use crate::host::switches;
 use crate::host::sys;
 use crate::operator::Operator;
 use crate::operator::control;
+use crate::operator::limits::Governor;
 use crate::operator::metrics;
 use crate::operator::metrics_listener;
 use crate::operator::statistics;
@@ -28,6 +29,7 @@ use crate::options::config::{Config, Socket};
 use crate::options::settings::Settings;
 use crate::process::confine;
 use crate::process::handover::{self, Handover};
+use crate::process::limits::{self as process_limits, LimitError};
 use crate::process::service_manager::{self, NotifyState};
 use crate::process::signals::{Signals, Wish};
 use crate::process::socket_files::SocketFiles;
@@ -65,6 +67,9 @@ pub enum ServeError {
     /// `--cpus`.
     #[error("--cpus: this process may not use CPU {0}: give some of {1}")]
     Cpu(usize, String),
+    /// `--limit-group`.
+    #[error("{0}")]
+    Limits(#[from] LimitError),
     /// `--swap`.
     #[error("{0}")]
     Swap(#[from] SwapError),
@@ -103,20 +108,26 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     logging::start(|| sandbox::enter(Kind::Log)).map_err(host("start the log's thread"))?;
     let (feed, events) = feed::feed(EVENTS).map_err(host("make a descriptor"))?;
     watch::start(feed.clone()).map_err(host("start the watch over its threads"))?;
+    let limits = process_limits::begin(&config.limits, handover::limits())?;
     let disk = Arc::new(open_disk(config, handed)?);
     disk.report_to(feed.clone());
-    let mut server = Server::new(Arc::clone(&disk), config.server.clone())?;
+    let mut server = Server::with_limits(Arc::clone(&disk), config.server.clone(), &limits)?;
     server.observe(visits(feed.clone()));
     let handle = server.handle();
     let swap = match config.disk.swap {
         Some(grade) => Some(SwapMode::seal(grade)?),
         None => None,
     };
+    let group = config.limits.group.as_ref();
     let operator = Operator::new(
         config.server.clone(),
         Arc::clone(&disk),
         handle.clone(),
         swap,
+        Governor {
+            limits: Arc::clone(&limits),
+            group: group.map(|path| path.display().to_string()),
+        },
         settings,
         feed,
     );
@@ -127,12 +138,12 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         files.control(start_control(path, &operator, events)?);
     }
     if let Some(address) = config.metrics_listen {
-        start_metrics(address, &disk)?;
+        start_metrics(address, &disk, &limits)?;
     }
     // Last: who finds the socket finds everything else ready.
     let (endpoint, socket_file) = entrance?.open()?;
     files.socket(socket_file);
-    let successor = successor(&endpoint, config, &disk).map(Arc::new);
+    let successor = successor(&endpoint, config, &disk, limits).map(Arc::new);
     let begun = Arc::new(AtomicU64::new(SERVING));
     signals.on_wish(wishes(&operator, &handle, &keeper, &successor, &begun));
     let description = disk.describe();
@@ -224,14 +235,19 @@ const SERVING: u64 = 0;
 const STOPPING: u64 = u64::MAX;
 
 /// What can take over, or why nothing can.
-fn successor(endpoint: &Endpoint, config: &Config, disk: &Disk) -> Result<Handover, String> {
+fn successor(
+    endpoint: &Endpoint,
+    config: &Config,
+    disk: &Disk,
+    limits: Arc<Limits>,
+) -> Result<Handover, String> {
     let number = match &config.socket {
         Socket::Inherited(fd) => Some(*fd),
         Socket::Path(_) | Socket::Adopted(..) | Socket::Activated(_) => None,
     };
     match endpoint {
         Endpoint::Listener(listener) => {
-            Handover::prepare(listener, number, disk.image(), config.sandbox)
+            Handover::prepare(listener, number, disk.image(), config.sandbox, limits)
                 .map_err(|error| format!("it could not be prepared for: {error}"))
         }
         Endpoint::Connected(_) => Err("nobody could connect to the new process".to_owned()),
@@ -327,12 +343,16 @@ impl<'a> Entrance<'a> {
     }
 }
 
-fn start_metrics(address: SocketAddr, disk: &Arc<Disk>) -> Result<(), ServeError> {
+fn start_metrics(
+    address: SocketAddr,
+    disk: &Arc<Disk>,
+    limits: &Arc<Limits>,
+) -> Result<(), ServeError> {
     let failed = |source| ServeError::Metrics { address, source };
     let listener = TcpListener::bind(address).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let disk = Arc::clone(disk);
-    let text = move || metrics::exposition(&statistics::gather(&disk));
+    let (disk, limits) = (Arc::clone(disk), Arc::clone(limits));
+    let text = move || metrics::exposition(&statistics::gather(&disk, &limits));
     metrics_listener::start(listener, text).map_err(host("start the metrics thread"))?;
     log::info!("metrics at http://{address}/metrics");
     Ok(())

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::LimitsNow;
 use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
 use crate::options::config::Swap;
 
@@ -33,6 +34,8 @@ pub struct Info {
     pub swap: Option<SwapInfo>,
     /// What the process has given up; `None` with `--sandbox off`.
     pub sandbox: Option<Sandbox>,
+    /// Limits on requests and bytes per second.
+    pub limits: LimitsNow,
     /// The front-end.
     pub session: Session,
     /// Threads that do not come round; empty where all is well.

@@ -7,8 +7,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::events::EventKind;
+use super::limits::{self, LimitNumbers};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
+use crate::options::limit;
 
 /// What may be asked of a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -50,6 +52,13 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// Change limits on requests and bytes per second, if there is something
+    /// to change; those in force.
+    Limits {
+        /// The new ones.
+        #[serde(default, deserialize_with = "limits::known")]
+        set: LimitNumbers,
+    },
 }
 
 /// What may be asked of the connection itself.
@@ -78,7 +87,10 @@ impl Request {
     /// Whether it is answered from memory, whatever the image's file system
     /// does.
     pub(crate) fn is_brief(&self) -> bool {
-        matches!(self, Request::Info {} | Request::Stats {})
+        matches!(
+            self,
+            Request::Info {} | Request::Stats {} | Request::Limits { .. }
+        )
     }
 
     /// What it changes, as the log tells it; `None` if nothing.
@@ -96,6 +108,10 @@ impl Request {
                 let path = path.to_possible_value();
                 let name = path.as_ref().map_or("", |path| path.get_name());
                 Some(format!("io-path {name}"))
+            }
+            Request::Limits { set } => {
+                let set = set.given();
+                (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))
             }
         }
     }

@@ -13,6 +13,7 @@ use super::extents::Page;
 use super::failure::Code;
 use super::hello::{HELLO, Hello, PROTOCOL};
 use super::info::{Info, Selftest};
+use super::limits::LimitsNow;
 use super::requests::{OfConnection, Request};
 use super::statistics::Statistics;
 
@@ -28,6 +29,7 @@ const OF_DISK: &[Row] = &[
     ("advise", of::<Advised>),
     ("map", of::<Page>),
     ("io-path", of::<PathNow>),
+    ("limits", of::<LimitsNow>),
 ];
 
 /// The methods of a connection.

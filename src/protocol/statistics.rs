@@ -35,6 +35,10 @@ pub struct Statistics {
     pub read_bytes: u64,
     /// Bytes of writes that ended well.
     pub written_bytes: u64,
+    /// How often a queue with something to fetch was held back by a limit.
+    pub limit_waits: u64,
+    /// For how long in all, in microseconds.
+    pub limit_waited_us: u64,
     /// Threads that stand still now.
     pub threads_standing: u64,
     /// How often one was found to.

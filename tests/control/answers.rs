@@ -7,6 +7,7 @@ use std::fmt::Write;
 use extentd::protocol::done::{Advised, PathNow, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::{Info, Selftest};
+use extentd::protocol::limits::LimitsNow;
 use extentd::protocol::statistics::Statistics;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,6 +60,7 @@ fn understood_by_its_struct(command: &str, answer: &Value) {
         "advise" => understood::<Advised>(answer),
         "info" => understood::<Info>(answer),
         "io-path" => understood::<PathNow>(answer),
+        "limits" => understood::<LimitsNow>(answer),
         "map" => understood::<Page>(answer),
         "resize" => understood::<Resized>(answer),
         "selftest" => understood::<Selftest>(answer),
@@ -104,6 +106,7 @@ fn answers_keep_their_form_on_the_disk_path() {
         &["info"],
         &["map"],
         &["map", "--limit", "1"],
+        &["limits", "--iops", "1000"],
         &["resize", "16M"],
     ];
     assert_eq!(forms(&rig, "disk", commands), kept("disk"));

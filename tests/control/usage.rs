@@ -91,6 +91,11 @@ fn each_mistake_is_one_line_that_says_what_to_do() {
             "'<SIZE>': '-1' is not a size",
         ),
         (
+            &["--control-path", "c", "limits", "--iops", "1K"],
+            2,
+            "'--iops <N>': '1K' is no number of requests",
+        ),
+        (
             &["--control-path", "c", "resize"],
             2,
             "not provided: <SIZE>",

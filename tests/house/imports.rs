@@ -62,23 +62,27 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("error", &["memory", "sys"]),
             ("command", &["memory"]),
             ("options", &["error"]),
-            ("queue", &["command", "crash", "device", "memory", "sys"]),
+            ("limits", &["device", "memory", "sys"]),
+            (
+                "queue",
+                &["command", "crash", "device", "limits", "memory", "sys"],
+            ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "memory", "options", "queue", "sys",
+                    "command", "device", "error", "limits", "memory", "options", "queue", "sys",
                 ],
             ),
             (
                 "session",
                 &[
-                    "aside", "command", "device", "error", "memory", "options", "peer", "status",
-                    "sys", "worker",
+                    "aside", "command", "device", "error", "limits", "memory", "options", "peer",
+                    "status", "sys", "worker",
                 ],
             ),
             (
                 "testing",
-                &["command", "device", "memory", "queue", "session"],
+                &["command", "device", "limits", "memory", "queue", "session"],
             ),
         ],
     ),

@@ -17,6 +17,7 @@ mod aside;
 mod command;
 mod crash;
 mod error;
+mod limits;
 mod memory;
 mod options;
 mod peer;
@@ -33,6 +34,7 @@ pub use device::{
     WriteZeroesLimits,
 };
 pub use error::Error;
+pub use limits::{GroupError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits};
 pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]

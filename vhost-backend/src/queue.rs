@@ -28,6 +28,7 @@ use self::tags::Owner;
 use crate::command::Answer;
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
+use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
 /// Chains that are fetched at a time at least, and at most.
@@ -65,6 +66,8 @@ pub(crate) struct Queue {
     enabled: bool,
     /// Nobody kicks: the ring has to be looked at now and then (VU-12).
     polled: bool,
+    /// What it waits for before it fetches, as far as there are limits.
+    waiter: Waiter,
     interrupts: Interrupts,
     stopping: Option<SyncSender<Answer>>,
     /// Fetches nothing, and says so once nothing is in flight.
@@ -91,6 +94,7 @@ impl Queue {
             used_log: None,
             enabled: false,
             polled: false,
+            waiter: Waiter::default(),
             interrupts: Interrupts::default(),
             stopping: None,
             pausing: None,
@@ -146,6 +150,7 @@ impl Queue {
     }
 
     pub(crate) fn enable(&mut self, on: bool) {
+        self.waiter.leave();
         self.enabled = on;
     }
 
@@ -186,21 +191,56 @@ impl Queue {
             .filter(|ring| self.enabled && self.stopping.is_none() && !ring.broken())
     }
 
+    /// As [`active`](Self::active), unless a limit holds it back, which then
+    /// says when to look again.
+    fn open(&mut self) -> Option<&mut Ring> {
+        if self.waiter.waits() {
+            return None;
+        }
+        self.active()
+    }
+
+    /// A limit holds it back.
+    pub(crate) fn is_held(&self) -> bool {
+        self.waiter.waits()
+    }
+
+    /// No limit holds it back any more.
+    pub(crate) fn wait_no_more(&mut self) {
+        self.waiter.leave();
+    }
+
+    /// Whether limits let what there is be fetched, if there is something. The
+    /// driver need not kick while they do not.
+    #[cold]
+    fn is_admitted<D: Device>(&mut self, common: &mut Common<D>) -> bool {
+        let has_available = self.active().is_some_and(|ring| ring.has_available());
+        if !has_available {
+            self.waiter.leave();
+            return true;
+        }
+        let admitted = common.gate.admits(&mut self.waiter);
+        if !admitted && let Some(ring) = &mut self.ring {
+            ring.disarm();
+        }
+        admitted
+    }
+
     /// Has to be looked at without a kick.
     pub(crate) fn needs_polling(&mut self) -> bool {
-        self.polled && self.active().is_some()
+        self.polled && self.open().is_some()
     }
 
     /// The driver has offered something that could be fetched.
     pub(crate) fn has_available(&mut self) -> bool {
-        self.active().is_some_and(|ring| ring.has_available())
+        self.open().is_some_and(|ring| ring.has_available())
     }
 
     /// Asks for a kick before the worker sleeps; `true` if there is something
     /// to fetch already (RING-16).
     pub(crate) fn arm(&mut self) -> bool {
         let polled = self.polled;
-        self.active().is_some_and(|ring| !polled && ring.arm())
+        self.open().is_some_and(|ring| !polled && ring.arm())
     }
 
     /// Fetches a part of what there is, as far as there are tags; returns how
@@ -219,6 +259,9 @@ impl Queue {
             return self.resubmit_some(common);
         }
         for count in 0..most {
+            if common.gate.is_on() && common.may_fetch() && !self.is_admitted(common) {
+                return count;
+            }
             let Some(ring) = self.active().filter(|_| common.may_fetch()) else {
                 return count;
             };
@@ -253,6 +296,7 @@ impl Queue {
             disk,
             tags,
             dirty,
+            gate,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
@@ -316,6 +360,10 @@ impl Queue {
                     Data::Writable(bytes) => (chain.writable_pieces(), bytes),
                 };
                 if let Some(pieces) = pieces {
+                    if gate.is_on() {
+                        let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
+                        gate.charge(&mut self.waiter, &op, bytes);
+                    }
                     // SAFETY: the pieces are of the memory that the chain was
                     // walked over, which is held below until the request ends.
                     unsafe { channel.submit(Tag(tag), op, pieces) };

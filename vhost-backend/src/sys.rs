@@ -14,6 +14,20 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::kind::{Kind, kind, known_of};
 
+/// Nanoseconds of a clock that all processes of this host have in common.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel or its library writes to `time` only.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    part(time.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(time.tv_nsec))
+}
+
 /// The size of a page of this machine, in bytes.
 pub(crate) fn page_size() -> u64 {
     // SAFETY: sysconf only returns a number.

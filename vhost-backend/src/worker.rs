@@ -173,8 +173,12 @@ impl<D: Device> Worker<D> {
         more
     }
 
-    /// Looks for work for a while; `true` if there is some.
+    /// Looks for work for a while; `true` if there is some. Where a limit
+    /// holds a queue back there is time to sleep.
     fn look(&mut self) -> bool {
+        if self.common.gate.has_waiters() {
+            return false;
+        }
         let Self {
             spin,
             queues,
@@ -191,7 +195,9 @@ impl<D: Device> Worker<D> {
 
     fn sleep(&mut self) {
         let polled = self.served().any(Queue::needs_polling);
-        let timeout = polled.then_some(POLL_INTERVAL);
+        let polled = polled.then_some(POLL_INTERVAL);
+        let limited = self.common.gate.timeout();
+        let timeout = [polled, limited].into_iter().flatten().min();
         pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
 
@@ -206,14 +212,52 @@ impl<D: Device> Worker<D> {
             ..
         } = self;
         common.scratch.begin_turn();
+        if common.gate.begin_turn() {
+            queues.iter_mut().for_each(Queue::wait_no_more);
+        }
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
+        if common.gate.is_on() {
+            return self.fetch_in_turn(order);
+        }
         let fetched = order
             .filter_map(|index| Some(queues.get_mut(index)?.fetch_some(common)))
             .sum();
         if !common.may_fetch() {
             *first = if turn + 1 < count { turn + 1 } else { 0 };
         }
+        fetched
+    }
+
+    /// Fetches some, as far as limits allow it: the first queue that they hold
+    /// back is the first one next time, or the one behind it if it was already.
+    #[cold]
+    fn fetch_in_turn(&mut self, order: impl Iterator<Item = usize>) -> usize {
+        let (mut held, mut fetched) = (None, 0);
+        for index in order {
+            let Some(queue) = self.queues.get_mut(index) else {
+                continue;
+            };
+            let some = queue.fetch_some(&mut self.common);
+            fetched += some;
+            if queue.is_held() {
+                held = held.or(Some((index, some)));
+            }
+        }
+        self.common.gate.end_turn();
+        let behind = |index: usize| {
+            if index + 1 < self.served {
+                index + 1
+            } else {
+                0
+            }
+        };
+        self.first = match held {
+            Some((index, some)) if index == self.first && some > 0 => behind(index),
+            Some((index, _)) => index,
+            None if !self.common.may_fetch() => behind(self.first),
+            None => self.first,
+        };
         fetched
     }
 

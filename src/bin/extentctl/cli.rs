@@ -11,6 +11,7 @@ use extentd::options::size;
 use extentd::options::usage;
 use extentd::process::prepare_command::PrepareCommand;
 use extentd::protocol::Advice;
+use extentd::protocol::limits::LimitNumbers;
 use extentd::protocol::words::meaning;
 use mapping::KindName;
 
@@ -39,6 +40,11 @@ const IO_PATH: &str = "\
 disk: straight to the device, past the file system; file: direct I/O on the image; auto: disk whenever that is safe.
 
 The disk path is used while a guest is there, no operator has chosen file, and nobody else has the image open. file returns when no raw I/O is in flight any more. disk allows the path as auto does, tries it at once and tells what is in the way; without a guest it only tries. The choice lasts until extentd ends.";
+
+const LIMITS: &str = "\
+What is not given stays as it is; none lifts a limit. The new limits hold at once, for requests that wait already too. In a group (--limit-group) they are those of all its disks.
+
+A burst is what may come at once after less was used, and at least what 20 ms bring.";
 
 const TOP: &str = "\
 The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
@@ -127,6 +133,9 @@ pub enum Command {
         #[arg(value_enum, value_name = "WAY")]
         path: IoPath,
     },
+    /// Show limits on requests and bytes per second, and change those that are given
+    #[command(after_long_help = LIMITS)]
+    Limits(LimitNumbers),
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
     /// Show what happens, as it happens, until extentd ends
@@ -223,6 +232,8 @@ mod tests {
             "map --limit 0",
             "map --svg f --json",
             "io-path raw",
+            "limits --iops 1K",
+            "limits --bytes lots",
             "top --interval 0",
             "top --interval NaN",
             "top --count 0",

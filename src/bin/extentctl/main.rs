@@ -82,6 +82,7 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             range: *range,
         }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
+        Command::Limits(set) => show(Request::Limits { set: *set }),
         Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {
             range,

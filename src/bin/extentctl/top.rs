@@ -86,6 +86,7 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     row("operations by disk", |of| of.disk_operations);
     row("operations by file", |of| of.file_operations);
     row("zero fills", |of| of.zero_fills);
+    row("waits for a limit", |of| of.limit_waits);
     let mut row = |name: &str, get: fn(&Statistics) -> u64| {
         let rate = before.map_or_else(
             || "-".to_owned(),

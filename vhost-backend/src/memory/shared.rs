@@ -27,6 +27,16 @@ impl Shared {
     /// Maps `size` bytes from `offset` on, which need not be the start of a
     /// page.
     pub(crate) fn map(file: File, offset: u64, size: u64) -> Result<Self, SharedError> {
+        Self::map_as(file, offset, size, false)
+    }
+
+    /// As [`map`](Self::map), of what no request uses: no request fails when
+    /// it is lost.
+    pub(crate) fn map_apart(file: File, size: u64) -> Result<Self, SharedError> {
+        Self::map_as(file, 0, size, true)
+    }
+
+    fn map_as(file: File, offset: u64, size: u64, apart: bool) -> Result<Self, SharedError> {
         let end = offset.checked_add(size).ok_or(SharedError::Range)?;
         if size == 0 {
             return Err(SharedError::Range);
@@ -54,7 +64,7 @@ impl Shared {
             .build()
             .map_err(|e| SharedError::Map(io::Error::other(e)))?;
         sys::keep_private(mmap.as_ptr(), mapped);
-        let mapping = Guarded::new(mmap, bytes(unit)?).map_err(SharedError::Map)?;
+        let mapping = Guarded::new(mmap, bytes(unit)?, apart).map_err(SharedError::Map)?;
         Ok(Self {
             start: mapping.start().wrapping_add(skip),
             len: bytes(size)?,

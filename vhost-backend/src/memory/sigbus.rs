@@ -33,6 +33,8 @@ struct Slot {
     end: AtomicUsize,
     /// In which unit parts of it can be replaced, in bytes.
     unit: AtomicUsize,
+    /// No request uses it: it does not count among losses.
+    apart: AtomicBool,
     lost: AtomicBool,
 }
 
@@ -43,6 +45,7 @@ static SLOTS_OF_ALL: [Slot; SLOTS] = [const {
         start: AtomicUsize::new(0),
         end: AtomicUsize::new(0),
         unit: AtomicUsize::new(0),
+        apart: AtomicBool::new(false),
         lost: AtomicBool::new(false),
     }
 }; SLOTS];
@@ -99,12 +102,14 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Guards a mapping; `unit` is what parts of it can be replaced in.
+    /// Guards a mapping; `unit` is what parts of it can be replaced in. One
+    /// that lies `apart` is used by no request, and not counted when it is
+    /// [lost](losses).
     ///
     /// # Errors
     /// The handler cannot be installed, too many mappings are guarded, or this
     /// one is not unmapped with its owner.
-    pub(crate) fn new(mmap: MmapRegion, unit: usize) -> io::Result<Self> {
+    pub(crate) fn new(mmap: MmapRegion, unit: usize, apart: bool) -> io::Result<Self> {
         install()?;
         let start = mmap.as_ptr().expose_provenance();
         let end = start.checked_add(mmap.size());
@@ -120,6 +125,7 @@ impl Guarded {
         let index = free.ok_or_else(|| io::Error::other("too many mappings of guest memory"))?;
         if let Some(slot) = SLOTS_OF_ALL.get(index) {
             slot.lost.store(false, Ordering::Relaxed);
+            slot.apart.store(apart, Ordering::Relaxed);
             slot.set(start, end, unit);
         }
         Ok(Self { slot: index, mmap })
@@ -285,7 +291,7 @@ extern "C" fn on_sigbus(
         // SAFETY: errno is thread-local.
         let errno = unsafe { *libc::__errno_location() };
         // Before there is anything that is not the front-end's.
-        if !slot.lost.swap(true, Ordering::AcqRel) {
+        if !slot.lost.swap(true, Ordering::AcqRel) && !slot.apart.load(Ordering::Relaxed) {
             LOSSES.fetch_add(1, Ordering::AcqRel);
         }
         // SAFETY: the numbers are those of a `Guarded` that owns its mapping,
@@ -330,7 +336,7 @@ mod tests {
         let (_file, mmap) = mapped();
         let start = mmap.as_ptr().addr();
         assert_eq!(find(start), None);
-        let guarded = Guarded::new(mmap, 4096).unwrap();
+        let guarded = Guarded::new(mmap, 4096, false).unwrap();
         for addr in [start, start + SIZE / 2 + 7, start + SIZE - 1] {
             let found = find(addr).unwrap();
             assert_eq!(found.all, (start, start + SIZE));
@@ -348,7 +354,7 @@ mod tests {
     fn a_part_is_of_whole_units() {
         let (_file, mmap) = mapped();
         let start = mmap.as_ptr().addr();
-        let _guarded = Guarded::new(mmap, 2 << 20).unwrap();
+        let _guarded = Guarded::new(mmap, 2 << 20, false).unwrap();
         let (first, last) = find(start + SIZE / 2).unwrap().part;
         assert!((first.is_multiple_of(2 << 20) || first == start) && last - first <= 2 << 20);
     }
@@ -380,8 +386,8 @@ mod tests {
     fn one_fault_loses_the_whole_mapping_and_no_other() {
         let ((file, first), (_kept, second)) = (mapped(), mapped());
         let address = first.as_ptr();
-        let first = Guarded::new(first, 4096).unwrap();
-        let second = Guarded::new(second, 4096).unwrap();
+        let first = Guarded::new(first, 4096, false).unwrap();
+        let second = Guarded::new(second, 4096, false).unwrap();
         // SAFETY: the first byte of a mapping of ours.
         unsafe { address.write_volatile(7) };
         assert!(!first.is_lost());

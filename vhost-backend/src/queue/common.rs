@@ -7,6 +7,7 @@ use super::disk::Disk;
 use super::epochs::Epochs;
 use super::tags::Tags;
 use crate::device::{Device, IoChannel};
+use crate::limits::gate::Gate;
 use crate::memory::dirty::Tracker;
 
 /// What the queues of a worker share.
@@ -20,6 +21,8 @@ pub(crate) struct Common<D: Device> {
     pub tags: Tags,
     /// Knows what requests write, while that is logged.
     pub dirty: Option<Tracker>,
+    /// What may be fetched before which time.
+    pub gate: Gate,
 }
 
 impl<D: Device> Common<D> {

@@ -15,6 +15,7 @@ use super::disk::Disk;
 use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
+use crate::limits::gate::Gate;
 use crate::memory::inflight::{self, Inflight, Shape};
 use crate::testing::fake::{FakeDisk, Io, Submitted};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
@@ -152,6 +153,7 @@ impl Life {
             disk: Disk::new(disk, Arc::new(Mode::default())),
             tags: Tags::full(usize::from(SIZE)),
             dirty: None,
+            gate: Gate::default(),
         };
         let next_avail = match world.base {
             Base::Used => world.driver.used_idx().load(Ordering::Acquire),

@@ -11,6 +11,7 @@ use super::disk::Disk;
 use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
+use crate::limits::gate::Gate;
 use crate::memory::dirty::tests::{log, take_pages};
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, NEXT, WRITE, header};
@@ -52,6 +53,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
             usize::from(SIZE),
             crate::queue::chain::MOST_RANGES,
         )),
+        gate: Gate::default(),
     };
     let setup = crate::command::RingSetup {
         size: SIZE,

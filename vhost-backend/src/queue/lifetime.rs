@@ -61,6 +61,7 @@ impl Queue {
 
     /// Fetches no more; the answer comes from [`settle`](Self::settle).
     pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
+        self.wait_no_more();
         // Only a session that has gone would have left an earlier one behind.
         if let Some(earlier) = self.stopping.replace(answer) {
             let _ = earlier.send(Answer::Refused);
@@ -139,7 +140,7 @@ impl Queue {
 
     /// As [`stop`](Self::stop), until it is enabled again.
     pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
-        self.enabled = false;
+        self.enable(false);
         if let Some(earlier) = self.pausing.replace(answer) {
             let _ = earlier.send(Answer::Refused);
         }

@@ -10,6 +10,7 @@ use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::Op;
+use crate::limits::gate::Gate;
 use crate::memory::Memory;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
@@ -38,6 +39,7 @@ fn rig() -> Rig {
         disk: Disk::new(disk, Arc::new(Mode::default())),
         tags: Tags::full(usize::from(SIZE)),
         dirty: None,
+        gate: Gate::default(),
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queue = Queue::new(0, 0);

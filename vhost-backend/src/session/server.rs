@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::command::Mode;
 use crate::device::Device;
 use crate::error::{Error, of_host};
+use crate::limits::Limits;
 use crate::options::Options;
 use crate::peer::{self, Peer};
 use crate::session::handler::Handler;
@@ -96,17 +97,29 @@ pub enum Visit {
 }
 
 impl<D: Device> Server<D> {
-    /// Starts the workers and opens their I/O.
+    /// As [`with_limits`](Self::with_limits), and there are none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(device: Arc<D>, options: Options) -> Result<Self, Error> {
+        Self::with_limits(device, options, &Arc::default())
+    }
+
+    /// Starts the workers and opens their I/O; they keep these limits.
     ///
     /// # Errors
     /// An option is outside its limits, or the host refuses a thread or its
     /// I/O.
-    pub fn new(device: Arc<D>, options: Options) -> Result<Self, Error> {
+    pub fn with_limits(
+        device: Arc<D>,
+        options: Options,
+        limits: &Arc<Limits>,
+    ) -> Result<Self, Error> {
         options.check()?;
         let event =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::os("create an eventfd"))?;
         let mode = Arc::new(Mode::default());
-        let workers = Workers::spawn(Arc::clone(&device), Arc::clone(&mode), &options)?;
+        let workers = Workers::spawn(Arc::clone(&device), Arc::clone(&mode), limits, &options)?;
         let handler = Handler::new(device, workers, mode, &options);
         let bell = Bell {
             event,

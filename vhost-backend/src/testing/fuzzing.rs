@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
 use crate::device::{DiskInfo, Op, Status};
+use crate::limits::gate::Gate;
 use crate::memory::copy::Unreachable;
 use crate::memory::{Memory, RegionSpec};
 use crate::queue::chain::Scratch;
@@ -134,6 +135,7 @@ impl Rig {
                 disk: Disk::new(disk, Arc::new(mode)),
                 tags: Tags::full(usize::from(slots)),
                 dirty: None,
+                gate: Gate::default(),
             },
             stopping: None,
         }

@@ -13,6 +13,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::command::{Answer, Command, Mode, Order};
 use crate::device::Device;
 use crate::error::Error;
+use crate::limits::Limits;
+use crate::limits::gate::Gate;
 use crate::memory::Memory;
 use crate::memory::dirty::Logging;
 use crate::options::Options;
@@ -108,6 +110,7 @@ impl Workers {
     pub(crate) fn spawn<D: Device>(
         device: Arc<D>,
         mode: Arc<Mode>,
+        limits: &Arc<Limits>,
         options: &Options,
     ) -> Result<Self, Error> {
         options.check()?;
@@ -116,8 +119,15 @@ impl Workers {
         };
         for worker in 0..options.workers {
             let failed = |source| Error::Worker { worker, source };
-            let handle =
-                start(worker, Arc::clone(&device), Arc::clone(&mode), options).map_err(failed)?;
+            let handle = start(
+                worker,
+                Arc::clone(&device),
+                Arc::clone(&mode),
+                limits,
+                options,
+            )
+            .map_err(failed)?;
+            limits.wake_by(Arc::clone(&handle.wake));
             workers.handles.push(handle);
         }
         Ok(workers)
@@ -207,6 +217,7 @@ fn start<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
+    limits: &Arc<Limits>,
     options: &Options,
 ) -> io::Result<Handle> {
     let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -220,6 +231,7 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
+    let gate = Gate::new(Arc::clone(limits), worker);
     let name = format!("worker-{worker}");
     let thread = Builder::new()
         .name(name.clone())
@@ -232,8 +244,8 @@ fn start<D: Device>(
             }
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
             let sealed = Arc::clone(&device);
-            let built =
-                built.and_then(|()| build(worker, device, mode, &options, commands, received));
+            let built = built
+                .and_then(|()| build(worker, device, mode, gate, &options, commands, received));
             if built.is_ok() {
                 sealed.worker_ready();
             }
@@ -267,6 +279,7 @@ fn build<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
+    gate: Gate,
     options: &Options,
     commands: EventFd,
     orders: Receiver<Order>,
@@ -286,6 +299,7 @@ fn build<D: Device>(
         disk: Disk::new(device, mode),
         tags: Tags::new(slots),
         dirty: None,
+        gate,
     };
     Ok(Worker {
         common,

@@ -5,6 +5,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN};
 use super::*;
 use crate::command::RingSetup;
 use crate::device::Status;
+use crate::error::Error;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
 
@@ -39,10 +40,14 @@ pub(super) fn rig(queues: u16, workers: usize, instant: bool) -> Rig {
     rig_of(&options(queues, workers), instant)
 }
 
+fn spawn(disk: Arc<FakeDisk>, options: &Options) -> Result<Workers, Error> {
+    Workers::spawn(disk, Arc::default(), &Arc::default(), options)
+}
+
 pub(super) fn rig_of(options: &Options, instant: bool) -> Rig {
     let disk = Arc::new(FakeDisk::new(instant));
     let io = Arc::clone(&disk.io);
-    let workers = Workers::spawn(disk, Arc::default(), options).unwrap();
+    let workers = spawn(disk, options).unwrap();
     let guest = Guest::new(&[(0, 0x10_0000)]);
     let rig = Rig { workers, guest, io };
     rig.remember(false);
@@ -449,7 +454,7 @@ fn a_disk_that_cannot_be_opened_is_told() {
         broken: true,
         ..FakeDisk::new(true)
     };
-    let error = Workers::spawn(Arc::new(disk), Arc::default(), &options(2, 2)).unwrap_err();
+    let error = spawn(Arc::new(disk), &options(2, 2)).unwrap_err();
     assert_eq!(error.to_string(), "cannot start worker 0: no such disk");
 }
 
@@ -457,13 +462,13 @@ fn a_disk_that_cannot_be_opened_is_told() {
 fn workers_are_pinned_and_named() {
     let mut options = options(1, 1);
     options.cpus = vec![0];
-    let workers = Workers::spawn(Arc::new(FakeDisk::new(true)), Arc::default(), &options).unwrap();
+    let workers = spawn(Arc::new(FakeDisk::new(true)), &options).unwrap();
     assert_eq!(
         workers.handles[0].thread.as_ref().unwrap().thread().name(),
         Some("worker-0")
     );
     options.cpus = vec![100_000];
-    Workers::spawn(Arc::new(FakeDisk::new(true)), Arc::default(), &options).unwrap_err();
+    spawn(Arc::new(FakeDisk::new(true)), &options).unwrap_err();
 }
 
 #[test]
