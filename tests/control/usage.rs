@@ -1,6 +1,6 @@
 //! Every command explains itself.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
@@ -171,4 +171,32 @@ fn a_size_that_no_file_can_have_is_refused_with_its_reason() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn another_version_of_the_protocol_is_told_with_its_remedy() {
+    let folder = rig::scratch::folder("usage");
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let newer = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut stream = BufReader::new(stream);
+        let hello = "{\"jsonrpc\":\"2.0\",\"method\":\"hello\",\"params\":{\"protocol\":99,\"program\":\"extentd\",\"version\":\"9.0\"}}\n";
+        stream.get_mut().write_all(hello.as_bytes())?;
+        stream.read_line(&mut String::new())
+    });
+    let output = Command::new(rig::extentctl!())
+        .arg("--control-path")
+        .arg(&path)
+        .arg("info")
+        .output()
+        .unwrap();
+    newer.join().unwrap().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    let said = "extentd 9.0 speaks version 99 of the protocol, and this program version 1: use its own extentctl";
+    assert!(
+        error.contains(said) && error.lines().count() == 1,
+        "{error}"
+    );
 }

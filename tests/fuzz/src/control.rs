@@ -3,7 +3,7 @@
 //! sent, and what is a request comes back as it was understood.
 #![no_main]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 
 use arbitrary::Arbitrary;
 use extentd::fuzzing::{LINE_BYTES, control_socket};
+use extentd::protocol::requests::OfConnection;
 use extentd::protocol::rpc::{self, Call, Line, Method};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -25,7 +26,7 @@ enum Piece<'a> {
     Many(u8, u16),
 }
 
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 27] = [
     "\n",
     "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"info\"}\n",
     "{\"jsonrpc\":\"2.0\",\"method\":\"stats\"}\n",
@@ -36,6 +37,7 @@ const WORDS: [&str; 26] = [
     "\"method\":\"io-path\",\"params\":{\"path\":\"auto\"}",
     "\"method\":\"rpc.discover\"",
     "\"method\":\"selftest\"",
+    "\"method\":\"subscribe\",\"params\":{\"kinds\":",
     "{\"start\":0,\"end\":null}",
     "{\"start\":",
     ",\"end\":",
@@ -64,20 +66,28 @@ fn bytes(pieces: &[Piece<'_>]) -> Vec<Vec<u8>> {
     pieces.iter().take(64).map(piece).collect()
 }
 
-/// The lines that have to be answered, up to one that is too long.
-fn expected(all: &[u8]) -> Vec<Option<Line>> {
+/// The lines that have to be answered, up to one that is too long, and whether the connection
+/// stays at the end, as somebody has subscribed.
+fn expected(all: &[u8]) -> (Vec<Option<Line>>, bool) {
     let mut answers = Vec::new();
+    let mut stays = false;
     for line in all.split_inclusive(|&byte| byte == b'\n') {
         if line.len() > LINE_BYTES || (line.len() == LINE_BYTES && !line.ends_with(b"\n")) {
             answers.push(None);
+            stays = false;
             break;
         }
         let line = rpc::read(line);
+        for call in &line.calls {
+            if let Ok(Method::Connection(OfConnection::Subscribe { kinds })) = &call.method {
+                stays = kinds.as_ref().is_none_or(|kinds| !kinds.is_empty());
+            }
+        }
         if line.calls.iter().any(|call| call.id.is_some()) {
             answers.push(Some(line));
         }
     }
-    answers
+    (answers, stays)
 }
 
 /// An answer says what was asked, and of which id it is.
@@ -105,13 +115,20 @@ static SOCKET: LazyLock<SocketAddr> = LazyLock::new(|| {
     address
 });
 
-/// As [`bytes`], sent by one who reads as well, and all answers.
-fn converse(pieces: &[Vec<u8>]) -> Vec<u8> {
+/// As [`bytes`], sent by one who reads as well, and all answers: so many where the connection
+/// stays, or else all up to the end.
+fn converse(pieces: &[Vec<u8>], stays: Option<usize>) -> Vec<u8> {
     let mut stream = UnixStream::connect_addr(&SOCKET).unwrap();
-    let mut reader = stream.try_clone().unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
     std::thread::scope(|scope| {
         let reading = scope.spawn(move || {
             let mut answers = Vec::new();
+            if let Some(count) = stays {
+                for _ in 0..count {
+                    reader.read_until(b'\n', &mut answers).unwrap();
+                }
+                return answers;
+            }
             // Reset where it was left before all was sent.
             let _ = reader.read_to_end(&mut answers);
             answers
@@ -141,8 +158,9 @@ fn settle() {
 
 fuzz_target!(|pieces: Vec<Piece<'_>>| {
     let pieces = bytes(&pieces);
-    let answers = converse(&pieces);
-    let expected = expected(&pieces.concat());
+    let (expected, stays) = expected(&pieces.concat());
+    // And the greeting.
+    let answers = converse(&pieces, stays.then_some(expected.len() + 1));
     let mut lines = answers.split_inclusive(|&byte| byte == b'\n');
     let mut next = || {
         let line = lines.next()?;
