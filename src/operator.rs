@@ -19,6 +19,8 @@ pub(crate) mod statistics;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde::Serialize;
 use vhost_backend::{Connected, Handle, Options};
 
@@ -31,8 +33,9 @@ use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
+use crate::options::limit;
 use crate::options::settings::Settings;
-use crate::protocol::done::{Advised, PathNow, Resized};
+use crate::protocol::done::{Advised, OptionsNow, PathNow, Resized};
 use crate::protocol::events::Event;
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
@@ -67,6 +70,7 @@ pub(crate) enum Done {
     Advise(Advised),
     Map(Page),
     IoPath(PathNow),
+    Options(OptionsNow),
     Limits(LimitsNow),
 }
 
@@ -167,6 +171,11 @@ impl Operator {
     pub(crate) fn reread_options(&self) {
         self.options.reread(|key, args| match key {
             "io-path" => self.io_path(args.io_path).map(drop),
+            "limit" => {
+                let lists = args.limit.iter().flat_map(|list| &list.0);
+                self.limits.replace(&lists.copied().collect::<Vec<_>>());
+                Ok(())
+            }
             _ => {
                 logging::show(args.log_level.map(Into::into));
                 Ok(())
@@ -291,8 +300,20 @@ impl Controlled for Operator {
             )))),
             Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
             Request::Map { range, most } => self.map(range, most).map(Done::Map),
-            Request::IoPath { path } => self.io_path(path).map(Done::IoPath),
-            Request::Limits { set } => Ok(Done::Limits(self.limits.change(set))),
+            Request::IoPath { path } => self.io_path(path).map(|done| {
+                let value = path.to_possible_value();
+                self.options
+                    .note("io-path", value.as_ref().map(PossibleValue::get_name));
+                Done::IoPath(done)
+            }),
+            Request::Limits { set } => {
+                let now = self.limits.change(set);
+                let typed = limit::display(&now.limits.given());
+                let given = (!typed.is_empty()).then_some(typed);
+                self.options.note("limit", given.as_deref());
+                Ok(Done::Limits(now))
+            }
+            Request::Options {} => Ok(Done::Options(self.options.describe())),
         };
         match done {
             Ok(done) => Answer::Result(done),

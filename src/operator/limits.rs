@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vhost_backend::Limits;
+use vhost_backend::{LimitKey, Limits};
 
 use crate::protocol::limits::{LimitNumbers, LimitsNow};
 
@@ -22,6 +22,15 @@ impl Governor {
             group: self.group.clone(),
             limits: self.limits.values().into(),
         }
+    }
+
+    /// These are in force from now on, and no others.
+    pub(super) fn replace(&self, values: &[(LimitKey, u64)]) {
+        let value = |key| values.iter().rfind(|(one, _)| *one == key);
+        let all: Vec<_> = LimitKey::all()
+            .map(|key| (key, value(key).map_or(0, |(_, value)| *value)))
+            .collect();
+        self.limits.change(&all);
     }
 
     /// Changes what is given, and tells what is in force then.

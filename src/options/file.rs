@@ -250,8 +250,8 @@ mod tests {
                 "--config f line 1: serial: give a string or a number",
             ),
             (
-                "[limits]\nserial = 'a'",
-                "--config f line 1: there is no option 'limits': extentd --help lists what there is",
+                "[disk]\nserial = 'a'",
+                "--config f line 1: there is no option 'disk': extentd --help lists what there is",
             ),
         ] {
             assert_eq!(typed(text).unwrap_err(), expected);

@@ -47,6 +47,12 @@ impl Settings {
             .filter(|(_, old, new)| old != new)
     }
 
+    /// Names and values.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (String, String)> {
+        let pair = |one: &Setting| (one.key.clone(), one.value.clone());
+        self.0.iter().map(pair)
+    }
+
     /// One option has another value now.
     pub(crate) fn set(&mut self, key: &str, value: Option<&str>) {
         self.0.retain(|setting| setting.key != key);

@@ -1,5 +1,7 @@
 //! Answers to what changes something.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,4 +57,13 @@ pub struct ImagePrepared {
     pub changed_bytes: u64,
     /// Extents it has now.
     pub extents: u64,
+}
+
+/// The answer to `options`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct OptionsNow {
+    /// Values by the names of options, without dashes; what has no value and
+    /// is given is `true`.
+    pub options: BTreeMap<String, String>,
 }

@@ -52,6 +52,8 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// The options that are in force, as on a command line.
+    Options {},
     /// Change limits on requests and bytes per second, if there is something
     /// to change; those in force.
     Limits {
@@ -89,16 +91,18 @@ impl Request {
     pub(crate) fn is_brief(&self) -> bool {
         matches!(
             self,
-            Request::Info {} | Request::Stats {} | Request::Limits { .. }
+            Request::Info {} | Request::Stats {} | Request::Limits { .. } | Request::Options {}
         )
     }
 
     /// What it changes, as the log tells it; `None` if nothing.
     pub(crate) fn change(&self) -> Option<String> {
         match self {
-            Request::Info {} | Request::Selftest {} | Request::Stats {} | Request::Map { .. } => {
-                None
-            }
+            Request::Info {}
+            | Request::Selftest {}
+            | Request::Stats {}
+            | Request::Options {}
+            | Request::Map { .. } => None,
             Request::Resize { bytes } => Some(format!("resize to {bytes} bytes")),
             Request::Advise { advice, range } => {
                 let end = range.end.map_or_else(String::new, |end| end.to_string());

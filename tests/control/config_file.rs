@@ -132,7 +132,7 @@ fn a_changed_file_is_in_force_after_sighup_as_far_as_it_can_be() {
     };
     let _guest = rig.attach_to_disk();
 
-    write("num-queues = 4\nio-path = \"file\"\nlog-level = \"debug\"\n");
+    write("num-queues = 4\nio-path = \"file\"\nlog-level = \"debug\"\nlimit = \"iops=5000\"\n");
     hang_up(&rig);
     said(&rig, "io-path is file now, and was auto");
     said(&rig, "log-level is debug now, and was not given");
@@ -142,6 +142,21 @@ fn a_changed_file_is_in_force_after_sighup_as_far_as_it_can_be() {
     );
     rig.until(&["stats"], |stats| stats["path"] == "file");
     assert_eq!(rig.json(&["info"])["queues"], 3);
+    said(&rig, "limit is iops=5000 now, and was not given");
+    assert_eq!(rig.json(&["limits"])["limits"]["iops"], 5000);
+    // As a file of options would have it.
+    let shown = rig.extentctl(&["info", "--config"]).text();
+    let lines: Vec<&str> = shown.lines().collect();
+    for line in [
+        "num-queues = 3",
+        "io-path = \"file\"",
+        "limit = \"iops=5000\"",
+    ] {
+        assert!(lines.contains(&line), "{shown}");
+    }
+    rig.extentctl(&["limits", "--bytes", "1M"]).text();
+    let options = &rig.json(&["info", "--config"])["options"];
+    assert_eq!(options["limit"], "iops=5000,bytes=1048576");
 
     write("num-queues = 3\nio-path = \"disk");
     hang_up(&rig);
@@ -150,6 +165,7 @@ fn a_changed_file_is_in_force_after_sighup_as_far_as_it_can_be() {
     hang_up(&rig);
     said(&rig, "io-path is auto now, and was file");
     rig.until(&["stats"], |stats| stats["path"] == "disk");
+    rig.until(&["limits"], |now| now["limits"]["bytes"].is_null());
     let lines = rig.daemon.stderr();
     assert!(
         lines.iter().all(|line| !line.contains("denied")),

@@ -79,7 +79,11 @@ pub struct Args {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Show what is served, how, and to whom
-    Info,
+    Info {
+        /// The options that are in force, as the file of --config would have them
+        #[arg(long)]
+        config: bool,
+    },
     /// Check whether the disk is swap-grade; the exit status is 1 if it is not
     Selftest,
     /// Make an image fit to swap on: every block allocated and written. Needs no extentd, and goes
@@ -199,7 +203,7 @@ mod tests {
     fn json_may_stand_before_and_after_the_command() {
         for line in ["--json info", "info --json"] {
             let args = parse(line).unwrap();
-            assert!(args.json && matches!(args.command, Command::Info));
+            assert!(args.json && matches!(args.command, Command::Info { config: false }));
         }
     }
 

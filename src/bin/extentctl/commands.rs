@@ -5,7 +5,7 @@ use std::path::Path;
 use extentd::operator::metrics;
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use extentd::protocol::done::{Advised, PathNow, Resized};
+use extentd::protocol::done::{Advised, OptionsNow, PathNow, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::{Advice, Request};
@@ -37,6 +37,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Resize { .. } => resized(&understand(&json)?),
         Request::Advise { .. } => advised(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
+        Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
             if !understand::<Selftest>(&json)?.holds {
                 failure = Some("selftest: not all of it holds".to_owned().into());
@@ -113,6 +114,25 @@ pub fn draw(path: &Path, range: ByteRange, file: &Path) -> Result<Shown, Failure
         text: format!("drawn to {}\n", harmless(&file.display().to_string())),
         failure: None,
     })
+}
+
+/// Options as a file of them, which can be given to `--config`.
+fn as_file(now: &OptionsNow) -> String {
+    let plain = |value: &str| {
+        let number = value
+            .parse::<u64>()
+            .is_ok_and(|number| number.to_string() == value);
+        number || ["true", "false"].contains(&value)
+    };
+    let line = |(key, value): (&String, &String)| {
+        if plain(value) {
+            format!("{key} = {value}\n")
+        } else {
+            // Strings of JSON are strings of TOML.
+            format!("{key} = {}\n", Value::from(value.as_str()))
+        }
+    };
+    now.options.iter().map(line).collect()
 }
 
 fn resized(done: &Resized) -> String {

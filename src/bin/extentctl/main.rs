@@ -73,7 +73,8 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
     match &args.command {
         // These two ask nobody.
         Command::Prepare(_) | Command::Completions { .. } => Ok(()),
-        Command::Info => show(Request::Info {}),
+        Command::Info { config: true } => show(Request::Options {}),
+        Command::Info { config: false } => show(Request::Info {}),
         Command::Selftest => show(Request::Selftest {}),
         Command::Resize { bytes } => show(Request::Resize { bytes: *bytes }),
         Command::Stats => show(Request::Stats {}),
