@@ -1,6 +1,6 @@
 //! Answers as tables for people.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, Width, presets};
 use extentd::options::size;
 use extentd::protocol::info::Property;
 use serde::Deserialize;
@@ -20,7 +20,7 @@ pub fn sized(bytes: u64) -> String {
 
 /// A table with these columns.
 pub fn columns<const N: usize>(names: [&str; N]) -> Table {
-    let mut table = plain();
+    let mut table = empty();
     table.set_header(names);
     table
 }
@@ -42,7 +42,15 @@ pub fn drawn(mut table: Table) -> String {
     text
 }
 
-fn plain() -> Table {
+/// Columns are at least as wide, with the space behind them.
+pub fn widen<const N: usize>(table: &mut Table, least: [u16; N]) {
+    for (column, least) in table.column_iter_mut().zip(least) {
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least)));
+    }
+}
+
+/// A table without lines, whose columns come with its rows.
+pub fn empty() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table
@@ -50,7 +58,7 @@ fn plain() -> Table {
 
 /// One line per value, objects indented under their name.
 pub fn table(value: &Value) -> String {
-    let mut table = plain();
+    let mut table = empty();
     rows(value, 0, &mut table);
     drawn(table)
 }

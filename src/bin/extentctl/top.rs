@@ -1,7 +1,6 @@
 //! `extentctl top`: the counters as rates on one screen.
 
-use std::fmt::Write;
-use std::io::{self, IsTerminal, Write as _};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use extentd::protocol::statistics::{MapStatistics, Statistics};
 use crate::ask::{PATIENCE, ask, understand};
 use crate::output::harmless;
 use crate::status::{Failure, Status};
+use crate::table::{align_right, columns, drawn, empty, widen};
 
 /// Home, and clear what lies below: no flicker, unlike clearing first.
 const HOME: &str = "\x1b[H\x1b[J";
@@ -61,25 +61,22 @@ pub fn watch(
     }
 }
 
+/// Least widths of the columns, so that they stay where they are from screen to
+/// screen.
+const WIDTHS: [u16; 3] = [24, 16, 20];
+
 /// One screen; rates need the counters of `before`.
 fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     // A restart begins to count anew.
     let before = before.filter(|before| before.uptime_ms < now.uptime_ms);
-    let mut text = String::new();
-    // Writing to a String does not fail.
-    let _ = writeln!(
-        text,
-        "extentd, up {}; by the {}: {}\n\n{:24}{:>14}{:>20}",
-        up(now.uptime_ms),
-        now.path,
-        harmless(&now.path_reason),
-        "",
-        "per second",
-        "total"
-    );
+    let mut counters = columns(["", "per second", "total"]);
+    align_right(&mut counters, 1);
+    align_right(&mut counters, 2);
+    widen(&mut counters, WIDTHS);
+    let none = || "-".to_owned();
     let mut row = |name: &str, get: fn(&Statistics) -> u64| {
-        let rate = before.map_or_else(|| "-".to_owned(), |before| rate(now, before, get));
-        let _ = writeln!(text, "{name:24}{rate:>14}{:>20}", get(now));
+        let rate = before.map_or_else(none, |before| per_second(now, before, get).to_string());
+        counters.add_row([name.to_owned(), rate, get(now).to_string()]);
     };
     row("requests", |of| of.requests);
     row("  failed", |of| of.failed_requests);
@@ -88,65 +85,73 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     row("zero fills", |of| of.zero_fills);
     row("waits for a limit", |of| of.limit_waits);
     let mut row = |name: &str, get: fn(&Statistics) -> u64| {
-        let rate = before.map_or_else(
-            || "-".to_owned(),
-            |before| size::display(per_second(now, before, get)),
-        );
-        let _ = writeln!(text, "{name:24}{rate:>14}{:>20}", size::display(get(now)));
+        let rate = before.map_or_else(none, |before| size::display(per_second(now, before, get)));
+        counters.add_row([name.to_owned(), rate, size::display(get(now))]);
     };
     row("read", |of| of.read_bytes);
     row("written", |of| of.written_bytes);
+    let mut of_map = String::new();
     if let Some(map) = &now.map {
-        text.push('\n');
         let earlier = before.and_then(|before| before.map.as_ref());
-        map_rows(&mut text, map, earlier);
+        let rate = earlier.map_or_else(none, |earlier| hit_rate(map, earlier));
+        let total = hit_rate(map, &MapStatistics::default());
+        counters.add_row(["map hit rate".to_owned(), rate, total]);
+        of_map = format!("\n{}", map_rows(map));
     }
-    text
+    format!(
+        "extentd, up {}; by the {}: {}\n\n{}{of_map}",
+        up(now.uptime_ms),
+        harmless(now.path.as_str()),
+        harmless(&now.path_reason),
+        drawn(counters)
+    )
 }
 
-fn map_rows(text: &mut String, map: &MapStatistics, before: Option<&MapStatistics>) {
-    let none = MapStatistics::default();
-    let share = |before: &MapStatistics| {
-        let of = |map: &MapStatistics| map.hits + map.misses + map.changing;
-        let hits = map.hits.saturating_sub(before.hits);
-        let permille =
-            (u128::from(hits) * 1000).checked_div(u128::from(of(map).saturating_sub(of(before))));
-        permille.map_or_else(
-            || "-".to_owned(),
-            |permille| format!("{}.{} %", permille / 10, permille % 10),
-        )
-    };
-    let now = before.map_or_else(|| "-".to_owned(), share);
-    let _ = writeln!(text, "{:24}{now:>14}{:>20}", "map hit rate", share(&none));
-    let _ = writeln!(
-        text,
-        "windows                 {} loaded now, {} loads, {} evictions",
-        map.resident_windows, map.loads, map.evictions
-    );
-    let _ = writeln!(
-        text,
-        "memory of extents       {} ({} pinned), budget {}",
-        size::display(map.resident_bytes),
-        size::display(map.pinned_bytes),
-        size::display(map.budget_bytes)
-    );
+fn hit_rate(map: &MapStatistics, before: &MapStatistics) -> String {
+    let of = |map: &MapStatistics| map.hits + map.misses + map.changing;
+    let hits = map.hits.saturating_sub(before.hits);
+    let permille =
+        (u128::from(hits) * 1000).checked_div(u128::from(of(map).saturating_sub(of(before))));
+    permille.map_or_else(
+        || "-".to_owned(),
+        |permille| format!("{}.{} %", permille / 10, permille % 10),
+    )
+}
+
+fn map_rows(map: &MapStatistics) -> String {
     let kinds: Vec<_> = map
         .extents
         .named()
         .iter()
         .map(|(name, count)| format!("{count} {name}"))
         .collect();
-    let _ = writeln!(text, "extents                 {}", kinds.join(", "));
+    let mut rows = empty();
+    rows.add_row([
+        "windows".to_owned(),
+        format!(
+            "{} loaded now, {} loads, {} evictions",
+            map.resident_windows, map.loads, map.evictions
+        ),
+    ]);
+    rows.add_row([
+        "memory of extents".to_owned(),
+        format!(
+            "{} ({} pinned), budget {}",
+            size::display(map.resident_bytes),
+            size::display(map.pinned_bytes),
+            size::display(map.budget_bytes)
+        ),
+    ]);
+    rows.add_row(["extents".to_owned(), kinds.join(", ")]);
+    let [first, ..] = WIDTHS;
+    widen(&mut rows, [first]);
+    drawn(rows)
 }
 
 fn per_second(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> u64 {
     let grown = u128::from(get(now).saturating_sub(get(before)));
     let time = u128::from(now.uptime_ms.saturating_sub(before.uptime_ms)).max(1);
     u64::try_from(grown * 1000 / time).unwrap_or(u64::MAX)
-}
-
-fn rate(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> String {
-    per_second(now, before, get).to_string()
 }
 
 fn up(ms: u64) -> String {
