@@ -22,7 +22,7 @@ fn plan() -> Plan {
 
 /// What a limit allows in a second, and what may be saved up before it.
 fn allowed(iops: f64) -> f64 {
-    iops * 1.02 + iops * 0.02 + 4.0
+    iops * 1.02 + iops * 0.04 + 4.0
 }
 
 /// Requests per second in a second that begins soon after now.
