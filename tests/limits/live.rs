@@ -22,7 +22,7 @@ fn plan() -> Plan {
 
 /// What a limit allows in a second, and what may be saved up before it.
 fn allowed(iops: f64) -> f64 {
-    iops * 1.02 + iops * 0.02 + 4.0
+    iops * 1.02 + iops * 0.04 + 4.0
 }
 
 /// Requests per second in a second that begins soon after now.
@@ -72,7 +72,8 @@ fn a_debt_ends_with_its_limit() {
     let lifted = Instant::now();
     while guest.ended[0] < 100 {
         guest.go_on(Duration::from_millis(1)).unwrap();
-        assert!(begin.elapsed() < front_end::limit(), "{:?}", guest.ended);
+        // Without being woken, it looks around every 5 s only.
+        assert!(lifted.elapsed() < 5 * SOON, "{:?}", guest.ended);
     }
     let stats = disk.stats();
     assert!(stats.get("limit_waits") > 0);

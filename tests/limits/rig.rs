@@ -118,7 +118,7 @@ pub fn beside<T>(socket: &Path, plan: Plan, look: impl FnOnce() -> T) -> T {
         waiting: Waiting::Call,
         extent: Extent::Time {
             warm_up: Duration::ZERO,
-            counted: Duration::from_millis(20),
+            counted: Duration::from_millis(200),
         },
         ..plan
     };

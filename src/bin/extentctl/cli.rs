@@ -44,7 +44,7 @@ The disk path is used while a guest is there, no operator has chosen file, and n
 const LIMITS: &str = "\
 What is not given stays as it is; none lifts a limit. The new limits hold at once, for requests that wait already too. In a group (--limit-group) they are those of all its disks.
 
-A burst is what may come at once after less was used, and at least what 20 ms bring.";
+A burst is what may come at once after less was used, and at least what 40 ms bring.";
 
 const TOP: &str = "\
 The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";

@@ -15,7 +15,7 @@ pub(crate) const MOST: u64 = 1 << 40;
 
 /// What a limit may always save up, in milliseconds of it. Whoever comes late,
 /// as others had the CPU, takes what was missed so long.
-pub const LEAST_BURST_MS: u64 = 20;
+pub const LEAST_BURST_MS: u64 = 40;
 
 const SECOND: u64 = 1_000_000_000;
 /// A grant is what comes in this time, and one token at least.

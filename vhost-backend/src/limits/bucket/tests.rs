@@ -106,7 +106,7 @@ fn no_limit_is_always_open_and_costs_nothing() {
 
 #[test]
 fn what_was_not_used_is_saved_up_to_the_burst_and_no_further() {
-    for (burst, most) in [(0, 1000 * LEAST_BURST_MS / 1000), (500, 500), (3, 20)] {
+    for (burst, most) in [(0, 1000 * LEAST_BURST_MS / 1000), (500, 500), (3, 40)] {
         let (bucket, until) = bucket(1000, burst);
         let owner = Owner::Alone(&until);
         let later = START + 3600 * SECOND;
