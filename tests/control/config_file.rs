@@ -134,7 +134,7 @@ fn a_changed_file_is_in_force_after_sighup_as_far_as_it_can_be() {
 
     write("num-queues = 4\nio-path = \"file\"\nlog-level = \"debug\"\nlimit = \"iops=5000\"\n");
     hang_up(&rig);
-    said(&rig, "io-path is file now, and was auto");
+    said(&rig, "io-path is file now, and was ");
     said(&rig, "log-level is debug now, and was not given");
     said(
         &rig,
