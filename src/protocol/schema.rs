@@ -29,9 +29,9 @@ const OF_DISK: &[Row] = &[
     ("advise", of::<Advised>),
     ("map", of::<Page>),
     ("io-path", of::<PathNow>),
-    ("options", of::<OptionsNow>),
     ("quiesce", of::<Quiesced>),
     ("resume", of::<Resumed>),
+    ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),
 ];
 

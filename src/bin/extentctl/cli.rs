@@ -149,10 +149,10 @@ pub enum Command {
     #[command(after_long_help = QUIESCE)]
     Quiesce {
         /// They go on by themselves after so many seconds
-        #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, value_parser = usage::number(1..=3600))]
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, value_parser = usage::number(1..=3600_u64))]
         hold: u64,
         /// How many seconds requests in flight may take to end; then the disks go on
-        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = usage::number(1..=60))]
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = usage::number(1..=60_u64))]
         within: u64,
         /// Make what was written stable as well
         #[arg(long)]
