@@ -126,6 +126,45 @@ impl Limits {
         self.wake_all();
     }
 
+    /// Holds the disk still for `time` from now on. Returns when nothing is in
+    /// flight any more and all that has ended was shown to the guest; if that
+    /// takes longer than `patience`, the disk goes on and is not held.
+    ///
+    /// # Errors
+    /// It is held already, or not within that time.
+    pub fn hold(&self, time: Duration, patience: Duration) -> Result<(), HoldError> {
+        let workers = self.wakers().len();
+        let round = self.hold.begin(time)?;
+        self.set_on();
+        self.wake_all();
+        self.hold
+            .wait(round, workers, patience)
+            .inspect_err(|error| {
+                if let HoldError::Late(_) = error {
+                    self.let_go();
+                }
+            })
+    }
+
+    /// The disk goes on, if it is held; whether it was.
+    pub fn let_go(&self) -> bool {
+        let was = self.hold.end();
+        self.set_on();
+        self.wake_all();
+        was
+    }
+
+    /// Waits until the disk goes on; whether by itself.
+    pub fn wait_until_it_goes_on(&self) -> bool {
+        self.hold.wait_for_end()
+    }
+
+    /// How much longer the disk is held; `None` if it is not.
+    #[must_use]
+    pub fn held(&self) -> Option<Duration> {
+        self.hold.left()
+    }
+
     /// How often and how long requests have waited since the start.
     #[must_use]
     pub fn waits(&self) -> Waits {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Limits;
 use crate::sys;
 
 /// Until when, and which workers have come to rest.
@@ -67,85 +66,78 @@ impl Hold {
             self.changed.notify_all();
         }
     }
-}
 
-impl Limits {
-    /// Holds the disk still for `time` from now on. Returns when nothing is in
-    /// flight any more and all that has ended was shown to the guest; if that
-    /// takes longer than `patience`, the disk goes on and is not held.
+    /// Begins one of `time`; its number.
     ///
     /// # Errors
-    /// It is held already, or not within that time.
-    pub fn hold(&self, time: Duration, patience: Duration) -> Result<(), HoldError> {
-        let workers = self.wakers().len();
-        let round = {
-            let mut resting = self.hold.resting();
-            let now = sys::monotonic_ns();
-            if let Some(until) = self.hold.until(now) {
-                return Err(HoldError::Held(Duration::from_nanos(
-                    until.saturating_sub(now),
-                )));
-            }
-            let round = resting.round.wrapping_add(1);
-            *resting = Resting { round, workers: 0 };
-            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-            // In this order: who sees the round sees until when.
-            self.hold
-                .until
-                .store(now.saturating_add(time), Ordering::SeqCst);
-            self.hold.round.store(round, Ordering::Release);
-            round
-        };
-        self.set_on();
-        self.wake_all();
+    /// There is one.
+    pub(super) fn begin(&self, time: Duration) -> Result<u64, HoldError> {
+        let mut resting = self.resting();
+        if let Some(left) = self.left() {
+            return Err(HoldError::Held(left));
+        }
+        let round = resting.round.wrapping_add(1);
+        *resting = Resting { round, workers: 0 };
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // In this order: who sees the round sees until when.
+        self.until
+            .store(sys::monotonic_ns().saturating_add(time), Ordering::SeqCst);
+        self.round.store(round, Ordering::Release);
+        Ok(round)
+    }
+
+    /// Waits until so many workers rest in this one.
+    ///
+    /// # Errors
+    /// They do not within `patience`, or it has ended.
+    pub(super) fn wait(
+        &self,
+        round: u64,
+        workers: usize,
+        patience: Duration,
+    ) -> Result<(), HoldError> {
         let start = Instant::now();
-        let mut resting = self.hold.resting();
+        let mut resting = self.resting();
         while resting.round == round && resting.workers < workers {
             let left = patience.saturating_sub(start.elapsed());
             if left.is_zero() {
-                drop(resting);
-                self.let_go();
                 return Err(HoldError::Late(patience));
             }
-            let woken = self.hold.changed.wait_timeout(resting, left);
+            let woken = self.changed.wait_timeout(resting, left);
             resting = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let held = resting.round == round && self.held().is_some();
+        let held = resting.round == round && self.left().is_some();
         held.then_some(()).ok_or(HoldError::LetGo)
     }
 
-    /// The disk goes on, if it is held; whether it was.
-    pub fn let_go(&self) -> bool {
-        let mut resting = self.hold.resting();
-        let was = self.held().is_some();
-        self.hold.until.store(0, Ordering::SeqCst);
+    /// Ends it; whether there was one.
+    pub(super) fn end(&self) -> bool {
+        let mut resting = self.resting();
+        let was = self.left().is_some();
+        self.until.store(0, Ordering::SeqCst);
         resting.round = resting.round.wrapping_add(1);
-        self.hold.changed.notify_all();
-        drop(resting);
-        self.set_on();
-        self.wake_all();
+        self.changed.notify_all();
         was
     }
 
-    /// Waits until the disk goes on; whether by itself.
-    pub fn wait_until_it_goes_on(&self) -> bool {
-        let mut resting = self.hold.resting();
+    /// Waits until it has ended; whether by itself.
+    pub(super) fn wait_for_end(&self) -> bool {
+        let mut resting = self.resting();
         let round = resting.round;
         while resting.round == round {
-            let Some(left) = self.held() else {
+            let Some(left) = self.left() else {
                 return true;
             };
-            let woken = self.hold.changed.wait_timeout(resting, left);
+            let woken = self.changed.wait_timeout(resting, left);
             resting = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         false
     }
 
-    /// How much longer the disk is held; `None` if it is not.
-    #[must_use]
-    pub fn held(&self) -> Option<Duration> {
+    /// How much longer it lasts; `None` if there is none.
+    pub(super) fn left(&self) -> Option<Duration> {
         let now = sys::monotonic_ns();
-        let until = self.hold.until(now)?;
+        let until = self.until(now)?;
         Some(Duration::from_nanos(until.saturating_sub(now)))
     }
 }
