@@ -34,7 +34,9 @@ pub use device::{
     WriteZeroesLimits,
 };
 pub use error::Error;
-pub use limits::{GroupError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits};
+pub use limits::{
+    GroupError, HoldError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits,
+};
 pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]
