@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::clients::{Bounds, Client};
 use super::events::Subscription;
-use super::serving::{self, Heard, Service};
+use super::serving::{self, Greeting, Heard, Service};
 
 use crate::host::sandbox::{self, Kind};
 
@@ -24,6 +24,7 @@ const BOUNDS: Bounds = Bounds {
     asking: Duration::from_secs(5),
     taking: Duration::from_secs(5),
     leaving: Duration::from_secs(1),
+    greeting: Duration::ZERO,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -72,8 +73,8 @@ impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
         one == other
     }
 
-    fn greet(&self, _: IpAddr) -> Heard {
-        Heard::More
+    fn greet(&self, _: IpAddr) -> Greeting {
+        Greeting::None
     }
 
     fn hear(&mut self, client: &mut Client<TcpStream, IpAddr>) -> Heard {
