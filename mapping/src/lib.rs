@@ -12,11 +12,13 @@
 //! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
 //!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks
 //!   that were shared.
+//! - [`difference`] tells where two clones differ, from their extents alone.
 //!
 //! All offsets and sizes are bytes.
 #![warn(unreachable_pub)]
 
 pub mod device;
+pub mod difference;
 mod error;
 mod filler;
 #[cfg(feature = "fuzzing")]

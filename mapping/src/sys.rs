@@ -279,6 +279,24 @@ pub(crate) fn is_realtime(file: &File) -> io::Result<bool> {
     Ok(extended_flags(file)? & XFLAG_REALTIME != 0)
 }
 
+/// The identifier of a btrfs (`BTRFS_IOC_FS_INFO`), whatever the subvolume.
+pub(crate) fn btrfs_id(file: &File) -> io::Result<[u8; 16]> {
+    const BTRFS_IOC_FS_INFO: libc::c_ulong = 0x8400_941F;
+    const ID: usize = 16;
+    let mut information = [0u8; 1024];
+    // SAFETY: the kernel writes the 1024 bytes of `struct btrfs_ioctl_fs_info_args`.
+    check(unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            BTRFS_IOC_FS_INFO as _,
+            information.as_mut_ptr(),
+        )
+    })?;
+    let mut id = [0; 16];
+    id.copy_from_slice(&information[ID..ID + 16]);
+    Ok(id)
+}
+
 /// `FALLOC_FL_UNSHARE_RANGE`.
 pub(crate) fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
     let start = i64::try_from(range.start).map_err(io::Error::other)?;
