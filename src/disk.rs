@@ -28,6 +28,7 @@ pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
 use crate::protocol::events::Event;
 
+pub mod at_rest;
 mod description;
 mod device_claim;
 mod error;

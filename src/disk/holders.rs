@@ -63,16 +63,21 @@ impl fmt::Display for InUse {
                 "{path} is in use ({uses}): release it, or give --lock off"
             );
         }
-        write!(f, "{path} is in use by another process")?;
-        let processes = processes(self);
-        if !processes.is_empty() {
-            write!(f, " ({})", processes.join(", "))?;
-        }
-        f.write_str(": stop that one, or give --lock off")
+        write!(f, "{}: stop that one, or give --lock off", self.by_whom())
     }
 }
 
 impl InUse {
+    /// That another process has it, and which.
+    pub(super) fn by_whom(&self) -> String {
+        let mut line = format!("{} is in use by another process", self.path.display());
+        let processes = processes(self);
+        if !processes.is_empty() {
+            line.push_str(&format!(" ({})", processes.join(", ")));
+        }
+        line
+    }
+
     /// Says at the start who has a device, as its rings will wait for that.
     pub(super) fn tell_at_start(&self, read_only: bool) {
         if read_only {

@@ -121,7 +121,7 @@ fn in_use(image: &File, path: &Path) -> io::Result<InUse> {
 /// # Errors
 /// `WouldBlock` if another process uses the image in a way that excludes
 /// ours; nothing is locked then. File systems without locks give their own.
-fn take(image: &File, read_only: bool) -> io::Result<()> {
+pub(super) fn take(image: &File, read_only: bool) -> io::Result<()> {
     let (own, foreign) = bytes(read_only);
     let taken = own
         .iter()

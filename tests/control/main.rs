@@ -17,6 +17,7 @@ mod answers;
 mod config_file;
 mod counters;
 mod crowd;
+mod diff;
 mod events;
 mod io_path;
 mod map;

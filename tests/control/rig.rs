@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use front_end::{Daemon, LIMIT, Like, Wanted, limit};
 use rig::attached::Attached;
-use rig::file_systems::{EXT4, Mounted};
+use rig::file_systems::{EXT4, Made, Mounted};
 use rig::files::{fallocate, pattern};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -27,7 +27,7 @@ pub const WINDOW: u64 = 4 << 20;
 
 /// Where an image may lie; removed with it.
 enum Home {
-    Ext4(Mounted),
+    Disk(Mounted),
     Folder { _removed_with_it: TempDir },
 }
 
@@ -66,12 +66,17 @@ impl Done {
 impl Rig {
     /// On an ext4; `None` where this machine cannot mount one.
     pub fn on_ext4(arguments: &[&str]) -> Option<Self> {
-        let Some(mounted) = Mounted::new(EXT4) else {
-            println!("SKIP: no ext4 on a loop device here");
+        Self::on(EXT4, arguments)
+    }
+
+    /// On another file system; `None` where this machine cannot mount it.
+    pub fn on(made: Made, arguments: &[&str]) -> Option<Self> {
+        let Some(mounted) = Mounted::new(made) else {
+            println!("SKIP: no {} on a loop device here", made.name);
             return None;
         };
         let root = mounted.root();
-        let rig = Self::start(Home::Ext4(mounted), &root, arguments);
+        let rig = Self::start(Home::Disk(mounted), &root, arguments);
         // Some devices are slower without the file system: no disk path there.
         let info = rig.json(&["info"]);
         if info["disk"]["device"].is_null() {
@@ -113,7 +118,7 @@ impl Rig {
     /// The device under the image.
     pub fn device(&self) -> &str {
         match &self.home {
-            Home::Ext4(mounted) => mounted.device(),
+            Home::Disk(mounted) => mounted.device(),
             Home::Folder { .. } => panic!("no device"),
         }
     }

@@ -39,6 +39,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("error", &[]),
             ("source", &["sync", "sys"]),
             ("map", &["error", "source", "sync", "sys"]),
+            ("difference", &["source", "sync", "sys"]),
             ("threads", &[]),
             ("filler", &["error", "map", "source", "sync", "threads"]),
             ("device", &["source", "sync", "sys", "threads"]),

@@ -15,6 +15,7 @@ use extentd::protocol::limits::LimitNumbers;
 use extentd::protocol::words::meaning;
 use mapping::KindName;
 
+use crate::differ::DiffCommand;
 use crate::events::Wanted;
 
 const EXAMPLES: &str = "\
@@ -50,6 +51,14 @@ const LIMITS: &str = "\
 What is not given stays as it is; none lifts a limit. The new limits hold at once, for requests that wait already too. In a group (--limit-group) they are those of all its disks.
 
 A burst is what may come at once after less was used, and at least what 40 ms bring.";
+
+const DIFF: &str = "\
+Each line is a range: where it starts and its length in bytes, and whether B reads zeros there or data. Whoever has A makes B of it by \
+copying these ranges, and by giving it the length of B. The bytes are not read: ranges are those whose extents lie at different \
+places, so a file that was defragmented differs where its bytes do not, and what is not told is the same.
+
+A and B are clones of one image on one XFS or btrfs (cp --reflink=always, or a snapshot). On different file systems all is told \
+that is not zeros in both. Where the disk of --control-path is compared, its requests go by the file for some seconds afterwards.";
 
 const TOP: &str = "\
 The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
@@ -160,6 +169,10 @@ pub enum Command {
     },
     /// Let disks go on that are held still
     Resume,
+    /// Show where two snapshots differ, or a snapshot and the disk as it is. Needs no extentd for
+    /// snapshots
+    #[command(after_long_help = DIFF)]
+    Diff(DiffCommand),
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
     /// Show what happens, as it happens, until extentd ends
@@ -180,6 +193,7 @@ impl Command {
         match self {
             Command::Top { .. } => Some("top"),
             Command::Metrics => Some("metrics"),
+            Command::Diff(_) => Some("diff"),
             Command::Map { svg: Some(_), .. } => Some("map --svg"),
             _ => None,
         }

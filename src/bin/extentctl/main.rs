@@ -3,6 +3,7 @@
 mod ask;
 mod cli;
 mod commands;
+mod differ;
 mod disks;
 mod events;
 mod extents;
@@ -35,6 +36,11 @@ fn main() -> ExitCode {
             clap_complete::generate(*shell, &mut command, "extentctl", &mut io::stdout());
             return ExitCode::SUCCESS;
         }
+        Command::Diff(command) => {
+            if let Some(to) = &command.to {
+                return status(&command.snapshots(to, args.json));
+            }
+        }
         _ => {}
     }
     let wrong = |line: &str| usage::complain(&Args::command(), line);
@@ -48,9 +54,13 @@ fn main() -> ExitCode {
     {
         return wrong(&format!("{name} is for one disk: give one --control-path"));
     }
-    match run(&args, &paths) {
+    status(&run(&args, &paths))
+}
+
+fn status(result: &Result<(), Failure>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => ended(&failure),
+        Err(failure) => ended(failure),
     }
 }
 
@@ -112,6 +122,10 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             commands::list(path, *range, *limit)
         }),
         Command::Events(wanted) => events::watch(paths, by_name, wanted, args.json),
+        Command::Diff(command) => match paths.first() {
+            Some(path) => command.live(path, args.json),
+            None => Ok(()),
+        },
         Command::Top { interval, count } => match paths.first() {
             Some(path) => top::watch(path, *interval, *count, args.json),
             None => Ok(()),
