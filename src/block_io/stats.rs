@@ -3,6 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vhost_backend::OpKind;
+
+/// A number for each kind of request, by [`OpKind::index`].
+pub(crate) type ByKind = [u64; OpKind::ALL.len()];
+
 /// A worker's counters as others read them; all since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -12,7 +17,7 @@ pub(crate) struct Tally {
     polled: AtomicU64,
     bounced: AtomicU64,
     refused: AtomicU64,
-    ended: AtomicU64,
+    ended: [AtomicU64; OpKind::ALL.len()],
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -36,7 +41,7 @@ pub(crate) struct Sums {
     /// full; they were tried again, or went by the file.
     pub refused_operations: u64,
     /// Requests that have ended.
-    pub requests: u64,
+    pub requests: ByKind,
     /// Bytes of reads that ended well.
     pub read_bytes: u64,
     /// Bytes of writes that ended well; zeroing and discarding do not count.
@@ -52,7 +57,9 @@ impl Tally {
         sums.polled_operations += self.polled.load(Ordering::Relaxed);
         sums.bounced_operations += self.bounced.load(Ordering::Relaxed);
         sums.refused_operations += self.refused.load(Ordering::Relaxed);
-        sums.requests += self.ended.load(Ordering::Relaxed);
+        for (sum, ended) in sums.requests.iter_mut().zip(&self.ended) {
+            *sum += ended.load(Ordering::Relaxed);
+        }
         sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
         sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
     }
@@ -67,15 +74,27 @@ pub(super) struct Counts {
     pub(super) polled: u64,
     pub(super) bounced: u64,
     pub(super) refused: u64,
-    pub(super) ended: u64,
-    pub(super) read_bytes: u64,
-    pub(super) written_bytes: u64,
+    ended: ByKind,
+    read_bytes: u64,
+    written_bytes: u64,
     shown: Arc<Tally>,
 }
 
 impl Counts {
     pub(super) fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.shown)
+    }
+
+    /// A request has ended, that moved so many bytes.
+    pub(super) fn end(&mut self, kind: OpKind, moved: u64) {
+        if let Some(ended) = self.ended.get_mut(kind.index()) {
+            *ended += 1;
+        }
+        match kind {
+            OpKind::Read => self.read_bytes += moved,
+            OpKind::Write => self.written_bytes += moved,
+            OpKind::Flush | OpKind::Discard | OpKind::WriteZeroes => {}
+        }
     }
 
     pub(super) fn publish(&self) {
@@ -85,7 +104,9 @@ impl Counts {
         self.shown.polled.store(self.polled, Ordering::Relaxed);
         self.shown.bounced.store(self.bounced, Ordering::Relaxed);
         self.shown.refused.store(self.refused, Ordering::Relaxed);
-        self.shown.ended.store(self.ended, Ordering::Relaxed);
+        for (shown, ended) in self.shown.ended.iter().zip(self.ended) {
+            shown.store(ended, Ordering::Relaxed);
+        }
         self.shown
             .read_bytes
             .store(self.read_bytes, Ordering::Relaxed);

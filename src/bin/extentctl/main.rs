@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod disks;
 mod events;
+mod exporter;
 mod extents;
 mod output;
 mod status;
@@ -34,6 +35,12 @@ fn main() -> ExitCode {
             let mut command = Args::command();
             clap_complete::generate(*shell, &mut command, "extentctl", &mut io::stdout());
             return ExitCode::SUCCESS;
+        }
+        Command::Exporter { listen, timeout } => {
+            return match exporter::serve(&args, listen, *timeout) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(failure) => ended(&failure),
+            };
         }
         _ => {}
     }
@@ -71,8 +78,8 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         })
     };
     match &args.command {
-        // These two ask nobody.
-        Command::Prepare(_) | Command::Completions { .. } => Ok(()),
+        // These are done already.
+        Command::Prepare(_) | Command::Completions { .. } | Command::Exporter { .. } => Ok(()),
         Command::Info { config: true } => show(Request::Options {}),
         Command::Info { config: false } => show(Request::Info {}),
         Command::Selftest => show(Request::Selftest {}),
