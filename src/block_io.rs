@@ -180,8 +180,21 @@ impl<E: Engine> BlockIo<E> {
             self.shared.changed();
         }
         task.leave_way();
-        let moved = if status == Status::Ok { task.len } else { 0 };
-        self.counts.end(task.op.kind(), moved);
+        match task.op {
+            Op::Read { .. } => {
+                self.counts.reads += 1;
+                if status == Status::Ok {
+                    self.counts.read_bytes += task.len;
+                }
+            }
+            Op::Write { .. } => {
+                self.counts.writes += 1;
+                if status == Status::Ok {
+                    self.counts.written_bytes += task.len;
+                }
+            }
+            other => self.counts.end_of_other(other.kind()),
+        }
         task.pieces.forget();
         self.ended.push(Completion {
             tag: Tag(tag),

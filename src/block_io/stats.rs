@@ -17,7 +17,11 @@ pub(crate) struct Tally {
     polled: AtomicU64,
     bounced: AtomicU64,
     refused: AtomicU64,
-    ended: [AtomicU64; OpKind::ALL.len()],
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    write_zeroes: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -49,6 +53,17 @@ pub(crate) struct Sums {
 }
 
 impl Tally {
+    /// Requests of that kind that have ended.
+    fn ended(&self, kind: OpKind) -> &AtomicU64 {
+        match kind {
+            OpKind::Read => &self.reads,
+            OpKind::Write => &self.writes,
+            OpKind::Flush => &self.flushes,
+            OpKind::Discard => &self.discards,
+            OpKind::WriteZeroes => &self.write_zeroes,
+        }
+    }
+
     /// Adds this worker to the sums.
     pub(crate) fn add_to(&self, sums: &mut Sums) {
         sums.disk_operations += self.disk.load(Ordering::Relaxed);
@@ -57,8 +72,8 @@ impl Tally {
         sums.polled_operations += self.polled.load(Ordering::Relaxed);
         sums.bounced_operations += self.bounced.load(Ordering::Relaxed);
         sums.refused_operations += self.refused.load(Ordering::Relaxed);
-        for (sum, ended) in sums.requests.iter_mut().zip(&self.ended) {
-            *sum += ended.load(Ordering::Relaxed);
+        for (kind, sum) in OpKind::ALL.into_iter().zip(&mut sums.requests) {
+            *sum += self.ended(kind).load(Ordering::Relaxed);
         }
         sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
         sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
@@ -74,9 +89,10 @@ pub(super) struct Counts {
     pub(super) polled: u64,
     pub(super) bounced: u64,
     pub(super) refused: u64,
-    ended: ByKind,
-    read_bytes: u64,
-    written_bytes: u64,
+    pub(super) reads: u64,
+    pub(super) writes: u64,
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
     shown: Arc<Tally>,
 }
 
@@ -85,16 +101,11 @@ impl Counts {
         Arc::clone(&self.shown)
     }
 
-    /// A request has ended, that moved so many bytes.
-    pub(super) fn end(&mut self, kind: OpKind, moved: u64) {
-        if let Some(ended) = self.ended.get_mut(kind.index()) {
-            *ended += 1;
-        }
-        match kind {
-            OpKind::Read => self.read_bytes += moved,
-            OpKind::Write => self.written_bytes += moved,
-            OpKind::Flush | OpKind::Discard | OpKind::WriteZeroes => {}
-        }
+    /// A request has ended that is neither a read nor a write, of which there
+    /// are too many for that.
+    #[cold]
+    pub(super) fn end_of_other(&self, kind: OpKind) {
+        self.shown.ended(kind).fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn publish(&self) {
@@ -104,9 +115,8 @@ impl Counts {
         self.shown.polled.store(self.polled, Ordering::Relaxed);
         self.shown.bounced.store(self.bounced, Ordering::Relaxed);
         self.shown.refused.store(self.refused, Ordering::Relaxed);
-        for (shown, ended) in self.shown.ended.iter().zip(self.ended) {
-            shown.store(ended, Ordering::Relaxed);
-        }
+        self.shown.reads.store(self.reads, Ordering::Relaxed);
+        self.shown.writes.store(self.writes, Ordering::Relaxed);
         self.shown
             .read_bytes
             .store(self.read_bytes, Ordering::Relaxed);

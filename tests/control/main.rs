@@ -20,6 +20,7 @@ mod crowd;
 mod events;
 mod io_path;
 mod map;
+mod metrics;
 mod packaging;
 mod several;
 mod socket;

@@ -72,17 +72,21 @@ pub(crate) struct Meter {
 }
 
 /// Adds to a counter that only this thread writes to.
+#[inline(always)]
 fn add(counter: &AtomicU64, more: u64) {
     let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
     counter.store(sum, Ordering::Relaxed);
 }
 
 impl Meter {
-    /// The driver was told of so many answers, by an interrupt or by none.
+    /// The driver was told of so many answers, at least one, by an interrupt or
+    /// by none.
     pub(crate) fn told(&self, answers: u16, interrupt: bool) {
-        let sent = u64::from(interrupt);
-        add(&self.interrupts, sent);
-        add(&self.spared, u64::from(answers).saturating_sub(sent));
+        if interrupt {
+            add(&self.interrupts, 1);
+        }
+        let saved = answers.wrapping_sub(u16::from(interrupt));
+        add(&self.spared, u64::from(saved));
     }
 
     /// The worker has looked for work for so long.

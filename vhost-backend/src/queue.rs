@@ -371,10 +371,7 @@ impl Queue {
                         let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
-                    let mark = self.probe.fetched(&op);
-                    if mark != Mark::NONE {
-                        *timed = true;
-                    }
+                    let mark = self.probe.fetched(&op, timed);
                     // SAFETY: the pieces are of the memory that the chain was
                     // walked over, which is held below until the request ends.
                     unsafe { channel.submit(Tag(tag), op, pieces) };
@@ -429,11 +426,11 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
-        let is_left = status != Status::Ok && self.abandoned;
         if slot.mark != Mark::NONE {
-            self.probe.ended(slot.mark, !is_left);
+            let is_answered = status == Status::Ok || !self.abandoned;
+            self.probe.ended(slot.mark, is_answered);
         }
-        if is_left {
+        if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);
             return;

@@ -138,13 +138,13 @@ pub(super) const FAMILIES: &[Family] = &[
     family(
         "request_duration",
         Times,
-        "From when a request was fetched until the driver was shown its answer; one request of a queue in 61 is timed.",
+        "From when a request was fetched until the driver was shown its answer; one request of a queue in 127 is timed.",
         Samples::Requests,
     ),
     family(
         "request_stage_duration",
         Times,
-        "How long requests were at each stage: submit (fetched until given to the kernel), io (until its result was taken), publish (until the driver was shown the answer), interrupt (until it was interrupted, where it wants to be); one request of a queue in 61 is timed.",
+        "How long requests were at each stage: submit (fetched until given to the kernel), io (until its result was taken), publish (until the driver was shown the answer), interrupt (until it was interrupted, where it wants to be); one request of a queue in 127 is timed.",
         Samples::Stages,
     ),
     family(

@@ -9,10 +9,10 @@ use crate::sys;
 
 /// One request in so many is followed: no power of two, so that it is not
 /// always the same one of a batch.
-pub const SAMPLED: u32 = 61;
+pub const SAMPLED: u32 = 127;
 
 /// Requests of a queue that are followed at a time.
-const FOLLOWED: usize = 8;
+const FOLLOWED: usize = 4;
 
 /// Which of those that are followed a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,13 +73,14 @@ impl Probe {
         }
     }
 
-    /// A request begins; whether it is followed.
+    /// A request begins; whether it is followed, which sets `timed`.
     #[inline(always)]
-    pub(crate) fn fetched(&mut self, op: &Op) -> Mark {
+    pub(crate) fn fetched(&mut self, op: &Op, timed: &mut bool) -> Mark {
         self.left = self.left.wrapping_sub(1);
         if self.left != 0 {
             return Mark::NONE;
         }
+        *timed = true;
         self.follow(op.kind())
     }
 
@@ -204,14 +205,14 @@ mod tests {
     #[test]
     fn the_first_request_is_followed_and_each_one_so_much_later() {
         let (_, mut probe) = probe();
-        let followed = (0..3 * SAMPLED).filter(|_| probe.fetched(&READ) != Mark::NONE);
+        let followed = (0..3 * SAMPLED).filter(|_| probe.fetched(&READ, &mut false) != Mark::NONE);
         assert_eq!(followed.count(), 3);
     }
 
     #[test]
     fn each_stage_of_a_request_is_counted_once() {
         let (meters, mut probe) = probe();
-        let mark = probe.fetched(&READ);
+        let mark = probe.fetched(&READ, &mut false);
         assert_eq!(counts(&meters), [0; 5]);
         probe.submitted();
         assert_eq!(counts(&meters), [1, 0, 0, 0, 0]);
@@ -229,7 +230,7 @@ mod tests {
     #[test]
     fn who_needs_no_interrupt_has_no_time_of_one() {
         let (meters, mut probe) = probe();
-        let mark = probe.fetched(&READ);
+        let mark = probe.fetched(&READ, &mut false);
         probe.ended(mark, true);
         probe.shown();
         probe.told(9, false);
@@ -242,7 +243,7 @@ mod tests {
         let (meters, mut probe) = probe();
         let next = |probe: &mut Probe| {
             probe.left = 1;
-            probe.fetched(&READ)
+            probe.fetched(&READ, &mut false)
         };
         let marks: Vec<Mark> = (0..FOLLOWED).map(|_| next(&mut probe)).collect();
         assert_eq!(next(&mut probe), Mark::NONE);
@@ -255,7 +256,7 @@ mod tests {
         assert_eq!(next(&mut probe), Mark::NONE, "it was not told yet");
         probe.told(1, true);
         assert_eq!(next(&mut probe), marks[1]);
-        assert_eq!(counts(&meters), [8, 2, 1, 1, 1]);
+        assert_eq!(counts(&meters), [4, 2, 1, 1, 1]);
         probe.restart();
         assert_ne!(next(&mut probe), Mark::NONE);
     }
