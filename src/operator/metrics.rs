@@ -3,6 +3,7 @@
 //! has which number is in the table of families.
 
 mod families;
+mod scraped;
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +14,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use self::families::{EXPORTER, FAMILIES, Family, Number, Sample, Samples};
-use crate::protocol::statistics::{Statistics, Times};
+use self::scraped::Label;
+pub use self::scraped::{Asked, Scraped};
+use crate::protocol::statistics::Times;
 
 /// How the text is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,52 +26,6 @@ pub enum Format {
     OpenMetrics,
     /// The text format of Prometheus, version 0.0.4.
     Prometheus,
-}
-
-/// A disk, and what it said.
-#[derive(Debug, Clone)]
-pub struct Scraped {
-    /// Whom an exporter asked, and for how long; `None` where a disk tells of
-    /// itself.
-    pub asked: Option<Asked>,
-    /// `None` where no answer came.
-    pub statistics: Option<Statistics>,
-}
-
-/// Whom an exporter has asked.
-#[derive(Debug, Clone)]
-pub struct Asked {
-    /// The name of the control socket, without its folder.
-    pub control: String,
-    /// How long the answer took, or its want was borne.
-    pub time: Duration,
-}
-
-impl From<Statistics> for Scraped {
-    fn from(statistics: Statistics) -> Self {
-        Self {
-            asked: None,
-            statistics: Some(statistics),
-        }
-    }
-}
-
-/// A name and its value.
-type Label<'a> = (&'a str, &'a str);
-
-impl Scraped {
-    /// What all samples of this disk have.
-    fn labels(&self) -> Vec<Label<'_>> {
-        let control = self
-            .asked
-            .iter()
-            .map(|asked| ("control", asked.control.as_str()));
-        let disk = self
-            .statistics
-            .iter()
-            .map(|statistics| ("disk", statistics.image.as_str()));
-        control.chain(disk).collect()
-    }
 }
 
 /// The exposition of disks: all that is known of each.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use self::histogram::Histogram;
 pub use self::histogram::{BOUNDS, BUCKETS, Times};
+use self::histogram::{Histogram, add};
 pub use self::probe::SAMPLED;
 use crate::device::OpKind;
 
@@ -69,13 +69,6 @@ pub(crate) struct Meter {
     vain_ns: AtomicU64,
     stages: [Histogram; Stage::ALL.len()],
     requests: [Histogram; OpKind::ALL.len()],
-}
-
-/// Adds to a counter that only this thread writes to.
-#[inline(always)]
-fn add(counter: &AtomicU64, more: u64) {
-    let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
-    counter.store(sum, Ordering::Relaxed);
 }
 
 impl Meter {

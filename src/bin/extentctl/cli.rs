@@ -16,8 +16,10 @@ use extentd::protocol::limits::LimitNumbers;
 use extentd::protocol::words::meaning;
 use mapping::KindName;
 
-use crate::disks::FOLDER;
 use crate::events::Wanted;
+
+/// Where the control sockets of a host are, if nothing else is said.
+pub const FOLDER: &str = "/run/extentd";
 
 const EXAMPLES: &str = "\
 Examples:

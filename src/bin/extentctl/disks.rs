@@ -13,9 +13,6 @@ use crate::status::{Failure, Status};
 /// Names of control sockets end so.
 const ENDINGS: [&str; 2] = ["control", "ctl"];
 
-/// Where those of a host are, if nothing else is said.
-pub const FOLDER: &str = "/run/extentd";
-
 /// What a command says of a disk.
 #[derive(Debug)]
 pub struct Shown {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use extentd::operator::exporter::Exporter;
 use extentd::options::address::Address;
 
-use crate::cli::Args;
-use crate::disks::{self, FOLDER};
+use crate::cli::{Args, FOLDER};
+use crate::disks;
 use crate::output;
 use crate::status::Failure;
 

@@ -1,7 +1,7 @@
 //! The table of metrics: under which name each counter is told, and what it
 //! means. docs/metrics.md has the same list.
 
-use super::Scraped;
+use super::scraped::Scraped;
 use crate::protocol::statistics::{ByOperation, MapStatistics, Statistics};
 use crate::protocol::words::Way;
 

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde_json::Value;
 
 use super::*;
-use crate::protocol::statistics::{ExtentCounts, MapStatistics};
+use crate::protocol::statistics::{ExtentCounts, MapStatistics, Statistics};
 use crate::protocol::words::Way;
 
 fn sample() -> Statistics {
@@ -192,7 +192,7 @@ fn families(text: &str) -> BTreeMap<String, (String, String)> {
                     _ => &[""],
                 };
                 let fits = |suffix: &&str| name == format!("{family}{suffix}");
-                assert!(suffixes.iter().any(|suffix| fits(suffix)), "{line}");
+                assert!(suffixes.iter().any(fits), "{line}");
                 assert!(samples.insert(sample.to_owned()), "{sample} twice");
                 value.parse::<f64>().unwrap();
             }

@@ -3,8 +3,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::add;
-
 /// The first bound is two to this power, in nanoseconds: about a microsecond.
 const FIRST: u32 = 10;
 /// Buckets with a bound.
@@ -24,6 +22,13 @@ const fn bounds() -> [u64; BOUNDED] {
         at += 1;
     }
     bounds
+}
+
+/// Adds to a counter that only this thread writes to.
+#[inline(always)]
+pub(super) fn add(counter: &AtomicU64, more: u64) {
+    let sum = counter.load(Ordering::Relaxed).wrapping_add(more);
+    counter.store(sum, Ordering::Relaxed);
 }
 
 /// Counted by one thread, and read by others.
