@@ -92,13 +92,10 @@ fn limits_are_shown_by_info_and_limits_and_metrics() {
     ];
     let disk = Disk::new(&limits);
     let text = disk.extentctl(&["limits"]);
-    for line in [
-        "group  -",
-        "iops               5000",
-        "burst iops         700",
-    ] {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    for line in ["group -", "iops 5000", "burst iops 700"] {
         assert!(
-            text.lines().any(|have| have.trim() == line),
+            text.lines().any(|have| words(have) == line),
             "{line} in\n{text}"
         );
     }
