@@ -351,6 +351,57 @@ fn dead_and_hung_disks_are_down_and_cost_their_own_time_only() {
     drop(waiting);
 }
 
+#[test]
+fn an_exporter_says_what_is_wrong_and_bears_a_folder_that_comes_later() {
+    let place = rig::scratch::folder("later");
+    let (folder, socket) = (place.path().join("disks"), place.path().join("socket"));
+    let start = |listen: &str| {
+        let mut command = Command::new(rig::extentctl!());
+        command
+            .arg(format!("--all={}", folder.display()))
+            .args(["exporter", "--listen", listen])
+            .stderr(Stdio::piped());
+        command
+    };
+    let refused = start("192.0.2.1:9").output().unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(
+        (refused.status.code(), told.lines().count()),
+        (Some(1), 1),
+        "{told}"
+    );
+    assert!(
+        told.starts_with("extentctl: --listen 192.0.2.1:9: cannot listen: "),
+        "{told}"
+    );
+    let mut exporter = Killed(
+        start(&format!("unix:{}", socket.display()))
+            .spawn()
+            .unwrap(),
+    );
+    let mut lines = BufReader::new(exporter.0.stderr.take().unwrap()).lines();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.ends_with("socket, by HTTP at /metrics"), "{line}");
+    assert_eq!(
+        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(scrape_unix(&socket, "").1, "# EOF\n");
+    let rig = Rig::on_tmpfs(&[]);
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink(rig.control(), folder.join("a.ctl")).unwrap();
+    assert_eq!(
+        up(&scrape_unix(&socket, "").1),
+        BTreeMap::from([("a.ctl".into(), true)])
+    );
+    // A folder that is none, which root could not read either.
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    assert_eq!(scrape_unix(&socket, PLAIN).1, "");
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.ends_with(": no disk is told of"), "{line}");
+}
+
 /// Processes that are scraped.
 const HUNDRED: usize = 100;
 

@@ -1,5 +1,6 @@
 //! `extentctl exporter`: one scrape for all disks of a host.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,10 +34,14 @@ pub fn serve(args: &Args, listen: &Address, timeout: Duration) -> Result<(), Fai
     Err(format!("exporter: it cannot begin: {error}").into())
 }
 
-/// Those of a folder; none, and a line why, where it cannot be read.
+/// Those of a folder, which is there once a disk is; none, and a line why,
+/// where it cannot be read.
 fn sockets(folder: PathBuf) -> Vec<PathBuf> {
     disks::of_folder(&folder).unwrap_or_else(|error| {
-        output::complain(&format!("--all={}: {error}", folder.display()));
+        if error.kind() != ErrorKind::NotFound {
+            let folder = folder.display();
+            output::complain(&format!("--all={folder}: {error}: no disk is told of"));
+        }
         Vec::new()
     })
 }
