@@ -11,6 +11,7 @@
 )]
 
 mod rig;
+mod scrape;
 
 mod advice;
 mod answers;
@@ -18,6 +19,7 @@ mod config_file;
 mod counters;
 mod crowd;
 mod events;
+mod exporter;
 mod io_path;
 mod map;
 mod metrics;
