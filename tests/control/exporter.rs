@@ -38,14 +38,20 @@ fn dead_and_hung_disks_are_down_and_cost_their_own_time_only() {
         }
         waiting.push(stream);
     }
-    // One sends without end, and never a line.
-    let endless = UnixListener::bind(path("endless.ctl")).unwrap();
-    std::thread::spawn(move || {
-        for stream in endless.incoming().flatten() {
-            let mut stream = stream;
-            while stream.write_all(&[b'x'; 4096]).is_ok() {}
-        }
-    });
+    // Two send without end: one never a line, and one nothing but lines.
+    let line = "{\"jsonrpc\":\"2.0\",\"method\":\"event\",\"params\":{}}\n";
+    for (name, text) in [
+        ("endless.ctl", "x".repeat(4096)),
+        ("chatty.ctl", line.repeat(99)),
+    ] {
+        let listener = UnixListener::bind(path(name)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut stream = stream;
+                while stream.write_all(text.as_bytes()).is_ok() {}
+            }
+        });
+    }
     let exporter = Exporter::start(folder.path(), "0.4");
     for _ in 0..3 {
         let start = Instant::now();
@@ -55,7 +61,7 @@ fn dead_and_hung_disks_are_down_and_cost_their_own_time_only() {
         // Twenty hang, and it is no twenty times as long.
         assert!(took < Duration::from_secs(4), "{took:?}");
         let up = up(&body);
-        assert_eq!(up.len(), 25, "{up:?}");
+        assert_eq!(up.len(), 26, "{up:?}");
         for (name, is_up) in &up {
             assert_eq!(
                 *is_up,
@@ -84,7 +90,7 @@ fn dead_and_hung_disks_are_down_and_cost_their_own_time_only() {
     let start = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..20 {
-            scope.spawn(|| assert_eq!(up(&exporter.scrape("").1).len(), 25));
+            scope.spawn(|| assert_eq!(up(&exporter.scrape("").1).len(), 26));
         }
     });
     assert!(
@@ -96,12 +102,22 @@ fn dead_and_hung_disks_are_down_and_cost_their_own_time_only() {
     // A disk that ends is down, one that is taken away is gone.
     assert!(one.daemon.terminate().unwrap().success());
     drop(hung);
-    std::fs::remove_file(path("endless.ctl")).unwrap();
-    std::fs::remove_file(path("dead.control")).unwrap();
+    for name in ["endless.ctl", "chatty.ctl", "dead.control"] {
+        std::fs::remove_file(path(name)).unwrap();
+    }
     let up = up(&exporter.scrape("").1);
     assert!(!up["one.control"] && up["two.ctl"], "{up:?}");
     assert_eq!(up.len(), 23, "{up:?}");
     drop(waiting);
+    // Of several with one name, each is told by its path.
+    let elsewhere = folder_of(&[("two.ctl", two.control())]);
+    let both = [path("two.ctl"), elsewhere.path().join("two.ctl")];
+    let arguments = both
+        .iter()
+        .flat_map(|path| ["--control-path", path.to_str().unwrap()]);
+    let exporter = Exporter::begin(arguments, "5");
+    let names = both.iter().map(|path| (path.display().to_string(), true));
+    assert_eq!(self::up(&exporter.scrape("").1), names.collect());
 }
 
 #[test]

@@ -56,8 +56,14 @@ pub struct Exporter {
 
 impl Exporter {
     pub fn start(folder: &Path, timeout: &str) -> Self {
+        let all = format!("--all={}", folder.display());
+        Self::begin([all.as_str()], timeout)
+    }
+
+    /// Of the disks that these arguments name.
+    pub fn begin<'a>(disks: impl IntoIterator<Item = &'a str>, timeout: &str) -> Self {
         let mut child = Command::new(rig::extentctl!())
-            .arg(format!("--all={}", folder.display()))
+            .args(disks)
             .args(["exporter", "--listen", "0", "--timeout", timeout])
             .stderr(Stdio::piped())
             .spawn()

@@ -1,6 +1,7 @@
 //! Asks many control sockets for their counters, on one thread, which waits
 //! for all of them together.
 
+use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use crate::protocol::client;
 use crate::protocol::statistics::Statistics;
 use crate::protocol::{Answer, Request};
 
-/// Most bytes of an answer.
+/// Most bytes until the end of the answer.
 const ANSWER: usize = 1 << 20;
 /// Where a disk has no room for one more connection, it is tried again so soon.
 const AGAIN: Duration = Duration::from_millis(5);
@@ -24,6 +25,8 @@ struct Line<'a> {
     path: &'a Path,
     stream: Option<UnixStream>,
     received: Vec<u8>,
+    /// Bytes in all.
+    heard: usize,
     outcome: Option<(Option<Statistics>, Duration)>,
 }
 
@@ -35,6 +38,7 @@ pub fn gather(paths: &[PathBuf], patience: Duration) -> Vec<Scraped> {
         path,
         stream: None,
         received: Vec::new(),
+        heard: 0,
         outcome: None,
     };
     let mut lines: Vec<Line<'_>> = paths.iter().map(PathBuf::as_path).map(line).collect();
@@ -50,16 +54,27 @@ pub fn gather(paths: &[PathBuf], patience: Duration) -> Vec<Scraped> {
         wait(&open, left);
     }
     let took = start.elapsed();
+    let names: HashSet<String> = paths.iter().map(|path| name(path)).collect();
+    let told_apart = names.len() == paths.len();
     let scraped = lines.into_iter().map(|line| {
         let (statistics, time) = line.outcome.unwrap_or((None, took));
-        let control = line.path.file_name().unwrap_or(line.path.as_os_str());
-        let control = control.to_string_lossy().into_owned();
+        let control = if told_apart {
+            name(line.path)
+        } else {
+            line.path.display().to_string()
+        };
         Scraped {
             asked: Some(Asked { control, time }),
             statistics,
         }
     });
     scraped.collect()
+}
+
+/// A path's last part.
+fn name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 /// Waits until one of these may go on.
@@ -129,6 +144,7 @@ impl Line<'_> {
                 Ok(count) => {
                     let read = piece.get(..count).unwrap_or_default();
                     self.received.extend_from_slice(read);
+                    self.heard = self.heard.saturating_add(count);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -144,7 +160,7 @@ impl Line<'_> {
                     None => {}
                 }
             }
-            if self.received.len() > ANSWER {
+            if self.heard > ANSWER {
                 return Err(io::Error::other("the answer is too long"));
             }
         }

@@ -17,7 +17,8 @@ pub struct Scraped {
 /// Whom an exporter has asked.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    /// The name of the control socket, without its folder.
+    /// The name of the control socket; with its folder where several have one
+    /// name.
     pub control: String,
     /// How long the answer took, or its want was borne.
     pub time: Duration,
