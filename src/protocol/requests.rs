@@ -52,6 +52,22 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// Hold the disk still: nothing is fetched, and the answer comes when
+    /// nothing is in flight. It goes on when it is told to, or by itself.
+    Quiesce {
+        /// When it goes on by itself, from now.
+        #[serde(default = "hold_ms")]
+        hold_ms: u64,
+        /// How long requests in flight may take to end; then it is refused,
+        /// and the disk goes on.
+        #[serde(default = "within_ms")]
+        within_ms: u64,
+        /// Make what was written stable as well.
+        #[serde(default)]
+        sync: bool,
+    },
+    /// Let a disk go on that is held still.
+    Resume {},
     /// The options that are in force, as on a command line.
     Options {},
     /// Change limits on requests and bytes per second, if there is something
@@ -61,6 +77,19 @@ pub enum Request {
         #[serde(default, deserialize_with = "limits::known")]
         set: LimitNumbers,
     },
+}
+
+/// How long a disk is held where nothing else is said.
+pub const HOLD_MS: u64 = 10_000;
+/// How long is waited for requests in flight where nothing else is said.
+pub const WITHIN_MS: u64 = 5_000;
+
+fn hold_ms() -> u64 {
+    HOLD_MS
+}
+
+fn within_ms() -> u64 {
+    WITHIN_MS
 }
 
 /// What may be asked of the connection itself.
@@ -91,7 +120,11 @@ impl Request {
     pub(crate) fn is_brief(&self) -> bool {
         matches!(
             self,
-            Request::Info {} | Request::Stats {} | Request::Limits { .. } | Request::Options {}
+            Request::Info {}
+                | Request::Stats {}
+                | Request::Limits { .. }
+                | Request::Options {}
+                | Request::Resume {}
         )
     }
 
@@ -113,6 +146,8 @@ impl Request {
                 let name = path.as_ref().map_or("", |path| path.get_name());
                 Some(format!("io-path {name}"))
             }
+            Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
+            Request::Resume {} => Some("resume".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

@@ -24,6 +24,7 @@ mod io_path;
 mod map;
 mod metrics;
 mod packaging;
+mod quiesce;
 mod several;
 mod socket;
 mod usage;

@@ -35,7 +35,9 @@ pub use device::{
     Topology, WriteZeroesLimits,
 };
 pub use error::Error;
-pub use limits::{GroupError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits};
+pub use limits::{
+    GroupError, HoldError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits,
+};
 pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use extentd::operator::metrics::{self, Format};
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use extentd::protocol::done::{Advised, OptionsNow, PathNow, Resized};
+use extentd::protocol::done::{Advised, OptionsNow, PathNow, Quiesced, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::statistics::Statistics;
@@ -29,7 +29,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Advise {
             advice: Advice::Pin,
             ..
-        } => LONG_PATIENCE,
+        }
+        | Request::Quiesce { .. } => LONG_PATIENCE,
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
@@ -38,6 +39,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Resize { .. } => resized(&understand(&json)?),
         Request::Advise { .. } => advised(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
+        Request::Quiesce { .. } => quiesced(&understand(&json)?),
+        Request::Resume {} => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
             if !understand::<Selftest>(&json)?.holds {
@@ -147,6 +150,19 @@ fn as_file(now: &OptionsNow) -> String {
         }
     };
     now.options.iter().map(line).collect()
+}
+
+fn quiesced(done: &Quiesced) -> String {
+    let stable = if done.synced {
+        ", and all is stable"
+    } else {
+        ""
+    };
+    format!(
+        "nothing is in flight (after {} ms){stable}; the disk goes on by itself in {} s\n",
+        done.drained_ms,
+        done.left_ms / 1000
+    )
 }
 
 fn resized(done: &Resized) -> String {
