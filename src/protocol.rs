@@ -13,6 +13,7 @@
 use serde_json::Value;
 
 pub mod client;
+pub mod command;
 pub mod done;
 pub mod events;
 pub mod extents;

@@ -24,6 +24,8 @@ pub(super) struct Bounds {
     pub taking: Duration,
     /// For leaving after the last answer.
     pub leaving: Duration,
+    /// How long who has connected may be silent before it is greeted.
+    pub greeting: Duration,
 }
 
 /// What a client does.
@@ -68,6 +70,8 @@ pub(super) struct Client<S, P> {
     pub ended: bool,
     /// What it is told without asking.
     pub subscription: Option<Subscription>,
+    /// Its greeting, which goes before all else that it is told.
+    pub greeting: Option<Vec<u8>>,
     stream: S,
     /// Since when it does what it does.
     since: Instant,
@@ -101,7 +105,8 @@ impl<S: Read + Write + AsFd, P: Copy> Client<S, P> {
 
     /// Gives it an answer, after the last of which it is to leave.
     pub(super) fn give(&mut self, answer: Vec<u8>, last: bool) {
-        self.answer = answer;
+        self.answer = self.greeting.take().unwrap_or_default();
+        self.answer.extend_from_slice(&answer);
         self.sent = 0;
         self.last = last;
         self.begin(Doing::Taking);
@@ -111,6 +116,12 @@ impl<S: Read + Write + AsFd, P: Copy> Client<S, P> {
     pub(super) fn tell(&mut self, news: Vec<u8>) {
         self.give(news, false);
         self.doing = Doing::Told;
+    }
+
+    /// When it is to be greeted, if it asks for nothing until then.
+    fn greeted_at(&self, bounds: &Bounds) -> Option<Instant> {
+        let owed = self.doing == Doing::Asking && self.greeting.is_some();
+        owed.then(|| self.since.checked_add(bounds.greeting))?
     }
 
     /// When it has taken too long for what it does; `None` where that is not
@@ -240,6 +251,7 @@ impl<S: Read + Write + AsFd, P: Copy> Clients<S, P> {
             received: Vec::new(),
             ended: false,
             subscription: None,
+            greeting: None,
             stream,
             since: Instant::now(),
             answer: Vec::new(),
@@ -278,12 +290,22 @@ impl<S: Read + Write + AsFd, P: Copy> Clients<S, P> {
         {}
     }
 
-    /// When the time of the next one is over.
+    /// Greets those who have been silent.
+    pub(super) fn greet_silent_ones(&mut self) {
+        let (bounds, now) = (self.bounds, Instant::now());
+        for one in &mut self.list {
+            if one.greeted_at(&bounds).is_some_and(|at| at <= now) {
+                one.give(Vec::new(), false);
+            }
+        }
+    }
+
+    /// When the next one is to be greeted, or its time is over.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let ends = self
-            .list
-            .iter()
-            .filter_map(|one| one.deadline(&self.bounds));
+        let ends = self.list.iter().filter_map(|one| {
+            let greeted = one.greeted_at(&self.bounds);
+            greeted.or_else(|| one.deadline(&self.bounds))
+        });
         ends.min()
     }
 }
@@ -313,6 +335,7 @@ mod tests {
         asking: Duration::from_secs(60),
         taking: Duration::from_secs(60),
         leaving: Duration::ZERO,
+        greeting: Duration::ZERO,
     };
 
     type Us = Clients<UnixStream, u32>;
@@ -367,6 +390,19 @@ mod tests {
         assert!(admit(&mut clients, 2));
         assert!(clients.let_one_go());
         assert!(!clients.let_one_go());
+    }
+
+    #[test]
+    fn who_says_nothing_is_greeted_before_it_is_late() {
+        let mut clients = Us::new(BOUNDS);
+        assert!(admit(&mut clients, 1) && admit(&mut clients, 2));
+        clients.list[0].greeting = Some(b"hello".to_vec());
+        clients.greet_silent_ones();
+        let doing: Vec<Doing> = clients.list.iter().map(|one| one.doing).collect();
+        assert_eq!(doing, [Doing::Taking, Doing::Asking]);
+        assert_eq!(clients.list[0].answer, b"hello");
+        clients.list[0].give(b"more".to_vec(), false);
+        assert_eq!(clients.list[0].answer, b"more", "once");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use vhost_backend::Peer;
 
 use super::clients::{Bounds, Client};
 use super::events::{Events, Subscription};
-use super::serving::{self, Heard, Service};
+use super::serving::{self, Greeting, Heard, Service};
 use crate::host::feed::Listener;
 use crate::host::sandbox::{self, Kind};
 use crate::host::socket::{self, SocketError, SocketFile};
@@ -30,7 +30,7 @@ use crate::protocol::events::{Event, Subscribed};
 use crate::protocol::failure::{Code, Failure};
 use crate::protocol::hello::{HELLO, Hello};
 use crate::protocol::requests::OfConnection;
-use crate::protocol::rpc::{self, Call, Line, Method};
+use crate::protocol::rpc::{self, Call, Form, Line, Method};
 use crate::protocol::schema;
 
 pub use crate::protocol::client::ask;
@@ -48,6 +48,8 @@ const BOUNDS: Bounds = Bounds {
     asking: Duration::from_secs(300),
     taking: Duration::from_secs(10),
     leaving: Duration::from_secs(1),
+    // Who asks at once in 0.1.0's form has no greeting.
+    greeting: Duration::from_millis(250),
 };
 
 /// Requests under way of either kind: those that may wait for a file system,
@@ -169,16 +171,16 @@ impl<C: Controlled> Service for Control<C> {
         one.uid() == other.uid()
     }
 
-    fn greet(&self, from: Caller) -> Heard {
+    fn greet(&self, from: Caller) -> Greeting {
         if from.may_ask() {
             let hello = rpc::notification(HELLO, &Hello::own());
-            return Heard::Answer(line_of(hello));
+            return Greeting::Line(line_of(hello));
         }
         log::warn!(
             "control socket: refused: {from}: only the user of this process may ask, and root"
         );
         let line = format!("{from}: only the user that runs extentd may ask, and root");
-        last_line(Code::NotPermitted, line)
+        Greeting::Last(failure_line(Code::NotPermitted, line))
     }
 
     fn hear(&mut self, client: &mut Client<UnixStream, Caller>) -> Heard {
@@ -189,13 +191,16 @@ impl<C: Controlled> Service for Control<C> {
             None if received.len() >= LINE_BYTES => {
                 // Where the next request begins is unknown from here on.
                 let line = format!("a line is longer than {LINE_BYTES} bytes");
-                return last_line(Code::NotARequest, line);
+                return Heard::Last(failure_line(Code::NotARequest, line));
             }
             // A last line without an end is still a request.
             None if client.ended && !received.is_empty() => received.len(),
             None => return Heard::More,
         };
         let line = rpc::read(received.get(..length).unwrap_or_default());
+        if line.form == Form::Command {
+            client.greeting = None;
+        }
         let heard = self.begin(client, line);
         if !matches!(heard, Heard::Waiting) {
             client.received.drain(..length);
@@ -238,7 +243,7 @@ impl<C: Controlled> Control<C> {
         });
         let Some(first) = of_disk.next() else {
             let steps = self.steps(client, line.calls);
-            return Heard::Answer(carry_out(&*self.target, steps, line.batch, from));
+            return Heard::Answer(carry_out(&*self.target, steps, line.form, from));
         };
         let brief = first && of_disk.all(|brief| brief);
         let uid = from.uid();
@@ -248,14 +253,14 @@ impl<C: Controlled> Control<C> {
             return Heard::Waiting;
         }
         let (target, ends) = (Arc::clone(&self.target), Arc::clone(&self.ends));
-        let (number, batch) = (client.number, line.batch);
+        let (number, form) = (client.number, line.form);
         // For the case that there is no thread for it.
         let ids: Vec<_> = line.calls.iter().map(|call| call.id.clone()).collect();
         let steps = self.steps(client, line.calls);
         let started = thread::Builder::new()
             .name("control-conn".to_owned())
             .spawn(move || {
-                let answer = carry_out(&*target, steps, batch, from);
+                let answer = carry_out(&*target, steps, form, from);
                 ends.answers
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
@@ -275,8 +280,8 @@ impl<C: Controlled> Control<C> {
                 log::warn!("control socket: no thread for a request: {error}");
                 let line = format!("no thread for this request: {error}: try again later");
                 let failure = Failure::new(Code::Busy, line);
-                let failed = |id: Box<_>| rpc::response::<()>(&id, Err(&failure));
-                Heard::Answer(joined(batch, ids.into_iter().flatten().map(failed)))
+                let failed = |id: Box<_>| form.response::<()>(&id, Err(&failure));
+                Heard::Answer(joined(form, ids.into_iter().flatten().map(failed)))
             }
         }
     }
@@ -316,28 +321,28 @@ enum Todo {
 }
 
 /// Carries out what a line asks for, one after the other, and answers it.
-fn carry_out(target: &impl Controlled, steps: Vec<Step>, batch: bool, from: Caller) -> Vec<u8> {
+fn carry_out(target: &impl Controlled, steps: Vec<Step>, form: Form, from: Caller) -> Vec<u8> {
     let answers = steps
         .into_iter()
         .filter_map(|Step { id, todo }| match todo {
             Todo::Ask(request) => match target.carry_out(request, from) {
-                Answer::Result(done) => Some(rpc::response(&id?, Ok(&done))),
-                Answer::Error(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
+                Answer::Result(done) => Some(form.response(&id?, Ok(&done))),
+                Answer::Error(failure) => Some(form.response::<()>(&id?, Err(&failure))),
             },
-            Todo::Describe => Some(rpc::response(&id?, Ok(schema::document()))),
-            Todo::Subscribed(subscribed) => Some(rpc::response(&id?, Ok(&subscribed))),
-            Todo::Fail(failure) => Some(rpc::response::<()>(&id?, Err(&failure))),
+            Todo::Describe => Some(form.response(&id?, Ok(schema::document()))),
+            Todo::Subscribed(subscribed) => Some(form.response(&id?, Ok(&subscribed))),
+            Todo::Fail(failure) => Some(form.response::<()>(&id?, Err(&failure))),
         });
-    joined(batch, answers)
+    joined(form, answers)
 }
 
 /// The answers to a line; nothing where there are none.
-fn joined(batch: bool, answers: impl Iterator<Item = String>) -> Vec<u8> {
+fn joined(form: Form, answers: impl Iterator<Item = String>) -> Vec<u8> {
     let answers: Vec<String> = answers.collect();
-    match (answers.as_slice(), batch) {
+    match (answers.as_slice(), form) {
         ([], _) => Vec::new(),
-        (all, true) => line_of(format!("[{}]", all.join(","))),
-        (all, false) => line_of(all.concat()),
+        (all, Form::Batch) => line_of(format!("[{}]", all.join(","))),
+        (all, Form::Call | Form::Command) => line_of(all.concat()),
     }
 }
 
@@ -347,9 +352,9 @@ fn line_of(mut text: String) -> Vec<u8> {
 }
 
 /// Why somebody is to leave.
-fn last_line(code: Code, line: String) -> Heard {
+fn failure_line(code: Code, line: String) -> Vec<u8> {
     let failure = Failure::new(code, line);
-    Heard::Last(line_of(rpc::response_to_nothing(&failure)))
+    line_of(rpc::response_to_nothing(&failure))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::http::{self, Asked, Form};
 use super::http_socket::{self, Listener, Party, Stream};
 use super::metrics::{self, Format, Scraped};
 use super::metrics_listener;
-use super::serving::{self, Heard, Service};
+use super::serving::{self, Greeting, Heard, Service};
 use crate::host::limits;
 use crate::host::socket::SocketFile;
 use crate::host::sys;
@@ -130,8 +130,8 @@ impl Service for Scrapes {
         one == other
     }
 
-    fn greet(&self, _: Party) -> Heard {
-        Heard::More
+    fn greet(&self, _: Party) -> Greeting {
+        Greeting::None
     }
 
     fn hear(&mut self, client: &mut Client<Stream, Party>) -> Heard {

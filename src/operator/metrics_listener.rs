@@ -11,7 +11,7 @@ use super::events::Subscription;
 use super::http::{self, Asked, HEAD_BYTES};
 use super::http_socket::{Listener, Party, Stream};
 use super::metrics::Format;
-use super::serving::{self, Heard, Service};
+use super::serving::{self, Greeting, Heard, Service};
 
 use crate::host::sandbox::{self, Kind};
 
@@ -24,6 +24,7 @@ pub(super) const BOUNDS: Bounds = Bounds {
     asking: Duration::from_secs(5),
     taking: Duration::from_secs(5),
     leaving: Duration::from_secs(1),
+    greeting: Duration::ZERO,
 };
 
 /// Answers with what `text` tells, on a thread of its own, for the life of
@@ -69,8 +70,8 @@ impl<F: Fn(Format) -> String + Send + 'static> Service for Metrics<F> {
         one == other
     }
 
-    fn greet(&self, _: Party) -> Heard {
-        Heard::More
+    fn greet(&self, _: Party) -> Greeting {
+        Greeting::None
     }
 
     fn hear(&mut self, client: &mut Client<Stream, Party>) -> Heard {

@@ -26,6 +26,17 @@ pub(super) enum Heard {
     Last(Vec<u8>),
 }
 
+/// What somebody who has connected hears first.
+#[derive(Debug)]
+pub(super) enum Greeting {
+    /// Nothing.
+    None,
+    /// This.
+    Line(Vec<u8>),
+    /// Something after which it is to leave.
+    Last(Vec<u8>),
+}
+
 /// Who is served there, and how.
 pub(super) trait Service: Send + 'static {
     /// A connection.
@@ -45,8 +56,9 @@ pub(super) trait Service: Send + 'static {
     /// Whether two connections count as one party's.
     fn same(one: Self::Peer, other: Self::Peer) -> bool;
 
-    /// What is said to somebody who has just connected.
-    fn greet(&self, peer: Self::Peer) -> Heard;
+    /// What is said to somebody who has just connected: before its first
+    /// answer, or when it has been silent for a moment.
+    fn greet(&self, peer: Self::Peer) -> Greeting;
 
     /// Looks for a request at the beginning of what was received, and takes
     /// it out.
@@ -116,6 +128,7 @@ pub(super) fn serve<T: Service>(mut service: T, bounds: Bounds, name: &str) -> !
                 }
             }
         }
+        clients.greet_silent_ones();
         clients.let_late_ones_go();
         if seen.connections
             && let Err(error) = admit(&mut service, &mut clients)
@@ -216,6 +229,10 @@ fn hear<T: Service>(service: &mut T, client: &mut Client<T::Stream, T::Peer>) ->
 fn follow<S: Read + Write + AsFd, P: Copy>(heard: Heard, client: &mut Client<S, P>) -> bool {
     match heard {
         // Who has subscribed may have nothing more to say.
+        Heard::More if client.ended && client.greeting.is_some() => {
+            client.give(Vec::new(), true);
+            true
+        }
         Heard::More => !client.ended || client.subscription.is_some(),
         Heard::Served => {
             client.wait(Doing::Served);
@@ -253,10 +270,12 @@ fn admit<T: Service>(service: &mut T, clients: &mut Clients<T::Stream, T::Peer>)
             log::debug!("a client is turned away: all have requests under way");
             continue;
         }
-        if let Some(client) = clients.list.last_mut()
-            && !follow(service.greet(client.peer), client)
-        {
-            clients.list.pop();
+        if let Some(client) = clients.list.last_mut() {
+            match service.greet(client.peer) {
+                Greeting::None => {}
+                Greeting::Line(line) => client.greeting = Some(line),
+                Greeting::Last(line) => client.give(line, true),
+            }
         }
     }
     Ok(())

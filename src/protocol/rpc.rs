@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+use super::command;
 use super::failure::{Code, Failure};
 use super::requests::{OfConnection, Request};
 use super::schema;
@@ -38,27 +39,59 @@ pub struct Call {
 pub struct Line {
     /// What it asks for, in order.
     pub calls: Vec<Call>,
-    /// The answers are one list.
-    pub batch: bool,
+    /// How it is said, and how it is answered.
+    pub form: Form,
+}
+
+/// How a line is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As one call.
+    Call,
+    /// As a list of calls. The answers are one list.
+    Batch,
+    /// As one [`command`] of 0.1.0.
+    Command,
+}
+
+impl Form {
+    /// The answer to a call of such a line.
+    pub(crate) fn response<T: Serialize>(
+        self,
+        id: &RawValue,
+        answer: Result<&T, &Failure>,
+    ) -> String {
+        match self {
+            Form::Call | Form::Batch => response(id, answer),
+            Form::Command => command::response(answer),
+        }
+    }
 }
 
 /// Understands a line. What cannot be understood is a call that failed.
 pub fn read(line: &[u8]) -> Line {
     let one = |call| Line {
         calls: vec![call],
-        batch: false,
+        form: Form::Call,
     };
     let whole: &RawValue = match serde_json::from_slice(line) {
         Ok(whole) => whole,
         Err(error) => return one(failed(Code::NotJson, format!("not JSON: {error}"))),
     };
     if !whole.get().starts_with('[') {
+        if let Some(method) = command::read(whole) {
+            let id = Some(RawValue::NULL.to_owned());
+            return Line {
+                calls: vec![Call { id, method }],
+                form: Form::Command,
+            };
+        }
         return one(call(whole));
     }
     match serde_json::from_str::<Vec<&RawValue>>(whole.get()) {
         Ok(calls) if (1..=MOST_IN_BATCH).contains(&calls.len()) => Line {
             calls: calls.into_iter().map(call).collect(),
-            batch: true,
+            form: Form::Batch,
         },
         Ok(_) => one(failed(
             Code::NotARequest,
@@ -133,7 +166,7 @@ fn call(text: &RawValue) -> Call {
     }
 }
 
-fn method(name: &str, params: Option<&str>) -> Result<Method, Failure> {
+pub(super) fn method(name: &str, params: Option<&str>) -> Result<Method, Failure> {
     let params = params.unwrap_or("{}");
     if !params.starts_with('{') {
         return Err(Failure::new(
@@ -181,7 +214,7 @@ struct Response<'a, T> {
 }
 
 /// The answer to the call of this id.
-pub(crate) fn response<T: Serialize>(id: &RawValue, answer: Result<&T, &Failure>) -> String {
+fn response<T: Serialize>(id: &RawValue, answer: Result<&T, &Failure>) -> String {
     fn failed<'a>(failure: &'a Failure, id: &'a RawValue) -> Response<'a, ()> {
         Response {
             jsonrpc: VERSION,

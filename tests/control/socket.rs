@@ -46,6 +46,22 @@ fn some_bytes_of_a_shell_are_answered_line_by_line() {
 }
 
 #[test]
+fn a_script_of_before_is_answered_as_before() {
+    let rig = Rig::on_tmpfs(&[]);
+    let text = socat(
+        rig.control(),
+        b"{\"command\":\"io-path\",\"path\":\"file\"}\n{\"command\":\"resize\",\"bytes\":1}\n",
+    );
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(
+        lines[0].starts_with("{\"result\":{\"path\":\"file\","),
+        "{text}"
+    );
+    assert!(lines[1].starts_with("{\"error\":\"") && lines[1].contains("round it"));
+}
+
+#[test]
 fn every_method_that_is_told_of_is_answered_while_a_guest_works() {
     let Some(rig) = Rig::on_ext4(&[]) else { return };
     let at_work = rig.under_io(rig.attach_to_disk());
