@@ -63,6 +63,7 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits, server: &Handle) -> Statistic
         written_bytes: sums.written_bytes,
         limit_waits: waits.count,
         limit_waited_us: microseconds(waits.time),
+        held_for_us: limits.held_for().map(microseconds),
         threads_standing: pulse::standing().len() as u64,
         thread_stands: pulse::times_stood(),
         map: path.map(|path| of_map(&path.stats(), path.map().config())),

@@ -43,6 +43,9 @@ pub struct Statistics {
     pub limit_waits: u64,
     /// For how long in all, in microseconds.
     pub limit_waited_us: u64,
+    /// For how long the disk has been held still by `quiesce`, in
+    /// microseconds; `None` if it is not.
+    pub held_for_us: Option<u64>,
     /// Threads that stand still now.
     pub threads_standing: u64,
     /// How often one was found to.

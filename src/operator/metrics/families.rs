@@ -243,6 +243,18 @@ pub(super) const FAMILIES: &[Family] = &[
         Disk(&[(None, |of| of.limit_waited_us)]),
     ),
     family(
+        "quiesced",
+        Gauge,
+        "1 while the disk is held still.",
+        Disk(&[(None, |of| u64::from(of.held_for_us.is_some()))]),
+    ),
+    family(
+        "quiesced_time",
+        GaugeOfTime,
+        "How long the disk has been held still by now; 0 while it is not.",
+        Disk(&[(None, |of| of.held_for_us.unwrap_or(0))]),
+    ),
+    family(
         "threads_standing",
         Gauge,
         "Threads that stand still now.",

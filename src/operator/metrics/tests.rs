@@ -18,6 +18,7 @@ fn sample() -> Statistics {
         read_bytes: 4096,
         lease_held: Some(true),
         limit_waited_us: 1_500_000,
+        held_for_us: Some(2_500_000),
         map: Some(MapStatistics {
             hits: 5,
             resident_bytes: 96,
@@ -59,6 +60,8 @@ fn counters_are_told_with_their_labels() {
         ("disk_path", "", "1"),
         ("lease_held", "", "1"),
         ("limit_waited_seconds_total", "", "1.5"),
+        ("quiesced", "", "1"),
+        ("quiesced_time_seconds", "", "2.5"),
         ("build_info", "version=\"1.2.3\"", "1"),
         (
             "path_info",
