@@ -32,7 +32,7 @@ use self::bulk::Bulk;
 use self::shared::BUFFERS;
 pub(crate) use self::shared::Shared;
 use self::stats::Counts;
-pub(crate) use self::stats::{Sums, Tally};
+pub(crate) use self::stats::{ByKind, Sums, Tally};
 use self::task::{Apart, Step, Task, Way};
 use crate::engine::bounce::Pool;
 use crate::engine::limits::Limits;
@@ -181,9 +181,19 @@ impl<E: Engine> BlockIo<E> {
         }
         task.leave_way();
         match task.op {
-            Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
-            Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
-            _ => {}
+            Op::Read { .. } => {
+                self.counts.reads += 1;
+                if status == Status::Ok {
+                    self.counts.read_bytes += task.len;
+                }
+            }
+            Op::Write { .. } => {
+                self.counts.writes += 1;
+                if status == Status::Ok {
+                    self.counts.written_bytes += task.len;
+                }
+            }
+            other => self.counts.end_of_other(other.kind()),
         }
         task.pieces.forget();
         self.ended.push(Completion {
@@ -435,7 +445,6 @@ impl<E: Engine> IoChannel for BlockIo<E> {
             let Self { engine, raw, .. } = self;
             engine.submit(&mut may_submit(raw));
         }
-        self.counts.ended += self.ended.len() as u64;
         self.counts.polled = self.engine.polled();
         self.counts.publish();
         for completion in self.ended.drain(..) {

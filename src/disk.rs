@@ -16,7 +16,7 @@ use mapping::path::Obstacle;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, IoChannel, Topology, WriteZeroesLimits};
 
-use crate::block_io::{BlockIo, Shared, Sums, Tally};
+use crate::block_io::{BlockIo, ByKind, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::host::allocations;
@@ -280,7 +280,7 @@ impl Disk {
     }
 
     /// Requests that failed for what the host said.
-    pub(crate) fn errors(&self) -> u64 {
+    pub(crate) fn errors(&self) -> ByKind {
         self.shared.errors()
     }
 

@@ -41,7 +41,7 @@ pub fn control_socket(address: &SocketAddr) {
 /// What an HTTP client is answered that has sent this, and ended its half.
 #[must_use]
 pub fn http(received: &[u8], text: &str) -> Vec<u8> {
-    metrics_listener::answer(received, || text.to_owned())
+    metrics_listener::answer(received, |_| text.to_owned())
 }
 
 /// What a command line, with the program's name, asks for.

@@ -9,13 +9,16 @@ mod advice;
 mod clients;
 pub mod control;
 mod events;
+pub mod exporter;
+mod http;
+pub(crate) mod http_socket;
 mod image_map;
 pub(crate) mod limits;
 pub mod metrics;
 pub(crate) mod metrics_listener;
 mod options;
 mod serving;
-pub(crate) mod statistics;
+mod statistics;
 mod stillness;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -139,6 +142,11 @@ impl Operator {
             },
             standing: pulse::standing().into_iter().map(standing).collect(),
         }
+    }
+
+    /// All counters.
+    pub(crate) fn statistics(&self) -> Statistics {
+        statistics::gather(&self.disk, &self.limits.limits, &self.handle)
     }
 
     fn selftest(&self) -> Result<Selftest, String> {
@@ -308,10 +316,7 @@ impl Controlled for Operator {
             Request::Info {} => Ok(Done::Info(Box::new(self.info()))),
             Request::Selftest {} => self.selftest().map(Done::Selftest),
             Request::Resize { bytes } => self.resize(bytes).map(Done::Resize),
-            Request::Stats {} => Ok(Done::Stats(Box::new(statistics::gather(
-                &self.disk,
-                &self.limits.limits,
-            )))),
+            Request::Stats {} => Ok(Done::Stats(Box::new(self.statistics()))),
             Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
             Request::Map { range, most } => self.map(range, most).map(Done::Map),
             Request::IoPath { path } => self.io_path(path).map(|done| {

@@ -5,7 +5,7 @@
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-pub(crate) mod address;
+pub mod address;
 pub mod args;
 pub mod byte_range;
 pub mod config;

@@ -21,6 +21,7 @@ pub mod failure;
 pub mod hello;
 pub mod info;
 pub mod limits;
+mod method;
 pub mod requests;
 pub mod rpc;
 pub mod schema;

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use vhost_backend::Op;
 use vhost_backend::device::SECTOR;
+use vhost_backend::{Op, OpKind};
 
+use super::stats::ByKind;
 use crate::host::switches;
 use crate::host::sys::DirectAlign;
 use crate::options::config::MAX_QUEUES;
@@ -33,7 +34,7 @@ pub(crate) struct Shared {
     /// The part of a block at the end goes by the page cache.
     buffered_tail: bool,
     lost_writes: AtomicBool,
-    errors: AtomicU64,
+    errors: [AtomicU64; OpKind::ALL.len()],
     /// Some worker was given a small request.
     small: AtomicBool,
     /// Counts changes by the file that may have changed the file system's
@@ -58,7 +59,7 @@ impl Shared {
             end: AtomicU64::new(u64::MAX),
             buffered_tail: false,
             lost_writes: AtomicBool::new(false),
-            errors: AtomicU64::new(0),
+            errors: Default::default(),
             small: AtomicBool::new(false),
             // Whoever had the image before may not have synced it.
             changes: AtomicU64::new(1),
@@ -228,14 +229,19 @@ impl Shared {
     }
 
     /// Failed requests.
-    pub(crate) fn errors(&self) -> u64 {
-        self.errors.load(Ordering::Relaxed)
+    pub(crate) fn errors(&self) -> ByKind {
+        self.errors
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Logs a failed request; ever more rarely, so that a broken disk does
     /// not fill the log.
     pub(crate) fn report(&self, op: Op, errno: i32) {
-        let count = self.errors.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(count) = self.errors.get(op.kind().index()) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        let count: u64 = self.errors().iter().sum();
         if count.is_power_of_two() {
             let error = match errno {
                 libc::ENOSPC | libc::EDQUOT => {

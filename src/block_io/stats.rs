@@ -3,6 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vhost_backend::OpKind;
+
+/// A number for each kind of request, by [`OpKind::index`].
+pub(crate) type ByKind = [u64; OpKind::ALL.len()];
+
 /// A worker's counters as others read them; all since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -12,7 +17,11 @@ pub(crate) struct Tally {
     polled: AtomicU64,
     bounced: AtomicU64,
     refused: AtomicU64,
-    ended: AtomicU64,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    discards: AtomicU64,
+    write_zeroes: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
 }
@@ -36,7 +45,7 @@ pub(crate) struct Sums {
     /// full; they were tried again, or went by the file.
     pub refused_operations: u64,
     /// Requests that have ended.
-    pub requests: u64,
+    pub requests: ByKind,
     /// Bytes of reads that ended well.
     pub read_bytes: u64,
     /// Bytes of writes that ended well; zeroing and discarding do not count.
@@ -44,6 +53,17 @@ pub(crate) struct Sums {
 }
 
 impl Tally {
+    /// Requests of that kind that have ended.
+    fn ended(&self, kind: OpKind) -> &AtomicU64 {
+        match kind {
+            OpKind::Read => &self.reads,
+            OpKind::Write => &self.writes,
+            OpKind::Flush => &self.flushes,
+            OpKind::Discard => &self.discards,
+            OpKind::WriteZeroes => &self.write_zeroes,
+        }
+    }
+
     /// Adds this worker to the sums.
     pub(crate) fn add_to(&self, sums: &mut Sums) {
         sums.disk_operations += self.disk.load(Ordering::Relaxed);
@@ -52,7 +72,9 @@ impl Tally {
         sums.polled_operations += self.polled.load(Ordering::Relaxed);
         sums.bounced_operations += self.bounced.load(Ordering::Relaxed);
         sums.refused_operations += self.refused.load(Ordering::Relaxed);
-        sums.requests += self.ended.load(Ordering::Relaxed);
+        for (kind, sum) in OpKind::ALL.into_iter().zip(&mut sums.requests) {
+            *sum += self.ended(kind).load(Ordering::Relaxed);
+        }
         sums.read_bytes += self.read_bytes.load(Ordering::Relaxed);
         sums.written_bytes += self.written_bytes.load(Ordering::Relaxed);
     }
@@ -67,7 +89,8 @@ pub(super) struct Counts {
     pub(super) polled: u64,
     pub(super) bounced: u64,
     pub(super) refused: u64,
-    pub(super) ended: u64,
+    pub(super) reads: u64,
+    pub(super) writes: u64,
     pub(super) read_bytes: u64,
     pub(super) written_bytes: u64,
     shown: Arc<Tally>,
@@ -78,6 +101,13 @@ impl Counts {
         Arc::clone(&self.shown)
     }
 
+    /// A request has ended that is neither a read nor a write, of which there
+    /// are too many for that.
+    #[cold]
+    pub(super) fn end_of_other(&self, kind: OpKind) {
+        self.shown.ended(kind).fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(super) fn publish(&self) {
         self.shown.disk.store(self.disk, Ordering::Relaxed);
         self.shown.file.store(self.file, Ordering::Relaxed);
@@ -85,7 +115,8 @@ impl Counts {
         self.shown.polled.store(self.polled, Ordering::Relaxed);
         self.shown.bounced.store(self.bounced, Ordering::Relaxed);
         self.shown.refused.store(self.refused, Ordering::Relaxed);
-        self.shown.ended.store(self.ended, Ordering::Relaxed);
+        self.shown.reads.store(self.reads, Ordering::Relaxed);
+        self.shown.writes.store(self.writes, Ordering::Relaxed);
         self.shown
             .read_bytes
             .store(self.read_bytes, Ordering::Relaxed);

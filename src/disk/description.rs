@@ -101,7 +101,7 @@ impl From<Sums> for Operations {
             polled_operations: sums.polled_operations,
             bounced_operations: sums.bounced_operations,
             refused_operations: sums.refused_operations,
-            requests: sums.requests,
+            requests: sums.requests.iter().sum(),
             read_bytes: sums.read_bytes,
             written_bytes: sums.written_bytes,
         }

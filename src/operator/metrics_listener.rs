@@ -1,22 +1,22 @@
-//! Metrics over HTTP, on one thread that waits for no client. It knows GET and
-//! HEAD of `/metrics`, and ends each connection after one answer.
+//! Metrics over HTTP, on one thread that waits for no client. Each connection
+//! ends after one answer.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
 use super::clients::{Bounds, Client};
 use super::events::Subscription;
+use super::http::{self, Asked, HEAD_BYTES};
+use super::http_socket::{Listener, Party, Stream};
+use super::metrics::Format;
 use super::serving::{self, Greeting, Heard, Service};
 
 use crate::host::sandbox::{self, Kind};
 
-/// Longest request head in bytes.
-const HEAD_BYTES: usize = 8 << 10;
-
-const BOUNDS: Bounds = Bounds {
+/// What clients may have.
+pub(super) const BOUNDS: Bounds = Bounds {
     all: 128,
     each: 64,
     request: HEAD_BYTES,
@@ -27,19 +27,16 @@ const BOUNDS: Bounds = Bounds {
     greeting: Duration::ZERO,
 };
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// Answers with what `text` tells, on a thread of its own, for the life of
 /// the process.
 ///
 /// # Errors
 /// The thread cannot be started.
 pub(crate) fn start(
-    listener: TcpListener,
-    text: impl Fn() -> String + Send + 'static,
+    listener: Listener,
+    text: impl Fn(Format) -> String + Send + 'static,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
+    listener.never_wait()?;
     let metrics = Metrics { listener, text };
     thread::Builder::new()
         .name("metrics".to_owned())
@@ -51,36 +48,35 @@ pub(crate) fn start(
 }
 
 struct Metrics<F> {
-    listener: TcpListener,
+    listener: Listener,
     text: F,
 }
 
-impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
-    type Stream = TcpStream;
-    type Peer = IpAddr;
+impl<F: Fn(Format) -> String + Send + 'static> Service for Metrics<F> {
+    type Stream = Stream;
+    type Peer = Party;
 
-    fn accept(&self) -> io::Result<(TcpStream, IpAddr)> {
-        let (stream, address) = self.listener.accept()?;
-        stream.set_nonblocking(true)?;
-        Ok((stream, party(address.ip())))
+    const ONE_ANSWER: bool = true;
+
+    fn accept(&self) -> io::Result<(Stream, Party)> {
+        self.listener.accept()
     }
 
     fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 
-    fn same(one: IpAddr, other: IpAddr) -> bool {
+    fn same(one: Party, other: Party) -> bool {
         one == other
     }
 
-    fn greet(&self, _: IpAddr) -> Greeting {
+    fn greet(&self, _: Party) -> Greeting {
         Greeting::None
     }
 
-    fn hear(&mut self, client: &mut Client<TcpStream, IpAddr>) -> Heard {
+    fn hear(&mut self, client: &mut Client<Stream, Party>) -> Heard {
         let received = &client.received;
-        let whole = received.windows(4).any(|end| end == b"\r\n\r\n");
-        if !whole && !client.ended && received.len() < HEAD_BYTES {
+        if !client.ended && !http::is_whole(received) {
             return Heard::More;
         }
         Heard::Last(answer(received, &self.text))
@@ -99,70 +95,26 @@ impl<F: Fn() -> String + Send + 'static> Service for Metrics<F> {
     }
 }
 
-/// Whom an address belongs to: of version 6, one party has all with the same
-/// first half.
-fn party(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << u64::BITS)).into()
-        }
-    }
-}
-
 /// The answer to a request head.
-pub(crate) fn answer(head: &[u8], text: impl Fn() -> String) -> Vec<u8> {
-    let (status, kind, body) = match request(head) {
-        None => (
-            "400 Bad Request",
-            TEXT,
-            "this is no HTTP request\n".to_owned(),
-        ),
-        Some(("GET" | "HEAD", "/metrics")) => ("200 OK", OPEN_METRICS, text()),
-        Some(("GET" | "HEAD", _)) => (
-            "404 Not Found",
-            TEXT,
-            "there is only /metrics here\n".to_owned(),
-        ),
-        Some(_) => (
-            "405 Method Not Allowed\r\nAllow: GET, HEAD",
-            TEXT,
-            "there is only GET here\n".to_owned(),
-        ),
-    };
-    let mut answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    if !head.starts_with(b"HEAD ") {
-        answer.push_str(&body);
+pub(crate) fn answer(head: &[u8], text: impl Fn(Format) -> String) -> Vec<u8> {
+    match http::read(head) {
+        Asked::Metrics(form) => form.answer(&text(form.format)),
+        Asked::Other(answer) => answer,
     }
-    answer.into_bytes()
-}
-
-/// The method and the path of a request, by its first line: what follows the
-/// empty line is not looked at.
-fn request(received: &[u8]) -> Option<(&str, &str)> {
-    let end = received.windows(4).position(|end| end == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(received.get(..end)?).ok()?;
-    let first = head.split("\r\n").next()?;
-    let mut words = first.split(' ');
-    let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-    let path = target.split_once('?').map_or(target, |(path, _)| path);
-    (words.next().is_none() && version.starts_with("HTTP/1.")).then_some((method, path))
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::net::{Ipv4Addr, SocketAddr};
+    use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
 
     fn listening() -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        start(listener, || "up 1\n# EOF\n".to_owned()).unwrap();
+        start(Listener::Tcp(listener), |_| "up 1\n# EOF\n".to_owned()).unwrap();
         address
     }
 
@@ -270,11 +222,25 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_one_party_count_together() {
-        let one = |text: &str| party(text.parse().unwrap());
-        assert_eq!(one("2001:db8::1"), one("2001:db8::ffff:1"));
-        assert_ne!(one("2001:db8::1"), one("2001:db8:0:1::1"));
-        assert_eq!(one("::ffff:10.0.0.1"), one("10.0.0.1"));
-        assert_ne!(one("10.0.0.1"), one("10.0.0.2"));
+    fn a_socket_in_the_file_system_does_as_well() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics");
+        let listener = UnixListener::bind(&path).unwrap();
+        start(Listener::Unix(listener), |format| format!("{format:?}\n")).unwrap();
+        // Nobody who keeps silent keeps others out.
+        let silent: Vec<_> = (0..BOUNDS.each + 9)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        for (accept, format) in [
+            ("", "OpenMetrics\n"),
+            ("Accept: text/plain\r\n", "Prometheus\n"),
+        ] {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            write!(stream, "GET /metrics HTTP/1.1\r\n{accept}\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.ends_with(format), "{answer}");
+        }
+        drop(silent);
     }
 }

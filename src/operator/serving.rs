@@ -44,6 +44,9 @@ pub(super) trait Service: Send + 'static {
     /// Who is at its other end.
     type Peer: Copy;
 
+    /// Each client leaves after one answer.
+    const ONE_ANSWER: bool = false;
+
     /// The next connection, which never makes anybody wait.
     fn accept(&self) -> io::Result<(Self::Stream, Self::Peer)>;
 
@@ -107,7 +110,7 @@ pub(super) fn serve<T: Service>(mut service: T, bounds: Bounds, name: &str) -> !
         for (number, answer) in finished {
             // It may have left meanwhile.
             if let Some(client) = clients.list.iter_mut().find(|one| one.number == number) {
-                client.give(answer, false);
+                client.give(answer, T::ONE_ANSWER);
             }
         }
         if places {

@@ -1,10 +1,13 @@
 //! Gathers the counters of a disk.
 
+use std::time::Duration;
+
 use mapping::Stats;
-use vhost_backend::Limits;
+use vhost_backend::{Handle, Limits, SAMPLED};
 
 use crate::disk::Disk;
-use crate::protocol::statistics::{ExtentCounts, MapStatistics, Statistics};
+use crate::host::sandbox;
+use crate::protocol::statistics::{ByOperation, ExtentCounts, Latency, MapStatistics, Statistics};
 
 fn of_map(stats: &Stats, config: &mapping::Config) -> MapStatistics {
     MapStatistics {
@@ -30,8 +33,18 @@ fn of_map(stats: &Stats, config: &mapping::Config) -> MapStatistics {
     }
 }
 
-/// The counters of `disk`, which has these limits.
-pub(crate) fn gather(disk: &Disk, limits: &Limits) -> Statistics {
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn by_operation(counts: [u64; 5]) -> ByOperation<u64> {
+    ByOperation::new(|kind| counts.get(kind.index()).copied().unwrap_or(0))
+}
+
+/// The counters of `disk`, which has these limits and is offered by this server.
+pub(crate) fn gather(disk: &Disk, limits: &Limits, server: &Handle) -> Statistics {
+    let activity = server.activity();
+    let failed = disk.errors();
     let waits = limits.waits();
     let sums = disk.sums();
     let description = disk.describe();
@@ -41,18 +54,37 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits) -> Statistics {
         path: description.path,
         path_reason: description.path_reason,
         path_entries: description.path_entries,
-        requests: sums.requests,
-        failed_requests: disk.errors(),
+        requests: sums.requests.iter().sum(),
+        failed_requests: failed.iter().sum(),
         disk_operations: sums.disk_operations,
         file_operations: sums.file_operations,
         zero_fills: sums.zero_fills,
         read_bytes: sums.read_bytes,
         written_bytes: sums.written_bytes,
         limit_waits: waits.count,
-        limit_waited_us: u64::try_from(waits.time.as_micros()).unwrap_or(u64::MAX),
+        limit_waited_us: microseconds(waits.time),
+        held_for_us: limits.held_for().map(microseconds),
         threads_standing: pulse::standing().len() as u64,
         thread_stands: pulse::times_stood(),
         map: path.map(|path| of_map(&path.stats(), path.map().config())),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        image: description.image,
+        size_bytes: description.size_bytes,
+        connected: server.status().connected,
+        lease_held: path.map(|path| path.lease_is_held()),
+        requests_by_operation: by_operation(sums.requests),
+        failed_by_operation: by_operation(failed),
+        polled_operations: sums.polled_operations,
+        bounced_operations: sums.bounced_operations,
+        refused_operations: sums.refused_operations,
+        interrupts: activity.interrupts,
+        interrupts_saved: activity.interrupts_saved,
+        looks_found: activity.looks_found,
+        looks_found_us: microseconds(activity.looks_found_time),
+        looks_vain: activity.looks_vain,
+        looks_vain_us: microseconds(activity.looks_vain_time),
+        sandbox_denials: sandbox::in_force().map_or(0, |sandbox| sandbox.denied),
+        latency: Latency::new(SAMPLED, &activity),
     }
 }
 

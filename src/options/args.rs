@@ -1,6 +1,5 @@
 //! The command line of `extentd` as it is typed.
 
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use clap::{ArgAction, Parser, ValueEnum};
 use vhost_backend::{LimitKey, PollTime};
 
 use crate::host::socket;
-use crate::options::address;
+use crate::options::address::{self, Address};
 use crate::options::config::{
     Config, ConfigError, DiskOptions, IoPath, LimitOptions, LogLevel, MAX_QUEUE_SIZE, MAX_QUEUES,
     MIN_QUEUE_SIZE, Socket, Swap,
@@ -118,9 +117,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub control_path: Option<PathBuf>,
 
-    /// Tell OpenMetrics over HTTP here, at /metrics: ADDRESS:PORT, or PORT on loopback
+    /// Tell metrics over HTTP here, at /metrics: ADDRESS:PORT, PORT on loopback, or unix:PATH
     #[arg(long, value_name = "ADDR", value_parser = address::parse)]
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<Address>,
 
     /// Give up what is not needed once the disk is served: system calls, files, capabilities
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
@@ -188,6 +187,19 @@ impl Args {
             && control == path
         {
             return Err(ConfigError::OnePath(control.clone()));
+        }
+        if let Some(Address::Unix(path)) = &self.metrics_listen {
+            let front_end = match &socket {
+                Socket::Path(path) | Socket::Adopted(path, _) => Some(path),
+                Socket::Inherited(_) | Socket::Activated(_) => None,
+            };
+            let sockets = [
+                ("--control-path", self.control_path.as_ref()),
+                ("--socket-path", front_end),
+            ];
+            if let Some((option, _)) = sockets.iter().find(|(_, one)| *one == Some(path)) {
+                return Err(ConfigError::MetricsPath(option, path.clone()));
+            }
         }
         let threads = match self.threads {
             Some(threads) if threads > self.num_queues => {

@@ -1,6 +1,5 @@
 //! What the process was told to do, checked.
 
-use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -9,6 +8,8 @@ pub use mapping::path::Swap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vhost_backend::LimitKey;
+
+use crate::options::address::Address;
 
 /// Most queues of a disk, and what is offered by default: front-ends ask for
 /// one for each of their virtual CPUs.
@@ -36,7 +37,7 @@ pub struct Config {
     /// Where `extentctl` connects to.
     pub control_path: Option<PathBuf>,
     /// Where metrics are told over HTTP.
-    pub metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<Address>,
     /// What is not needed after the start is given up.
     pub sandbox: bool,
 }
@@ -149,6 +150,9 @@ pub enum ConfigError {
     /// Front-ends and operators speak different languages.
     #[error("--control-path and --socket-path are both {0}: give extentctl a path of its own")]
     OnePath(PathBuf),
+    /// Scrapers speak another one.
+    #[error("--metrics-listen and {0} are both {path}: give metrics a path of their own", path = .1.display())]
+    MetricsPath(&'static str, PathBuf),
     /// A queue is never split between threads.
     #[error(
         "--threads {threads} is more than the {queues} of --num-queues: a thread without a queue has nothing to do"

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use mapping::threads::{self, Thread};
 
 use crate::host::sandbox::{self, Kind, Needs, Plan};
+use crate::options::address::Address;
 use crate::options::config::{Config, IoPath};
 
 /// Ports below take CAP_NET_BIND_SERVICE.
@@ -57,6 +58,10 @@ fn needs(config: &Config, image: &Path) -> Needs {
         flush: disk.swap.is_some(),
         port: config
             .metrics_listen
-            .is_some_and(|address| (1..LOW_PORTS).contains(&address.port())),
+            .as_ref()
+            .is_some_and(|address| match address {
+                Address::Tcp(address) => (1..LOW_PORTS).contains(&address.port()),
+                Address::Unix(_) => false,
+            }),
     }
 }

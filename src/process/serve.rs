@@ -1,7 +1,6 @@
 //! The life of the process: open, listen, serve, stop or become another.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,10 +20,11 @@ use crate::host::switches;
 use crate::host::sys;
 use crate::operator::Operator;
 use crate::operator::control;
+use crate::operator::http_socket::{self, ListenError};
 use crate::operator::limits::Governor;
 use crate::operator::metrics;
 use crate::operator::metrics_listener;
-use crate::operator::statistics;
+use crate::options::address::Address;
 use crate::options::config::{Config, Socket};
 use crate::options::settings::Settings;
 use crate::process::confine;
@@ -50,20 +50,8 @@ pub enum ServeError {
     #[error("{0}")]
     Server(#[from] vhost_backend::Error),
     /// `--metrics-listen`.
-    #[error(
-        "--metrics-listen {address}: cannot listen: {source}: {}",
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            "ports below 1024 take CAP_NET_BIND_SERVICE: give a higher one"
-        } else {
-            "give a free address of this host"
-        }
-    )]
-    Metrics {
-        /// As given.
-        address: SocketAddr,
-        /// What the host says.
-        source: io::Error,
-    },
+    #[error("{0}")]
+    Metrics(#[from] ListenError),
     /// `--cpus`.
     #[error("--cpus: this process may not use CPU {0}: give some of {1}")]
     Cpu(usize, String),
@@ -137,8 +125,8 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     if let Some(path) = &config.control_path {
         files.control(start_control(path, &operator, events)?);
     }
-    if let Some(address) = config.metrics_listen {
-        start_metrics(address, &disk, &limits)?;
+    if let Some(address) = &config.metrics_listen {
+        files.metrics(start_metrics(address, &operator)?);
     }
     // Last: who finds the socket finds everything else ready.
     let (endpoint, socket_file) = entrance?.open()?;
@@ -352,18 +340,18 @@ impl<'a> Entrance<'a> {
 }
 
 fn start_metrics(
-    address: SocketAddr,
-    disk: &Arc<Disk>,
-    limits: &Arc<Limits>,
-) -> Result<(), ServeError> {
-    let failed = |source| ServeError::Metrics { address, source };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    let (disk, limits) = (Arc::clone(disk), Arc::clone(limits));
-    let text = move || metrics::exposition(&statistics::gather(&disk, &limits));
+    address: &Address,
+    operator: &Arc<Operator>,
+) -> Result<Option<SocketFile>, ServeError> {
+    let (listener, address, file) = http_socket::bind(address, "--metrics-listen")?;
+    let operator = Arc::clone(operator);
+    let text = move |format| metrics::exposition(vec![operator.statistics().into()], format);
     metrics_listener::start(listener, text).map_err(host("start the metrics thread"))?;
-    log::info!("metrics at http://{address}/metrics");
-    Ok(())
+    match address {
+        Address::Tcp(address) => log::info!("metrics at http://{address}/metrics"),
+        Address::Unix(_) => log::info!("metrics at {address}, by HTTP at /metrics"),
+    }
+    Ok(file)
 }
 
 fn start_control(

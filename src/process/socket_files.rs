@@ -8,6 +8,7 @@ use crate::host::socket::SocketFile;
 pub(crate) struct SocketFiles {
     keeper: Keeper,
     control: Option<SocketFile>,
+    metrics: Option<SocketFile>,
     socket: Option<SocketFile>,
 }
 
@@ -17,6 +18,7 @@ impl SocketFiles {
         Self {
             keeper: keeper.clone(),
             control: None,
+            metrics: None,
             socket: None,
         }
     }
@@ -26,12 +28,17 @@ impl SocketFiles {
         self.control = Some(file);
     }
 
+    /// Of `--metrics-listen`, if there is one.
+    pub(crate) fn metrics(&mut self, file: Option<SocketFile>) {
+        self.metrics = file;
+    }
+
     /// Of `--socket-path`, if there is one.
     pub(crate) fn socket(&mut self, file: Option<SocketFile>) {
         self.socket = file;
     }
 
-    /// Leaves the front-end's to who listens there next; the other is removed.
+    /// Leaves the front-end's to who listens there next; the others are removed.
     pub(crate) fn hand_over(mut self) {
         if let Some(socket) = self.socket.take() {
             socket.leave();
@@ -41,7 +48,7 @@ impl SocketFiles {
 
 impl Drop for SocketFiles {
     fn drop(&mut self) {
-        let files = (self.control.take(), self.socket.take());
+        let files = [self.control.take(), self.metrics.take(), self.socket.take()];
         if let Err(error) = self.keeper.have(move || drop(files)) {
             log::warn!("socket files are not removed: {error}");
         }

@@ -61,20 +61,8 @@ impl Client {
     /// # Errors
     /// No answer comes, or it is not what an extentd says.
     pub fn call(&mut self, call: &impl Serialize) -> io::Result<Answer> {
-        #[derive(Serialize)]
-        struct Sent<'a, T> {
-            jsonrpc: &'static str,
-            #[serde(flatten)]
-            call: &'a T,
-            id: u64,
-        }
         self.number = self.number.saturating_add(1);
-        let mut line = serde_json::to_vec(&Sent {
-            jsonrpc: "2.0",
-            call,
-            id: self.number,
-        })?;
-        line.push(b'\n');
+        let line = line(call, self.number)?;
         // One that has no place for us answers and leaves without reading.
         let sent = self.reader.get_mut().write_all(&line);
         loop {
@@ -85,15 +73,8 @@ impl Client {
                     "the connection was closed without an answer",
                 ));
             };
-            match (incoming.method, incoming.error) {
-                (Some(method), _) if method == HELLO => greeted(&incoming.params)?,
-                (Some(_), _) => {}
-                // Also one that answers nothing in particular.
-                (None, Some(failure)) => return Ok(Answer::Error(failure)),
-                (None, None) if incoming.id == self.number => {
-                    return Ok(Answer::Result(incoming.result));
-                }
-                (None, None) => {}
+            if let Some(answer) = incoming.answer(self.number)? {
+                return Ok(answer);
             }
         }
     }
@@ -137,6 +118,48 @@ impl Client {
             Err(error) => Err(error),
             Ok(0) => Ok(None),
             Ok(_) => Ok(Some(serde_json::from_str(&line)?)),
+        }
+    }
+}
+
+/// A call as it is sent.
+///
+/// # Errors
+/// It cannot be written so.
+pub(crate) fn line(call: &impl Serialize, id: u64) -> io::Result<Vec<u8>> {
+    #[derive(Serialize)]
+    struct Sent<'a, T> {
+        jsonrpc: &'static str,
+        #[serde(flatten)]
+        call: &'a T,
+        id: u64,
+    }
+    let mut line = serde_json::to_vec(&Sent {
+        jsonrpc: "2.0",
+        call,
+        id,
+    })?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// The answer to the call with this number, if that line is it.
+///
+/// # Errors
+/// It is not what an extentd says.
+pub(crate) fn understand(line: &[u8], id: u64) -> io::Result<Option<Answer>> {
+    serde_json::from_slice::<Incoming>(line)?.answer(id)
+}
+
+impl Incoming {
+    fn answer(self, id: u64) -> io::Result<Option<Answer>> {
+        match (self.method, self.error) {
+            (Some(method), _) if method == HELLO => greeted(&self.params).map(|()| None),
+            (Some(_), _) => Ok(None),
+            // Also one that answers nothing in particular.
+            (None, Some(failure)) => Ok(Some(Answer::Error(failure))),
+            (None, None) if self.id == id => Ok(Some(Answer::Result(self.result))),
+            (None, None) => Ok(None),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::failure::{Code, Failure};
-use super::rpc::{Method, method};
+use super::method::{Method, method};
 
 #[derive(Deserialize)]
 struct Command {

@@ -8,22 +8,13 @@ use serde_json::value::RawValue;
 
 use super::command;
 use super::failure::{Code, Failure};
-use super::requests::{OfConnection, Request};
-use super::schema;
+pub use super::method::Method;
+use super::method::{method, reason};
 
 /// Most calls of one batch.
 pub const MOST_IN_BATCH: usize = 16;
 
 const VERSION: &str = "2.0";
-
-/// What is asked of whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Method {
-    /// Of the disk.
-    Disk(Request),
-    /// Of the connection.
-    Connection(OfConnection),
-}
 
 /// A call of a line.
 #[derive(Debug)]
@@ -163,43 +154,6 @@ fn call(text: &RawValue) -> Call {
     Call {
         id: envelope.id.map(ToOwned::to_owned),
         method: method(&envelope.method, envelope.params.map(RawValue::get)),
-    }
-}
-
-pub(super) fn method(name: &str, params: Option<&str>) -> Result<Method, Failure> {
-    let params = params.unwrap_or("{}");
-    if !params.starts_with('{') {
-        return Err(Failure::new(
-            Code::WrongParams,
-            "parameters have names here: \"params\" must be an object",
-        ));
-    }
-    let wrong = |error: serde_json::Error| {
-        let reason = reason(&error);
-        Failure::new(Code::WrongParams, format!("{name}: {reason}"))
-    };
-    // The names are ours: they need no escape.
-    let whole = || format!("{{\"method\":\"{name}\",\"params\":{params}}}");
-    if schema::is_of_disk(name) {
-        let request = serde_json::from_str(&whole()).map_err(wrong)?;
-        Ok(Method::Disk(request))
-    } else if schema::is_of_connection(name) {
-        let request = serde_json::from_str(&whole()).map_err(wrong)?;
-        Ok(Method::Connection(request))
-    } else {
-        Err(Failure::new(
-            Code::NoSuchMethod,
-            format!("no method {name:?}: rpc.discover tells which there are"),
-        ))
-    }
-}
-
-/// Without the place, which is one in a text that nobody has sent.
-fn reason(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.rsplit_once(" at line ") {
-        Some((reason, _)) => reason.to_owned(),
-        None => text,
     }
 }
 

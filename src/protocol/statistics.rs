@@ -9,6 +9,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::words::{Named, Way};
 
+mod kinds;
+
+pub use self::kinds::{ByOperation, ByStage, Latency, Times};
+
 /// All counters since the start, and the state now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
@@ -39,12 +43,53 @@ pub struct Statistics {
     pub limit_waits: u64,
     /// For how long in all, in microseconds.
     pub limit_waited_us: u64,
+    /// For how long the disk has been held still by `quiesce`, in
+    /// microseconds; `None` if it is not.
+    pub held_for_us: Option<u64>,
     /// Threads that stand still now.
     pub threads_standing: u64,
     /// How often one was found to.
     pub thread_stands: u64,
     /// The map of extents; `None` where there is no disk path.
     pub map: Option<MapStatistics>,
+    /// Which extentd this is.
+    pub version: String,
+    /// The image, by the path it was opened by.
+    pub image: String,
+    /// The size of the disk.
+    pub size_bytes: u64,
+    /// A front-end is connected.
+    pub connected: bool,
+    /// The kernel says that the lease on the image is ours; `None` where there
+    /// is no disk path.
+    pub lease_held: Option<bool>,
+    /// Requests that have ended, by kind.
+    pub requests_by_operation: ByOperation<u64>,
+    /// Those that failed for what the host said, by kind.
+    pub failed_by_operation: ByOperation<u64>,
+    /// Reads and writes whose end was looked for, so that the device did not
+    /// have to interrupt.
+    pub polled_operations: u64,
+    /// Reads and writes of the file through a buffer of extentd's.
+    pub bounced_operations: u64,
+    /// Reads and writes that the device did not take at once.
+    pub refused_operations: u64,
+    /// Interrupts sent to the driver.
+    pub interrupts: u64,
+    /// Answers that took no interrupt of their own.
+    pub interrupts_saved: u64,
+    /// Times that workers looked for work and found some.
+    pub looks_found: u64,
+    /// For how long in all, in microseconds.
+    pub looks_found_us: u64,
+    /// Times that they looked in vain.
+    pub looks_vain: u64,
+    /// For how long in all, in microseconds.
+    pub looks_vain_us: u64,
+    /// System calls that the sandbox denied.
+    pub sandbox_denials: u64,
+    /// How long requests take.
+    pub latency: Latency,
 }
 
 /// The map of extents.

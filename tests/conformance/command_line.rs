@@ -328,6 +328,18 @@ fn vu_46_a_start_that_fails_says_why_in_one_line() {
             "--metrics-listen 192.0.2.1:9: cannot listen",
         ),
         (
+            &[
+                "--socket-path",
+                &socket,
+                "--blk-file",
+                &image,
+                "--metrics-listen",
+                &format!("unix:{socket}"),
+            ],
+            2,
+            "give metrics a path of their own",
+        ),
+        (
             &["--socket-path", &socket, "--blk-file", &image, "--nonsense"],
             2,
             "--nonsense",

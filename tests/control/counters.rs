@@ -58,6 +58,14 @@ fn every_request_is_counted_under_the_way_it_went() {
         }
         assert_eq!(grown(before, after, "/requests"), 1);
         assert_eq!(grown(before, after, "/failed_requests"), 0);
+        for (kind, of) in [("read", "/read_bytes"), ("write", "/written_bytes")] {
+            let name = format!("/requests_by_operation/{kind}");
+            assert_eq!(
+                grown(before, after, &name),
+                u64::from(of == bytes),
+                "{name}"
+            );
+        }
     }
     assert!(grown(&first, &filed, "/map/hits") >= 3);
 
@@ -136,23 +144,30 @@ fn metrics_tell_what_stats_tell() {
     guest.read(HOLE, 4096);
     let text = rig.extentctl(&["metrics"]).text();
     let stats = rig.json(&["stats"]);
-    for (sample, name) in [
-        ("extentd_requests_total", "/requests"),
-        ("extentd_operations_total{way=\"disk\"}", "/disk_operations"),
-        ("extentd_operations_total{way=\"zero\"}", "/zero_fills"),
+    for (sample, label, name) in [
         (
-            "extentd_transferred_bytes_total{direction=\"read\"}",
+            "requests_total",
+            ",operation=\"read\"",
+            "/requests_by_operation/read",
+        ),
+        ("operations_total", ",way=\"disk\"", "/disk_operations"),
+        ("operations_total", ",way=\"zero\"", "/zero_fills"),
+        (
+            "transferred_bytes_total",
+            ",direction=\"read\"",
             "/read_bytes",
         ),
-        ("extentd_disk_path_entries_total", "/path_entries"),
-        ("extentd_map_resident_bytes", "/map/resident_bytes"),
-        ("extentd_map_extents{kind=\"hole\"}", "/map/extents/hole"),
+        ("disk_path_entries_total", "", "/path_entries"),
+        ("map_resident_bytes", "", "/map/resident_bytes"),
+        ("map_extents", ",kind=\"hole\"", "/map/extents/hole"),
     ] {
         let value = stats.pointer(name).unwrap();
         assert_ne!(*value, 0, "{name}");
-        let line = format!("{sample} {value}");
+        let image = rig.image.display();
+        let line = format!("extentd_{sample}{{disk=\"{image}\"{label}}} {value}");
         assert!(text.lines().any(|have| have == line), "{line} in\n{text}");
     }
+    assert_eq!(stats["lease_held"], true);
     assert!(text.ends_with("\n# EOF\n"));
 }
 
@@ -176,7 +191,10 @@ fn metrics_are_told_over_http_on_loopback() {
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-    assert!(body.contains("\nextentd_requests_total 1\n"), "{body}");
+    let read = |line: &str| {
+        line.starts_with("extentd_requests_total{") && line.ends_with(",operation=\"read\"} 1")
+    };
+    assert!(body.lines().any(read), "{body}");
 
     // Nobody else can have that address.
     let output = std::process::Command::new(crate::rig::extentd())

@@ -11,6 +11,7 @@
 )]
 
 mod rig;
+mod scrape;
 
 mod advice;
 mod answers;
@@ -19,8 +20,10 @@ mod counters;
 mod crowd;
 mod diff;
 mod events;
+mod exporter;
 mod io_path;
 mod map;
+mod metrics;
 mod packaging;
 mod quiesce;
 mod several;

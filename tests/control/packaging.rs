@@ -53,10 +53,19 @@ fn the_units_are_understood_by_systemd() {
     }
     let folder = tempfile::tempdir().unwrap();
     let mut units = Vec::new();
-    for name in ["extentd@.service", "extentd@.socket"] {
+    for name in [
+        "extentd@.service",
+        "extentd@.socket",
+        "extentd-exporter.service",
+    ] {
         let text = std::fs::read_to_string(packaged(name)).unwrap();
         // It looks whether the program is there.
-        let text = text.replace("/usr/bin/extentd", env!("CARGO_BIN_EXE_extentd"));
+        let text = text.replace(
+            "/usr/bin/extentd ",
+            &format!("{} ", env!("CARGO_BIN_EXE_extentd")),
+        );
+        let extentctl = format!("{} ", env!("CARGO_BIN_EXE_extentctl"));
+        let text = text.replace("/usr/bin/extentctl ", &extentctl);
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         units.push(path);
@@ -76,6 +85,7 @@ fn the_service_is_rated_safe() {
     let rated = Command::new("systemd-analyze")
         .args(["security", "--offline=true", "--threshold=13", "--no-pager"])
         .arg(packaged("extentd@.service"))
+        .arg(packaged("extentd-exporter.service"))
         .output();
     let Ok(rated) = rated else {
         println!("SKIP: no systemd-analyze here");

@@ -84,6 +84,13 @@ fn number_at(image: &File, place: u64) -> u64 {
     number
 }
 
+/// The number of a metric that has one sample.
+fn sample(metrics: &str, name: &str) -> f64 {
+    let mut lines = metrics.lines();
+    let line = lines.find(|line| line.starts_with(&format!("{name}{{")));
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
 #[test]
 fn a_held_disk_is_one_moments_and_goes_on_when_it_is_told_to() {
     let Some(rig) = Rig::on_ext4(&[]) else { return };
@@ -101,6 +108,9 @@ fn a_held_disk_is_one_moments_and_goes_on_when_it_is_told_to() {
         assert_eq!(held["synced"], round % 2 == 1);
         assert!(rig.json(&["info"])["held_ms"].as_u64().unwrap() > 0);
         line.until("quiesced");
+        let metrics = rig.extentctl(&["metrics"]).text();
+        assert_eq!(sample(&metrics, "extentd_quiesced"), 1.0);
+        assert!(sample(&metrics, "extentd_quiesced_time_seconds") > 0.0);
         let requests = || rig.json(&["stats"])["requests"].as_u64().unwrap();
         let (asked, done) = (requests(), guest.done());
         // Whoever opens it takes the lease away; that does not wait for the guest.
@@ -119,6 +129,9 @@ fn a_held_disk_is_one_moments_and_goes_on_when_it_is_told_to() {
         assert_eq!(rig.extentctl(&["resume"]).text(), "the disk goes on\n");
         assert_eq!(line.until("resumed")[0]["by_itself"], false);
         assert!(rig.json(&["info"])["held_ms"].is_null());
+        let metrics = rig.extentctl(&["metrics"]).text();
+        assert_eq!(sample(&metrics, "extentd_quiesced"), 0.0);
+        assert_eq!(sample(&metrics, "extentd_quiesced_time_seconds"), 0.0);
     }
     guest.goes_on(20);
 }
@@ -189,6 +202,9 @@ fn several_disks_are_held_together_or_not_at_all() {
     assert!(!ask(&[both[0], nowhere, both[1]], "quiesce"));
     for (rig, guest) in rigs.iter().zip(&guests) {
         assert!(rig.json(&["info"])["held_ms"].is_null());
+        let metrics = rig.extentctl(&["metrics"]).text();
+        assert_eq!(sample(&metrics, "extentd_quiesced"), 0.0);
+        assert_eq!(sample(&metrics, "extentd_quiesced_time_seconds"), 0.0);
         guest.goes_on(20);
     }
 }

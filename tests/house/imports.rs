@@ -64,21 +64,25 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("command", &["memory"]),
             ("options", &["error"]),
             ("limits", &["device", "memory", "sys"]),
+            ("meter", &["device", "sys"]),
             (
                 "queue",
-                &["command", "crash", "device", "limits", "memory", "sys"],
+                &[
+                    "command", "crash", "device", "limits", "memory", "meter", "sys",
+                ],
             ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "limits", "memory", "options", "queue", "sys",
+                    "command", "device", "error", "limits", "memory", "meter", "options", "queue",
+                    "sys",
                 ],
             ),
             (
                 "session",
                 &[
-                    "aside", "command", "device", "error", "limits", "memory", "options", "peer",
-                    "status", "sys", "worker",
+                    "aside", "command", "device", "error", "limits", "memory", "meter", "options",
+                    "peer", "status", "sys", "worker",
                 ],
             ),
             (

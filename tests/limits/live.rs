@@ -113,11 +113,10 @@ fn limits_are_shown_by_info_and_limits_and_metrics() {
         (&json!(null), &json!(2 << 20))
     );
     let metrics = disk.extentctl(&["metrics"]);
-    assert!(
-        metrics.contains("extentd_limit_waits_total 0\n"),
-        "{metrics}"
-    );
-    assert!(metrics.contains("# UNIT extentd_limit_waited_microseconds microseconds\n"));
+    let waits =
+        |line: &str| line.starts_with("extentd_limit_waits_total{") && line.ends_with("} 0");
+    assert!(metrics.lines().any(waits), "{metrics}");
+    assert!(metrics.contains("# UNIT extentd_limit_waited_seconds seconds\n"));
     let line = disk
         .daemon
         .wait_stderr(|line| line.contains("asks: limits"))

@@ -139,6 +139,71 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Which one, whatever its range.
+    #[must_use]
+    #[inline]
+    pub fn kind(&self) -> OpKind {
+        match self {
+            Self::Read { .. } => OpKind::Read,
+            Self::Write { .. } => OpKind::Write,
+            Self::Flush => OpKind::Flush,
+            Self::Discard { .. } => OpKind::Discard,
+            Self::WriteZeroes { .. } => OpKind::WriteZeroes,
+        }
+    }
+}
+
+/// Kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpKind {
+    /// See [`Op::Read`].
+    Read,
+    /// See [`Op::Write`].
+    Write,
+    /// See [`Op::Flush`].
+    Flush,
+    /// See [`Op::Discard`].
+    Discard,
+    /// See [`Op::WriteZeroes`].
+    WriteZeroes,
+}
+
+impl OpKind {
+    /// All of them.
+    pub const ALL: [OpKind; 5] = [
+        OpKind::Read,
+        OpKind::Write,
+        OpKind::Flush,
+        OpKind::Discard,
+        OpKind::WriteZeroes,
+    ];
+
+    /// In lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write_zeroes",
+        }
+    }
+
+    /// Its place in [`ALL`](Self::ALL).
+    #[must_use]
+    pub fn index(self) -> usize {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+            Self::Flush => 2,
+            Self::Discard => 3,
+            Self::WriteZeroes => 4,
+        }
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -19,6 +19,7 @@ mod crash;
 mod error;
 mod limits;
 mod memory;
+mod meter;
 mod options;
 mod peer;
 mod queue;
@@ -30,8 +31,8 @@ mod testing;
 mod worker;
 
 pub use device::{
-    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
-    WriteZeroesLimits,
+    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, OpKind, Status, Tag,
+    Topology, WriteZeroesLimits,
 };
 pub use error::Error;
 pub use limits::{
@@ -41,6 +42,7 @@ pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]
 pub use memory::dirty::leave_pages_unmarked;
+pub use meter::{Activity, BOUNDS, BUCKETS, Meters, SAMPLED, Stage, Times};
 pub use options::{Options, PollTime};
 pub use peer::Peer;
 pub use session::listener::Endpoint;

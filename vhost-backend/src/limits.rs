@@ -165,6 +165,12 @@ impl Limits {
         self.hold.left()
     }
 
+    /// How long the disk has been held by now; `None` if it is not.
+    #[must_use]
+    pub fn held_for(&self) -> Option<Duration> {
+        self.hold.lasts()
+    }
+
     /// How often and how long requests have waited since the start.
     #[must_use]
     pub fn waits(&self) -> Waits {

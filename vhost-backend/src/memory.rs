@@ -114,6 +114,20 @@ impl Region {
         (left > 0).then_some((offset, left))
     }
 
+    /// All of these bytes, at least one, if they lie in this region.
+    #[inline]
+    fn piece(&self, guest: u64, len: u64) -> Option<libc::iovec> {
+        let offset = guest.checked_sub(self.spec.guest)?;
+        let left = self.spec.size.checked_sub(offset)?;
+        if len == 0 || len > left {
+            return None;
+        }
+        Some(libc::iovec {
+            iov_base: self.host(offset)?.cast(),
+            iov_len: usize::try_from(len).ok()?,
+        })
+    }
+
     /// There are zeros in its place.
     fn is_lost(&self) -> bool {
         self.mapping.shared.is_lost()
@@ -297,7 +311,20 @@ impl Memory {
     /// Appends the host pieces of `len` bytes, split where regions meet
     /// (RING-11), at most one for each region; `None` (and nothing appended)
     /// if any byte is not mapped.
+    #[inline]
     pub(crate) fn pieces(&self, guest: u64, len: u64, into: &mut Vec<libc::iovec>) -> Option<()> {
+        // Nearly all buffers are there, each as one piece.
+        if let Some(region) = self.regions.get(self.largest)
+            && let Some(piece) = region.piece(guest, len)
+        {
+            into.push(piece);
+            return Some(());
+        }
+        self.pieces_anywhere(guest, len, into)
+    }
+
+    #[cold]
+    fn pieces_anywhere(&self, guest: u64, len: u64, into: &mut Vec<libc::iovec>) -> Option<()> {
         let before = into.len();
         let all = self.push_pieces(guest, len, into);
         if all.is_none() {

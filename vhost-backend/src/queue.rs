@@ -30,6 +30,8 @@ use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
+use crate::meter::Meter;
+use crate::meter::probe::{Mark, Probe};
 
 /// Chains that are fetched at a time at least, and at most.
 const FEW: usize = 8;
@@ -44,6 +46,8 @@ struct Slot {
     held: Held,
     /// Bytes that a successful request writes before its status.
     writes: u32,
+    /// Whether its stages are timed.
+    mark: Mark,
 }
 
 /// A queue, started or not. Requests of a stopped queue are still answered
@@ -69,6 +73,7 @@ pub(crate) struct Queue {
     /// What it waits for before it fetches, as far as there are limits.
     waiter: Waiter,
     interrupts: Interrupts,
+    probe: Probe,
     stopping: Option<SyncSender<Answer>>,
     /// Fetches nothing, and says so once nothing is in flight.
     pausing: Option<SyncSender<Answer>>,
@@ -82,8 +87,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A queue that is not started: `number` for messages, and `index` for its
-    /// worker.
-    pub(crate) fn new(number: usize, index: u16) -> Self {
+    /// worker, whose meter it is.
+    pub(crate) fn new(number: usize, index: u16, meter: Arc<Meter>) -> Self {
         Self {
             number,
             index,
@@ -96,6 +101,7 @@ impl Queue {
             polled: false,
             waiter: Waiter::default(),
             interrupts: Interrupts::default(),
+            probe: Probe::new(meter),
             stopping: None,
             pausing: None,
             complained: false,
@@ -300,6 +306,7 @@ impl Queue {
             tags,
             dirty,
             gate,
+            timed,
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
@@ -367,12 +374,14 @@ impl Queue {
                         let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
+                    let mark = self.probe.fetched(&op, timed);
                     // SAFETY: the pieces are of the memory that the chain was
                     // walked over, which is held below until the request ends.
                     unsafe { channel.submit(Tag(tag), op, pieces) };
                     *slot = Some(Slot {
                         held: epochs.hold(status),
                         writes,
+                        mark,
                     });
                     self.in_flight += 1;
                     crash::point();
@@ -420,6 +429,10 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
+        if slot.mark != Mark::NONE {
+            let is_answered = status == Status::Ok || !self.abandoned;
+            self.probe.ended(slot.mark, is_answered);
+        }
         if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);
@@ -433,16 +446,29 @@ impl Queue {
             ring.answer(head, data.saturating_add(1));
             if ring.hidden() >= SHOWN {
                 ring.show();
+                self.probe.shown();
             }
         }
+    }
+
+    /// What was fetched is given to the kernel now.
+    #[cold]
+    pub(crate) fn submitted(&mut self) {
+        self.probe.submitted();
     }
 
     /// Shows the driver what was answered since, with one interrupt at most.
     pub(crate) fn publish(&mut self) {
         let Some(ring) = &mut self.ring else { return };
         ring.show();
-        if ring.wants_interrupt() {
-            self.interrupts.interrupt();
+        self.probe.shown();
+        let untold = ring.untold();
+        if untold > 0 {
+            let wanted = ring.wants_interrupt();
+            if wanted {
+                self.interrupts.interrupt();
+            }
+            self.probe.told(untold, wanted);
         }
     }
 
@@ -451,8 +477,14 @@ impl Queue {
     pub(crate) fn show(&mut self, clock: &mut TurnClock) {
         let Some(ring) = &mut self.ring else { return };
         ring.show();
-        if ring.untold() > 0 && self.interrupts.are_due(clock) && ring.wants_interrupt() {
-            self.interrupts.interrupt_amid(clock);
+        self.probe.shown();
+        let untold = ring.untold();
+        if untold > 0 && self.interrupts.are_due(clock) {
+            let wanted = ring.wants_interrupt();
+            if wanted {
+                self.interrupts.interrupt_amid(clock);
+            }
+            self.probe.told(untold, wanted);
         }
     }
 }

@@ -67,7 +67,7 @@ impl<D: Device> Worker<D> {
             }
             let fetched = self.fetch();
             if ended + fetched > 0 {
-                pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
+                self.submit();
                 if fetched > 0 {
                     // What needed no I/O.
                     self.show();
@@ -86,6 +86,15 @@ impl<D: Device> Worker<D> {
                 self.sleep();
             }
         }
+    }
+
+    /// Gives what was fetched to the kernel.
+    #[inline(always)]
+    fn submit(&mut self) {
+        if std::mem::take(&mut self.common.timed) {
+            self.served().for_each(Queue::submitted);
+        }
+        pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
     }
 
     /// Memory that the front-end shares was lost: nothing uses it from now on.
@@ -388,6 +397,7 @@ impl<D: Device> Worker<D> {
         };
         self.common.scratch.begin_turn();
         queue.resubmit(&mut self.common);
+        queue.submitted();
         pulse::during(Doing::Disk, || self.common.channel.flush_submissions());
         queue.publish();
         let kick = setup.kick.take();

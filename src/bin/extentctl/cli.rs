@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
+use extentd::options::address::{self, Address};
 use extentd::options::byte_range::{self, ByteRange};
 use extentd::options::config::IoPath;
 use extentd::options::size;
@@ -17,6 +18,9 @@ use mapping::KindName;
 
 use crate::differ::DiffCommand;
 use crate::events::Wanted;
+
+/// Where the control sockets of a host are, if nothing else is said.
+pub const FOLDER: &str = "/run/extentd";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,6 +70,11 @@ The first screen has totals only, each later one the rates since the screen befo
 const EVENTS: &str = "\
 Each line is the time, the kind, and what has happened; with --json each is one line with its number. Who does not read in time loses the oldest, and is told how many. The exit status is 4 when extentd has gone.";
 
+const EXPORTER: &str = "\
+Metrics are at /metrics by HTTP, as OpenMetrics or as the text format of Prometheus by what is asked for. With --all disks may come and go. Without --all or --control-path those of /run/extentd are told.
+
+All disks are asked at once, each for as long as --timeout at most. extentd_up is 0 for one that has not answered, and nothing else is told of it. A socket of unix:PATH has the mode 0600.";
+
 const COMPLETIONS: &str = "\
 bash: extentctl completions bash >/usr/share/bash-completion/completions/extentctl; zsh: into a file _extentctl in a folder of $fpath; fish: into ~/.config/fish/completions/extentctl.fish";
 
@@ -79,7 +88,7 @@ pub struct Args {
 
     /// All whose control sockets (*.control, *.ctl) are in FOLDER
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true,
-        default_missing_value = "/run/extentd", conflicts_with = "control_path")]
+        default_missing_value = FOLDER, conflicts_with = "control_path")]
     pub all: Option<PathBuf>,
 
     /// Print the answer as JSON
@@ -175,6 +184,16 @@ pub enum Command {
     Diff(DiffCommand),
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
+    /// Tell the metrics of all disks in one place, for Prometheus and its kin
+    #[command(after_long_help = EXPORTER)]
+    Exporter {
+        /// Where: ADDRESS:PORT, PORT on loopback, or unix:PATH
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9925", value_parser = address::parse)]
+        listen: Address,
+        /// Seconds that a disk has for its answer, 0.1 to 3600
+        #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+        timeout: Duration,
+    },
     /// Show what happens, as it happens, until extentd ends
     #[command(after_long_help = EVENTS)]
     Events(Wanted),

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use extentd::operator::metrics;
+use extentd::operator::metrics::{self, Format};
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
 use extentd::protocol::done::{Advised, OptionsNow, PathNow, Quiesced, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
+use extentd::protocol::statistics::Statistics;
 use extentd::protocol::{Advice, Request};
 use serde_json::Value;
 
@@ -47,6 +48,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
             }
             table(&json)
         }
+        Request::Stats {} => table(&without_buckets(json.clone())),
         // Also what a newer extentd tells besides is shown.
         _ => table(&json),
     };
@@ -63,7 +65,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
 /// As [`request`].
 pub fn exposition(path: &Path) -> Result<Shown, Failure> {
     let json = ask(path, &Request::Stats {}, PATIENCE)?;
-    let text = metrics::exposition(&understand(&json)?);
+    let statistics: Statistics = understand(&json)?;
+    let text = metrics::exposition(vec![statistics.into()], Format::OpenMetrics);
     Ok(Shown {
         json,
         text,
@@ -117,6 +120,17 @@ pub fn draw(path: &Path, range: ByteRange, file: &Path) -> Result<Shown, Failure
         text: format!("drawn to {}\n", harmless(&file.display().to_string())),
         failure: None,
     })
+}
+
+/// Histograms are for programs: people have how often and how long in all.
+fn without_buckets(mut value: Value) -> Value {
+    if let Value::Object(fields) = &mut value {
+        fields.remove("buckets");
+        for field in fields.values_mut() {
+            *field = without_buckets(field.take());
+        }
+    }
+    value
 }
 
 /// Options as a file of them, which can be given to `--config`.

@@ -1,5 +1,6 @@
 //! Which disks a command is for, and one after the other what it says of each.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -36,14 +37,7 @@ pub fn named(args: &Args) -> Result<Option<Vec<PathBuf>>, Failure> {
         let line = format!("--all={}: {error}", folder.display());
         Failure::new(Status::Silent, line)
     };
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let ending = path.extension().and_then(|ending| ending.to_str());
-        if ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
-            found.push(path);
-        }
-    }
+    let found = of_folder(folder).map_err(failed)?;
     if found.is_empty() {
         return Err(Failure::new(
             Status::Silent,
@@ -53,8 +47,24 @@ pub fn named(args: &Args) -> Result<Option<Vec<PathBuf>>, Failure> {
             ),
         ));
     }
-    found.sort();
     Ok(Some(found))
+}
+
+/// The control sockets of a folder, by name.
+///
+/// # Errors
+/// It cannot be read.
+pub fn of_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        if ending.is_some_and(|ending| ENDINGS.contains(&ending)) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Has all disks asked at once, so that none waits for another one, and shows

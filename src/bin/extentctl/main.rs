@@ -6,6 +6,7 @@ mod commands;
 mod differ;
 mod disks;
 mod events;
+mod exporter;
 mod extents;
 mod output;
 mod status;
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
             if let Some(to) = &command.to {
                 return status(&command.snapshots(to, args.json));
             }
+        }
+        Command::Exporter { listen, timeout } => {
+            return status(&exporter::serve(&args, listen, *timeout));
         }
         _ => {}
     }
@@ -81,8 +85,8 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         })
     };
     match &args.command {
-        // These two ask nobody.
-        Command::Prepare(_) | Command::Completions { .. } => Ok(()),
+        // These are done already.
+        Command::Prepare(_) | Command::Completions { .. } | Command::Exporter { .. } => Ok(()),
         Command::Info { config: true } => show(Request::Options {}),
         Command::Info { config: false } => show(Request::Info {}),
         Command::Selftest => show(Request::Selftest {}),

@@ -92,7 +92,7 @@ fn every_option_reaches_the_config() {
     assert_eq!(config.control_path, Some("c".into()));
     assert_eq!(
         config.metrics_listen,
-        Some("127.0.0.1:9100".parse().unwrap())
+        Some(Address::Tcp("127.0.0.1:9100".parse().unwrap()))
     );
 }
 

@@ -13,6 +13,8 @@ use crate::sys;
 pub(super) struct Hold {
     /// In nanoseconds of the monotonic clock; 0: not held.
     until: AtomicU64,
+    /// When it began, on the same clock; the last one, if there is none.
+    since: AtomicU64,
     /// The holds so far; a worker says once for each that it rests.
     round: AtomicU64,
     resting: Mutex<Resting>,
@@ -79,9 +81,10 @@ impl Hold {
         let round = resting.round.wrapping_add(1);
         *resting = Resting { round, workers: 0 };
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        // In this order: who sees the round sees until when.
-        self.until
-            .store(sys::monotonic_ns().saturating_add(time), Ordering::SeqCst);
+        let now = sys::monotonic_ns();
+        // In this order: who sees the round sees until when, and since when.
+        self.since.store(now, Ordering::SeqCst);
+        self.until.store(now.saturating_add(time), Ordering::SeqCst);
         self.round.store(round, Ordering::Release);
         Ok(round)
     }
@@ -132,6 +135,14 @@ impl Hold {
             resting = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         false
+    }
+
+    /// How long it has lasted; `None` if there is none.
+    pub(super) fn lasts(&self) -> Option<Duration> {
+        let now = sys::monotonic_ns();
+        self.until(now)?;
+        let since = self.since.load(Ordering::SeqCst);
+        Some(Duration::from_nanos(now.saturating_sub(since)))
     }
 
     /// How much longer it lasts; `None` if there is none.

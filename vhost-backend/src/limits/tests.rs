@@ -103,7 +103,7 @@ fn a_disk_is_held_once_all_workers_rest_and_not_if_one_does_not() {
     };
     let late = holds(Duration::from_millis(10));
     assert!(matches!(late.join().unwrap(), Err(HoldError::Late(_))));
-    assert_eq!(limits.held(), None);
+    assert_eq!((limits.held(), limits.held_for()), (None, None));
     assert!(!limits.on.load(Ordering::Relaxed));
 
     let held = holds(long);
@@ -121,6 +121,9 @@ fn a_disk_is_held_once_all_workers_rest_and_not_if_one_does_not() {
     }
     assert_eq!(held.join().unwrap(), Ok(()));
     assert!(matches!(limits.hold(long, long), Err(HoldError::Held(_))));
+    let (so_long, left) = (limits.held_for().unwrap(), limits.held().unwrap());
+    // The second was read a moment later.
+    assert!(so_long > Duration::ZERO && so_long + left <= long);
     assert!(limits.let_go() && !limits.let_go());
     for gate in &mut gates {
         gate.begin_turn();

@@ -23,6 +23,8 @@ pub(crate) struct Common<D: Device> {
     pub dirty: Option<Tracker>,
     /// What may be fetched before which time.
     pub gate: Gate,
+    /// A request was fetched whose stages are timed.
+    pub timed: bool,
 }
 
 impl<D: Device> Common<D> {

@@ -126,6 +126,7 @@ fn serve(kept: Kept, batches: u32) {
         tags: Tags::full(usize::from(SIZE)),
         dirty: (kept == Kept::Log || kept == Kept::NoLog).then(tracker),
         gate: Gate::default(),
+        timed: false,
     };
     let shape = Shape {
         queues: 1,
@@ -143,7 +144,7 @@ fn serve(kept: Kept, batches: u32) {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0);
+    let mut queue = Queue::new(0, 0, Arc::default());
     assert!(queue.start(&setup, &common.epochs));
     queue.set_log(common.dirty.is_some().then_some(&log));
     if kept == Kept::NoLog {

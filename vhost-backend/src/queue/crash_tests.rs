@@ -154,6 +154,7 @@ impl Life {
             tags: Tags::full(usize::from(SIZE)),
             dirty: None,
             gate: Gate::default(),
+            timed: false,
         };
         let next_avail = match world.base {
             Base::Used => world.driver.used_idx().load(Ordering::Acquire),
@@ -172,7 +173,7 @@ impl Life {
             kick: None,
             enabled: true,
         };
-        let mut queue = Queue::new(0, 0);
+        let mut queue = Queue::new(0, 0, Arc::default());
         assert!(queue.start(&setup, &common.epochs));
         queue.resubmit(&mut common);
         queue.publish();

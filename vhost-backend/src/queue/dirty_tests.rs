@@ -54,6 +54,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
             crate::queue::chain::MOST_RANGES,
         )),
         gate: Gate::default(),
+        timed: false,
     };
     let setup = crate::command::RingSetup {
         size: SIZE,
@@ -65,7 +66,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0);
+    let mut queue = Queue::new(0, 0, Arc::default());
     assert!(queue.start(&setup, &common.epochs));
     queue.set_polled(false);
     queue.set_log(Some(&log));

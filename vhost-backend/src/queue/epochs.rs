@@ -146,7 +146,10 @@ impl Epochs {
             // SAFETY: as above.
             unsafe { held.status.write(status) };
         }
-        self.leave(&held);
+        epoch.in_flight -= 1;
+        if epoch.in_flight == 0 {
+            self.drop_unused();
+        }
         status
     }
 

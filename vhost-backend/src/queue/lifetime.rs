@@ -53,6 +53,7 @@ impl Queue {
         self.complained = false;
         self.buried = false;
         self.abandoned = false;
+        self.probe.restart();
         if resumed {
             self.interrupts.interrupt();
         }

@@ -40,9 +40,10 @@ fn rig() -> Rig {
         tags: Tags::full(usize::from(SIZE)),
         dirty: None,
         gate: Gate::default(),
+        timed: false,
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut queue = Queue::new(0, 0);
+    let mut queue = Queue::new(0, 0, Arc::default());
     queue.set_call(Some(call.try_clone().unwrap()));
     assert_eq!(call.read().unwrap(), 1, "it is signalled when it is given");
     let mut rig = Rig {

@@ -15,6 +15,7 @@ use crate::command::Mode;
 use crate::device::Device;
 use crate::error::{Error, of_host};
 use crate::limits::Limits;
+use crate::meter::{Activity, Meters};
 use crate::options::Options;
 use crate::peer::{self, Peer};
 use crate::session::handler::Handler;
@@ -35,6 +36,7 @@ struct Bell {
     stop: AtomicBool,
     capacity_changed: AtomicBool,
     status: Mutex<SessionStatus>,
+    meters: Meters,
 }
 
 impl Bell {
@@ -68,6 +70,12 @@ impl Handle {
     /// has negotiated that (BLK-35, VU-27).
     pub fn capacity_changed(&self) {
         self.0.ring(&self.0.capacity_changed);
+    }
+
+    /// What the workers have counted since the start.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.0.meters.read()
     }
 
     /// The session as it was when it last did something.
@@ -120,12 +128,14 @@ impl<D: Device> Server<D> {
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::os("create an eventfd"))?;
         let mode = Arc::new(Mode::default());
         let workers = Workers::spawn(Arc::clone(&device), Arc::clone(&mode), limits, &options)?;
+        let meters = workers.meters().clone();
         let handler = Handler::new(device, workers, mode, &options);
         let bell = Bell {
             event,
             stop: AtomicBool::new(false),
             capacity_changed: AtomicBool::new(false),
             status: Mutex::default(),
+            meters,
         };
         Ok(Self {
             handler: Arc::new(Mutex::new(handler)),

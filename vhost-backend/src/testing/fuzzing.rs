@@ -127,7 +127,7 @@ impl Rig {
         };
         Self {
             io: Arc::clone(&disk.io),
-            queue: Queue::new(0, 0),
+            queue: Queue::new(0, 0, Arc::default()),
             common: Common {
                 channel: disk.roomy_channel(usize::from(slots)),
                 epochs: Epochs::new(Arc::default()),
@@ -136,6 +136,7 @@ impl Rig {
                 tags: Tags::full(usize::from(slots)),
                 dirty: None,
                 gate: Gate::default(),
+                timed: false,
             },
             stopping: None,
         }

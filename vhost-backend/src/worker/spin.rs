@@ -10,9 +10,11 @@
 
 mod habit;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::habit::Habit;
+use crate::meter::Meter;
 use crate::options::PollTime;
 
 /// Whoever has the CPU this long needs it.
@@ -29,15 +31,17 @@ pub(crate) struct Spin {
     began: Option<Instant>,
     /// That one was slept through.
     sleeping: bool,
+    meter: Arc<Meter>,
 }
 
 impl Spin {
-    pub(crate) fn new(time: PollTime) -> Self {
+    pub(crate) fn new(time: PollTime, meter: Arc<Meter>) -> Self {
         Self {
             time,
             habit: Habit::new(),
             began: None,
             sleeping: false,
+            meter,
         }
     }
 
@@ -55,7 +59,10 @@ impl Spin {
         match self.time {
             PollTime::Never => false,
             PollTime::Fixed(limit) => {
-                look(Instant::now(), limit, Duration::MAX, found) == Look::Came
+                let start = Instant::now();
+                let came = look(start, limit, Duration::MAX, found) == Look::Came;
+                self.meter.looked(came, start.elapsed());
+                came
             }
             PollTime::Adaptive => self.look_by_habit(found),
         }
@@ -77,7 +84,9 @@ impl Spin {
             Look::Vain => false,
             Look::Disturbed => found(),
         };
-        self.habit.looked(came, start.elapsed());
+        let took = start.elapsed();
+        self.meter.looked(came, took);
+        self.habit.looked(came, took);
         came
     }
 }
@@ -120,9 +129,9 @@ mod tests {
 
     #[test]
     fn never_is_never_and_a_fixed_time_is_kept() {
-        let mut spin = Spin::new(PollTime::Never);
+        let mut spin = Spin::new(PollTime::Never, Arc::default());
         assert!(!spin.look(|| true));
-        let mut spin = Spin::new(PollTime::Fixed(Duration::from_millis(2)));
+        let mut spin = Spin::new(PollTime::Fixed(Duration::from_millis(2)), Arc::default());
         let start = Instant::now();
         assert!(!spin.look(|| false));
         assert!(start.elapsed() >= Duration::from_millis(2));
@@ -145,7 +154,7 @@ mod tests {
 
     #[test]
     fn it_learns_from_looks_and_from_sleeps() {
-        let mut spin = Spin::new(PollTime::Adaptive);
+        let mut spin = Spin::new(PollTime::Adaptive, Arc::default());
         // A busy machine disturbs some looks.
         let learned = (0..100_000).any(|_| {
             let looked = spin.look(|| true);

@@ -17,6 +17,7 @@ use crate::limits::Limits;
 use crate::limits::gate::Gate;
 use crate::memory::Memory;
 use crate::memory::dirty::Logging;
+use crate::meter::{Meter, Meters};
 use crate::options::Options;
 use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
@@ -103,6 +104,7 @@ impl Handle {
 #[derive(Debug)]
 pub(crate) struct Workers {
     handles: Vec<Handle>,
+    meters: Meters,
 }
 
 impl Workers {
@@ -116,6 +118,7 @@ impl Workers {
         options.check()?;
         let mut workers = Self {
             handles: Vec::with_capacity(options.workers),
+            meters: Meters::default(),
         };
         for worker in 0..options.workers {
             let failed = |source| Error::Worker { worker, source };
@@ -124,6 +127,7 @@ impl Workers {
                 Arc::clone(&device),
                 Arc::clone(&mode),
                 limits,
+                workers.meters.another(),
                 options,
             )
             .map_err(failed)?;
@@ -131,6 +135,11 @@ impl Workers {
             workers.handles.push(handle);
         }
         Ok(workers)
+    }
+
+    /// What they count.
+    pub(crate) fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// Gives a command to the worker of a queue and waits until it has taken
@@ -218,6 +227,7 @@ fn start<D: Device>(
     device: Arc<D>,
     mode: Arc<Mode>,
     limits: &Arc<Limits>,
+    meter: Arc<Meter>,
     options: &Options,
 ) -> io::Result<Handle> {
     let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -231,7 +241,7 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
-    let gate = Gate::new(Arc::clone(limits), worker);
+    let share = (Gate::new(Arc::clone(limits), worker), meter);
     let name = format!("worker-{worker}");
     let thread = Builder::new()
         .name(name.clone())
@@ -245,7 +255,7 @@ fn start<D: Device>(
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
             let sealed = Arc::clone(&device);
             let built = built
-                .and_then(|()| build(worker, device, mode, gate, &options, commands, received));
+                .and_then(|()| build(worker, device, mode, share, &options, commands, received));
             if built.is_ok() {
                 sealed.worker_ready();
             }
@@ -279,7 +289,7 @@ fn build<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
-    gate: Gate,
+    (gate, meter): (Gate, Arc<Meter>),
     options: &Options,
     commands: EventFd,
     orders: Receiver<Order>,
@@ -287,7 +297,7 @@ fn build<D: Device>(
     let numbers = (worker..usize::from(options.queues)).step_by(options.workers);
     let queues: Box<[_]> = numbers
         .zip(0..)
-        .map(|(number, index)| Queue::new(number, index))
+        .map(|(number, index)| Queue::new(number, index, Arc::clone(&meter)))
         .collect();
     let slots = (queues.len() * usize::from(options.queue_size)).min(MAX_IN_FLIGHT);
     let mut channel = device.channel(worker, slots)?;
@@ -300,6 +310,7 @@ fn build<D: Device>(
         tags: Tags::new(slots),
         dirty: None,
         gate,
+        timed: false,
     };
     Ok(Worker {
         common,
@@ -309,7 +320,7 @@ fn build<D: Device>(
         workers: options.workers,
         slots,
         watch,
-        spin: Spin::new(options.poll),
+        spin: Spin::new(options.poll, meter),
         orders,
         retiring: Vec::new(),
         logging: Logging::default(),
