@@ -84,7 +84,7 @@ fn each_mistake_is_one_line_that_says_what_to_do() {
         ),
         (&["--control-path", "c", "events", "rain"], 2, "'[KIND]...'"),
         (&["completions", "dos"], 2, "'<SHELL>'"),
-        (&["--control-path", "c", "inf"], 2, "exists: 'info'"),
+        (&["--control-path", "c", "infos"], 2, "exists: 'info'"),
         (
             &["--control-path", "c", "resize", "-1"],
             2,
