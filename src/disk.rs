@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mapping::DiskPath;
 use mapping::lease::LeaseError;
-use mapping::path::Obstacle;
+use mapping::path::{Aside, Obstacle};
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Device, DiscardLimits, DiskInfo, IoChannel, Topology, WriteZeroesLimits};
 
@@ -37,6 +37,7 @@ mod image_file;
 mod image_lock;
 mod reports;
 mod resize;
+pub(crate) mod snapshots;
 mod ways;
 
 pub(crate) use self::error::DiskError;
@@ -293,6 +294,11 @@ impl Disk {
             Ok(way) => Ok(&way.path),
             Err(reason) => Err(reason),
         }
+    }
+
+    /// Has requests go by the file until what this returns is dropped.
+    pub(crate) fn by_file(&self) -> Option<Aside<'_>> {
+        self.disk_path().ok().map(DiskPath::step_aside)
     }
 
     /// Has what happens to the way of requests told there. To be called once.

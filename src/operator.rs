@@ -18,6 +18,7 @@ pub mod metrics;
 pub(crate) mod metrics_listener;
 mod options;
 mod serving;
+mod snapshots;
 mod statistics;
 mod stillness;
 
@@ -32,7 +33,9 @@ use vhost_backend::{Connected, Handle, Options};
 use self::control::{Caller, Controlled};
 use self::limits::Governor;
 use self::options::CurrentOptions;
+use self::snapshots::Snapshots;
 use crate::disk::Disk;
+use crate::disk::snapshots::SnapshotFolder;
 use crate::host::feed::Feed;
 use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
@@ -40,7 +43,9 @@ use crate::options::byte_range::ByteRange;
 use crate::options::config::IoPath;
 use crate::options::limit;
 use crate::options::settings::Settings;
-use crate::protocol::done::{Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed};
+use crate::protocol::done::{
+    Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList, SnapshotTaken,
+};
 use crate::protocol::events::Event;
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
@@ -62,6 +67,7 @@ pub(crate) struct Operator {
     /// One resize at a time.
     resizing: Mutex<()>,
     options: CurrentOptions,
+    snapshots: Snapshots,
 }
 
 /// What was done: the answer to the request of that name.
@@ -78,6 +84,8 @@ pub(crate) enum Done {
     Options(OptionsNow),
     Quiesce(Quiesced),
     Resume(Resumed),
+    Snapshot(SnapshotTaken),
+    Snapshots(SnapshotList),
     Limits(LimitsNow),
 }
 
@@ -103,6 +111,15 @@ impl Operator {
             limits,
             resizing: Mutex::new(()),
             options: CurrentOptions::new(options),
+            snapshots: Snapshots::new(None),
+        }
+    }
+
+    /// With a folder for snapshots, if there is one.
+    pub(crate) fn with_snapshots(self, folder: Option<SnapshotFolder>) -> Self {
+        Self {
+            snapshots: Snapshots::new(folder),
+            ..self
         }
     }
 
@@ -339,6 +356,17 @@ impl Controlled for Operator {
             )
             .map(Done::Quiesce),
             Request::Resume {} => stillness::resume(&self.limits.limits).map(Done::Resume),
+            Request::Snapshot { name, within_ms } => self
+                .snapshots
+                .take(
+                    &name,
+                    &self.disk,
+                    &self.limits.limits,
+                    &self.feed,
+                    Duration::from_millis(within_ms),
+                )
+                .map(Done::Snapshot),
+            Request::Snapshots {} => self.snapshots.list().map(Done::Snapshots),
             Request::Limits { set } => {
                 let now = self.limits.change(set);
                 let typed = limit::display(&now.limits.given());

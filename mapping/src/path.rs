@@ -61,6 +61,16 @@ pub struct DiskPath {
     guard: Guard,
 }
 
+/// The path is not used as long as there is one of these.
+#[derive(Debug)]
+pub struct Aside<'a>(&'a Guard);
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.come_back();
+    }
+}
+
 impl DiskPath {
     /// Finds the device under a file, and prepares an empty map. The path is not wanted yet, so that nothing is asked
     /// of the file.
@@ -113,6 +123,15 @@ impl DiskPath {
     /// The path may be used, which is so from the start.
     pub fn allow(&self) {
         self.guard.allow();
+    }
+
+    /// Leaves the path until what this returns is dropped; it was left when this returns. For whoever shares the file's
+    /// blocks with another file (`FICLONE`): what the map knows of them is not so any more, and the lease, which tells
+    /// of others who do that, does not tell of those who have the same descriptor.
+    #[must_use]
+    pub fn step_aside(&self) -> Aside<'_> {
+        self.guard.step_aside();
+        Aside(&self.guard)
     }
 
     /// As [`allow`](Self::allow), and tries the path now. If it is wanted, it stays in use; if not, it is left again.

@@ -34,6 +34,8 @@ pub(crate) use self::kind::Kind;
 pub(crate) struct Plan {
     /// The image, by a path that leads to it.
     pub image: PathBuf,
+    /// A folder in which operators have files made.
+    pub folder: Option<PathBuf>,
     /// What the threads' capabilities are for.
     pub needs: Needs,
     /// The process was handed over by one that has given up what no start
@@ -79,7 +81,7 @@ pub(crate) fn begin(plan: &Plan) {
         })
         .map_err(|error| log::warn!("sandbox: system calls are not filtered: {error}"))
         .ok();
-    let files = Files::prepare(&plan.image)
+    let files = Files::prepare(&plan.image, plan.folder.as_deref())
         .map_err(|error| log::warn!("sandbox: files are not restricted (landlock): {error}"))
         .ok();
     capabilities::bound(&plan.needs);

@@ -191,6 +191,22 @@ pub(crate) fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Resu
     Ok(())
 }
 
+/// Clones the first block of a file to the beginning of another one, or all of
+/// it where it is shorter.
+pub(crate) fn clone_start(to: &impl AsRawFd, from: &File) -> io::Result<()> {
+    let meta = from.metadata()?;
+    let block = std::os::unix::fs::MetadataExt::blksize(&meta);
+    let range = libc::file_clone_range {
+        src_fd: from.as_raw_fd().into(),
+        src_offset: 0,
+        // 0 is all up to the end.
+        src_length: if meta.len() < block { 0 } else { block },
+        dest_offset: 0,
+    };
+    // SAFETY: the kernel reads one structure.
+    check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) }).map(drop)
+}
+
 /// fdatasync(2).
 ///
 /// # Errors

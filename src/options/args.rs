@@ -121,6 +121,10 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", value_parser = address::parse)]
     pub metrics_listen: Option<Address>,
 
+    /// Snapshots go into this folder, on the image's file system: XFS or btrfs
+    #[arg(long, value_name = "DIR")]
+    pub snapshot_dir: Option<PathBuf>,
+
     /// Give up what is not needed once the disk is served: system calls, files, capabilities
     #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
     pub sandbox: bool,
@@ -218,6 +222,9 @@ impl Args {
         if swap.is_some() && self.read_only {
             return Err(ConfigError::SwapReadOnly);
         }
+        if swap.is_some() && self.snapshot_dir.is_some() {
+            return Err(ConfigError::SwapSnapshots);
+        }
         if swap == Some(Swap::Demanded) && self.io_path == IoPath::File {
             return Err(ConfigError::SwapByFile);
         }
@@ -246,6 +253,7 @@ impl Args {
             limits: limits(self.limit, self.limit_group)?,
             control_path: self.control_path,
             metrics_listen: self.metrics_listen,
+            snapshot_dir: self.snapshot_dir,
             sandbox: self.sandbox,
         })
     }

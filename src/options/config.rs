@@ -38,6 +38,8 @@ pub struct Config {
     pub control_path: Option<PathBuf>,
     /// Where metrics are told over HTTP.
     pub metrics_listen: Option<Address>,
+    /// Where snapshots go.
+    pub snapshot_dir: Option<PathBuf>,
     /// What is not needed after the start is given up.
     pub sandbox: bool,
 }
@@ -166,6 +168,11 @@ pub enum ConfigError {
     /// Nobody swaps on a disk that cannot be written.
     #[error("--swap and --read-only exclude each other: a guest writes to what it swaps on")]
     SwapReadOnly,
+    /// What is swapped on shares no blocks.
+    #[error(
+        "--swap and --snapshot-dir exclude each other: a snapshot shares its blocks with the image, and then writes need room: leave one of them out"
+    )]
+    SwapSnapshots,
     /// It would mean nothing.
     #[error("--limit {0}: there is no {1} that this is the burst of: give both")]
     BurstAlone(&'static str, &'static str),

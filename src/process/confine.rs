@@ -28,6 +28,7 @@ pub(crate) fn begin(config: &Config, handed: Option<&OwnedFd>, begun: bool) {
     let needs = needs(config, &image);
     sandbox::begin(&Plan {
         image,
+        folder: config.snapshot_dir.clone(),
         needs,
         begun,
     });

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost_backend::{Endpoint, Handle, Limits, Server, Visit};
 
+use crate::disk::snapshots::{SnapshotError, SnapshotFolder};
 use crate::disk::{Disk, DiskError};
 use crate::host::allocations;
 use crate::host::feed::{self, Feed, Listener};
@@ -55,6 +56,9 @@ pub enum ServeError {
     /// `--cpus`.
     #[error("--cpus: this process may not use CPU {0}: give some of {1}")]
     Cpu(usize, String),
+    /// `--snapshot-dir`.
+    #[error("{0}")]
+    Snapshots(#[from] SnapshotError),
     /// `--limit-group`.
     #[error("{0}")]
     Limits(#[from] LimitError),
@@ -106,6 +110,10 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         Some(grade) => Some(SwapMode::seal(grade)?),
         None => None,
     };
+    let snapshots = match &config.snapshot_dir {
+        Some(path) => Some(SnapshotFolder::open(path, disk.image())?),
+        None => None,
+    };
     let group = config.limits.group.as_ref();
     let operator = Operator::new(
         config.server.clone(),
@@ -119,7 +127,7 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         settings,
         feed,
     );
-    let operator = Arc::new(operator);
+    let operator = Arc::new(operator.with_snapshots(snapshots));
     // They are removed when this is dropped, however this ends.
     let mut files = SocketFiles::new(&keeper);
     if let Some(path) = &config.control_path {

@@ -84,3 +84,36 @@ pub struct Quiesced {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Resumed {}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Its name in the folder; what of it is not UTF-8 is replaced.
+    pub name: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// When it was taken, in milliseconds since 1970.
+    pub taken_ms: u64,
+}
+
+/// A snapshot was taken, and survives a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct SnapshotTaken {
+    /// What is there now.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// How long requests in flight took to end, in microseconds.
+    pub drained_us: u64,
+    /// How long requests waited in all, in microseconds.
+    pub paused_us: u64,
+}
+
+/// The answer to `snapshots`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct SnapshotList {
+    /// By name.
+    pub snapshots: Vec<Snapshot>,
+}

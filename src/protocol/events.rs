@@ -48,6 +48,11 @@ pub enum Event {
         /// Its time was over, and nobody has resumed it.
         by_itself: bool,
     },
+    /// A snapshot was taken.
+    SnapshotTaken {
+        /// Its name.
+        name: String,
+    },
     /// The thread that looks at the lease is late; workers look themselves.
     GuardLate {
         /// For how long it has not looked, in seconds.
@@ -95,6 +100,8 @@ pub enum EventKind {
     Quiesced,
     /// It goes on
     Resumed,
+    /// A snapshot was taken
+    SnapshotTaken,
     /// The thread that looks at the lease is late
     GuardLate,
     /// It looks again
@@ -117,6 +124,7 @@ impl Event {
             Event::Resized { .. } => EventKind::Resized,
             Event::Quiesced {} => EventKind::Quiesced,
             Event::Resumed { .. } => EventKind::Resumed,
+            Event::SnapshotTaken { .. } => EventKind::SnapshotTaken,
             Event::GuardLate { .. } => EventKind::GuardLate,
             Event::GuardOnTime {} => EventKind::GuardOnTime,
             Event::ThreadStands { .. } => EventKind::ThreadStands,

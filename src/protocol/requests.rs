@@ -68,6 +68,17 @@ pub enum Request {
     },
     /// Let a disk go on that is held still.
     Resume {},
+    /// Keep the image as it is now: a file of that name in the folder of
+    /// --snapshot-dir, which shares its blocks with the image.
+    Snapshot {
+        /// Its name there.
+        name: String,
+        /// How long requests in flight may take to end; then it is refused.
+        #[serde(default = "within_ms")]
+        within_ms: u64,
+    },
+    /// What is in the folder of --snapshot-dir.
+    Snapshots {},
     /// The options that are in force, as on a command line.
     Options {},
     /// Change limits on requests and bytes per second, if there is something
@@ -135,6 +146,7 @@ impl Request {
             | Request::Selftest {}
             | Request::Stats {}
             | Request::Options {}
+            | Request::Snapshots {}
             | Request::Map { .. } => None,
             Request::Resize { bytes } => Some(format!("resize to {bytes} bytes")),
             Request::Advise { advice, range } => {
@@ -148,6 +160,7 @@ impl Request {
             }
             Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
             Request::Resume {} => Some("resume".to_owned()),
+            Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

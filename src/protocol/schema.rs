@@ -7,7 +7,9 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::done::{Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed};
+use super::done::{
+    Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList, SnapshotTaken,
+};
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::Page;
 use super::failure::Code;
@@ -31,6 +33,8 @@ const OF_DISK: &[Row] = &[
     ("io-path", of::<PathNow>),
     ("quiesce", of::<Quiesced>),
     ("resume", of::<Resumed>),
+    ("snapshot", of::<SnapshotTaken>),
+    ("snapshots", of::<SnapshotList>),
     ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),
 ];

@@ -64,6 +64,9 @@ pub enum Away<'a> {
     /// It was [forbidden](super::DiskPath::forbid).
     #[error("the disk path was forbidden")]
     Forbidden,
+    /// Blocks of the file change hands: [`DiskPath::step_aside`](super::DiskPath::step_aside).
+    #[error("the image is being cloned")]
+    Aside,
     /// Somebody else wanted the file, and got it.
     #[error("somebody else has asked for the image")]
     Asked,

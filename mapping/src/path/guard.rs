@@ -50,6 +50,8 @@ enum Order {
     Wanted(bool),
     /// An operator allows the path, or not.
     Allowed(bool),
+    /// Its user clones the file, or has done so.
+    Aside(bool),
     /// An operator allows it, and wants to know what is in its way.
     Try,
     /// The lookout has seen something.
@@ -98,6 +100,7 @@ impl Guard {
             orders: received,
             wanted: false,
             allowed: true,
+            aside: 0,
             next: None,
             closes,
             hurry: None,
@@ -139,6 +142,17 @@ impl Guard {
     /// is so from the start.
     pub(super) fn allow(&self) {
         let _ = self.ask(Order::Allowed(true));
+    }
+
+    /// Leave the path and stay away from it until as many have
+    /// [come back](Self::come_back); returns when it was left.
+    pub(super) fn step_aside(&self) {
+        let _ = self.ask(Order::Aside(true));
+    }
+
+    /// Whoever has stepped aside needs that no more.
+    pub(super) fn come_back(&self) {
+        self.send(Order::Aside(false), None);
     }
 
     /// As [`allow`](Self::allow), and tries the path now. With a guest it
@@ -190,6 +204,8 @@ struct Watch {
     wanted: bool,
     /// No operator keeps us away.
     allowed: bool,
+    /// So many have stepped aside.
+    aside: usize,
     /// When to try to enter; never while the path is in use or not wanted.
     next: Option<Instant>,
     /// Tells when whoever had the image as we asked for it closes it.
@@ -271,6 +287,15 @@ impl Watch {
                     self.follow();
                     Ok(())
                 }
+                Order::Aside(aside) => {
+                    self.aside = if aside {
+                        self.aside + 1
+                    } else {
+                        self.aside.saturating_sub(1)
+                    };
+                    self.follow();
+                    Ok(())
+                }
                 Order::Try => {
                     self.allowed = true;
                     self.try_now()
@@ -307,6 +332,7 @@ impl Watch {
     /// Leaves the path, or sees to it that it is tried.
     fn follow(&mut self) {
         let away = match (self.allowed, self.wanted) {
+            _ if self.aside > 0 => Away::Aside,
             (true, true) => {
                 if !self.used && self.next.is_none() {
                     self.next = Some(Instant::now());
@@ -330,6 +356,9 @@ impl Watch {
     fn try_now(&mut self) -> Result<(), Obstacle> {
         if self.used {
             return Ok(());
+        }
+        if self.aside > 0 {
+            return Err(io::Error::other("the image is being cloned").into());
         }
         if self.wanted {
             return self.enter();

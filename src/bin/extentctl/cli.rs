@@ -56,6 +56,14 @@ What is not given stays as it is; none lifts a limit. The new limits hold at onc
 
 A burst is what may come at once after less was used, and at least what 40 ms bring.";
 
+const SNAPSHOT: &str = "\
+The guest sees requests that take longer, and no error: as long as the file system takes to clone the image, about 11 us for each \
+extent. A snapshot is a file like any other: cp, qemu-img and extentctl diff read it, rm removes it. It shares its blocks with the \
+image until one of them changes, so keep room for what the guest may write. It has what was acknowledged to the guest before, as after \
+a power failure: have the guest sync or freeze its file systems first, if more is wanted.
+
+Give several disks (--control-path again, or --all) to have all of one moment: they are held still together.";
+
 const DIFF: &str = "\
 Each line is a range: where it starts and its length in bytes, and whether B reads zeros there or data. Whoever has A makes B of it by \
 copying these ranges, and by giving it the length of B. The bytes are not read: ranges are those whose extents lie at different \
@@ -178,6 +186,19 @@ pub enum Command {
     },
     /// Let disks go on that are held still
     Resume,
+    /// Keep the image as it is now, under NAME in the folder of --snapshot-dir; several disks at
+    /// one moment
+    #[command(after_long_help = SNAPSHOT)]
+    Snapshot {
+        /// Its name there
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// How many seconds requests in flight may take to end; then there is none
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = usage::number(1..=60_u64))]
+        within: u64,
+    },
+    /// Show the snapshots that are there
+    Snapshots,
     /// Show where two snapshots differ, or a snapshot and the disk as it is. Needs no extentd for
     /// snapshots
     #[command(after_long_help = DIFF)]

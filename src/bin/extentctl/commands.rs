@@ -1,11 +1,14 @@
 //! What commands ask for that have one answer, and how it is shown.
 
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use extentd::operator::metrics::{self, Format};
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use extentd::protocol::done::{Advised, OptionsNow, PathNow, Quiesced, Resized};
+use extentd::protocol::done::{
+    Advised, OptionsNow, PathNow, Quiesced, Resized, SnapshotList, SnapshotTaken,
+};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::statistics::Statistics;
@@ -18,7 +21,7 @@ use crate::extents;
 use crate::output::harmless;
 use crate::status::Failure;
 use crate::svg::Strip;
-use crate::table::{sized, table};
+use crate::table::{columns, drawn, sized, table};
 
 /// Asks one extentd.
 ///
@@ -30,7 +33,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
             advice: Advice::Pin,
             ..
         }
-        | Request::Quiesce { .. } => LONG_PATIENCE,
+        | Request::Quiesce { .. }
+        | Request::Snapshot { .. } => LONG_PATIENCE,
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
@@ -40,6 +44,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Advise { .. } => advised(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
         Request::Quiesce { .. } => quiesced(&understand(&json)?),
+        Request::Snapshot { .. } => taken(&understand(&json)?),
+        Request::Snapshots {} => snapshots(&understand(&json)?),
         Request::Resume {} => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
@@ -163,6 +169,29 @@ fn quiesced(done: &Quiesced) -> String {
         done.drained_ms,
         done.left_ms / 1000
     )
+}
+
+fn taken(done: &SnapshotTaken) -> String {
+    format!(
+        "{}: {}; requests waited for {} ms\n",
+        harmless(&done.snapshot.name),
+        size::display(done.snapshot.size_bytes),
+        done.paused_us / 1000
+    )
+}
+
+fn snapshots(list: &SnapshotList) -> String {
+    let mut rows = columns(["name", "size", "taken"]);
+    for one in &list.snapshots {
+        let taken = UNIX_EPOCH.checked_add(Duration::from_millis(one.taken_ms));
+        let taken = humantime::format_rfc3339_seconds(taken.unwrap_or(UNIX_EPOCH));
+        rows.add_row([
+            harmless(&one.name),
+            size::display(one.size_bytes),
+            taken.to_string(),
+        ]);
+    }
+    drawn(rows)
 }
 
 fn resized(done: &Resized) -> String {

@@ -12,6 +12,7 @@ mod output;
 mod status;
 mod svg;
 mod table;
+mod together;
 mod top;
 
 use std::io;
@@ -113,6 +114,21 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             held
         }
         Command::Resume => show(Request::Resume {}),
+        Command::Snapshots => show(Request::Snapshots {}),
+        Command::Snapshot { name, within } => {
+            let within_ms = within * 1000;
+            let take = || {
+                show(Request::Snapshot {
+                    name: name.clone(),
+                    within_ms,
+                })
+            };
+            if paths.len() > 1 {
+                together::at_one_moment(paths, within_ms, take)
+            } else {
+                take()
+            }
+        }
         Command::Limits(set) => show(Request::Limits { set: *set }),
         Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {

@@ -1,5 +1,6 @@
 //! Files: what threads may still open, by landlock(7). Nothing at all, or to
-//! look at the system: /proc, /sys and the image itself. No thread connects or
+//! look at the system: /proc, /sys and the image itself. Who answers operators
+//! makes files in one folder besides, if one was named. No thread connects or
 //! listens by TCP any more, nor reaches other processes by signals or by
 //! sockets with abstract names.
 #![allow(unsafe_code)]
@@ -53,10 +54,11 @@ fn is_limit(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// Rules for both sorts of threads.
+/// Rules for all sorts of threads.
 pub(super) struct Files {
     nothing: RulesetCreated,
     looking: RulesetCreated,
+    making: RulesetCreated,
     version: u32,
 }
 
@@ -65,7 +67,7 @@ impl Files {
     ///
     /// # Errors
     /// The kernel has no landlock, or a path cannot be opened.
-    pub(super) fn prepare(image: &Path) -> Result<Self, Unrestricted> {
+    pub(super) fn prepare(image: &Path, folder: Option<&Path>) -> Result<Self, Unrestricted> {
         let version = version();
         if version == 0 {
             return Err(Unrestricted::Unsupported);
@@ -83,9 +85,19 @@ impl Files {
             let rule = PathBeneath::new(image, access);
             looking = looking.add_rule(rule).map_err(refused)?;
         }
+        let mut making = looking.try_clone().map_err(refused)?;
+        // Likewise.
+        if let Some(folder) = folder.and_then(|folder| PathFd::new(folder).ok()) {
+            let access = make_bitflags!(AccessFs::{
+                ReadFile | WriteFile | ReadDir | MakeReg | RemoveFile
+            });
+            let rule = PathBeneath::new(folder, access);
+            making = making.add_rule(rule).map_err(refused)?;
+        }
         Ok(Self {
             nothing: ruleset(version).map_err(refused)?,
             looking,
+            making,
             version,
         })
     }
@@ -104,10 +116,10 @@ impl Files {
             // The program that it becomes opens anything anew.
             return Ok(());
         }
-        let rules = if kind.looks() {
-            &self.looking
-        } else {
-            &self.nothing
+        let rules = match kind {
+            Kind::Control => &self.making,
+            kind if kind.looks() => &self.looking,
+            _ => &self.nothing,
         };
         let rules = rules.try_clone().map_err(refused)?;
         rules.restrict_self().map_err(refused)?;

@@ -152,6 +152,9 @@ const IOCTLS: [u64; 12] = [
     0x541b,      // FIONREAD
 ];
 
+/// FICLONE, which makes snapshots.
+const CLONES: u64 = 0x4004_9409;
+
 /// The list of a kind, with the calls whose arguments matter.
 fn of_kind(kind: Kind) -> Result<Rules, Unfit> {
     let mut rules: Rules = lists::allowed(kind)
@@ -167,7 +170,11 @@ fn of_kind(kind: Kind) -> Result<Rules, Unfit> {
     rules.insert(libc::SYS_prlimit64, one_of(0, &[0])?);
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS)?);
     if !matches!(kind, Kind::Log | Kind::Pinner | Kind::Lease) {
-        rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
+        let mut requests = IOCTLS.to_vec();
+        if kind == Kind::Control {
+            requests.push(CLONES);
+        }
+        rules.insert(libc::SYS_ioctl, one_of(1, &requests)?);
     }
     if matches!(kind, Kind::Session | Kind::Signals | Kind::Watch) {
         let local = u64::from(libc::AF_UNIX.unsigned_abs());

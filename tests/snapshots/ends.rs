@@ -1,0 +1,68 @@
+//! What is left where it ends early.
+
+use std::time::Duration;
+
+use rig::file_systems::XFS;
+
+use crate::rig::{Disk, mounted};
+use crate::stamps::{Stamps, assert_one_moment};
+
+#[test]
+fn a_kill_at_any_time_leaves_a_whole_snapshot_or_none() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let mut disk = Disk::new(&mounted, "vm", &[]);
+    let (mut whole, mut none) = (0, 0);
+    for round in 0..20_u64 {
+        let stamps = Stamps::start(&disk.socket);
+        stamps.go_on(20);
+        let name = format!("snapshot-{round}");
+        let before = stamps.numbers();
+        let asking = std::thread::scope(|scope| {
+            let asking = scope.spawn(|| disk.extentctl(&["snapshot", &name]));
+            // From before it is asked until after it was answered.
+            std::thread::sleep(Duration::from_millis(round * 2));
+            disk.daemon.signal(libc::SIGKILL).unwrap();
+            asking.join().unwrap()
+        });
+        let after = stamps.numbers();
+        disk.daemon.wait_within(Duration::from_secs(20)).unwrap();
+        stamps.lose();
+        let there = disk.names().contains(&name);
+        assert!(there || asking.status != Some(0), "{}", asking.out);
+        if there {
+            whole += 1;
+            assert_one_moment(&disk.read(&name), &before, &after);
+        } else {
+            none += 1;
+        }
+        disk.start_again();
+        // What was not finished has gone.
+        let left = disk.names();
+        assert!(left.iter().all(|name| !name.starts_with('.')), "{left:?}");
+    }
+    println!("{whole} whole, {none} none");
+    assert!(whole > 0 && none > 0, "{whole} whole, {none} none");
+}
+
+#[test]
+fn what_another_process_makes_is_left_alone_and_what_was_left_is_removed() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let mut disk = Disk::new(&mounted, "vm", &[]);
+    let left = disk.snapshots.join(".left.part");
+    std::fs::write(&left, b"half").unwrap();
+    let made = disk.snapshots.join(".made.part");
+    let other = std::fs::File::create_new(&made).unwrap();
+    other.lock().unwrap();
+    let mine = disk.snapshots.join(".mine");
+    std::fs::write(&mine, b"a file of the operator's").unwrap();
+    disk.daemon.signal(libc::SIGTERM).unwrap();
+    disk.daemon.wait_within(Duration::from_secs(20)).unwrap();
+    disk.start_again();
+    assert_eq!(disk.names(), [".made.part", ".mine"]);
+    let refused = disk.extentctl(&["snapshot", "made"]);
+    assert_eq!(refused.status, Some(1));
+    drop(other);
+    // Whoever made it has gone: the name is free.
+    disk.json(&["snapshot", "made"]);
+    assert_eq!(disk.names(), [".mine", "made"]);
+}
