@@ -163,6 +163,14 @@ pub fn show(level: Option<LevelFilter>) {
     log::set_max_level(level.unwrap_or_else(|| FILTER.filter()));
 }
 
+/// The level that was chosen; `None`: what `RUST_LOG` says decides.
+pub(crate) fn shown() -> Option<LevelFilter> {
+    match CHOSEN.load(Ordering::Relaxed) {
+        0 => None,
+        chosen => LevelFilter::iter().find(|level| *level as usize == chosen),
+    }
+}
+
 /// Starts the thread that writes the log, so that no other ever waits for
 /// whoever reads it. To be called when the signals are blocked that the
 /// process watches for. `begun` is its first act.

@@ -66,12 +66,7 @@ impl Done {
 impl Rig {
     /// On an ext4; `None` where this machine cannot mount one.
     pub fn on_ext4(arguments: &[&str]) -> Option<Self> {
-        let Some(mounted) = Mounted::new(EXT4) else {
-            println!("SKIP: no ext4 on a loop device here");
-            return None;
-        };
-        let root = mounted.root();
-        let rig = Self::start(Home::Ext4(mounted), &root, arguments);
+        let rig = Self::mounted(arguments)?;
         // Some devices are slower without the file system: no disk path there.
         let info = rig.json(&["info"]);
         if info["disk"]["device"].is_null() {
@@ -80,6 +75,22 @@ impl Rig {
             return None;
         }
         Some(rig)
+    }
+
+    /// There, but with no disk path.
+    pub fn by_file_on_ext4(arguments: &[&str]) -> Option<Self> {
+        let mut all = vec!["--io-path", "file"];
+        all.extend(arguments);
+        Self::mounted(&all)
+    }
+
+    fn mounted(arguments: &[&str]) -> Option<Self> {
+        let Some(mounted) = Mounted::new(EXT4) else {
+            println!("SKIP: no ext4 on a loop device here");
+            return None;
+        };
+        let root = mounted.root();
+        Some(Self::start(Home::Ext4(mounted), &root, arguments))
     }
 
     /// Where there is never a disk path.

@@ -1,13 +1,17 @@
 //! `extentctl`: talks to the control socket of a running `extentd`.
 
+mod advise;
 mod ask;
 mod cli;
 mod commands;
 mod disks;
 mod events;
 mod extents;
+mod heat;
 mod output;
+mod picture;
 mod status;
+mod strip;
 mod svg;
 mod table;
 mod top;
@@ -18,9 +22,11 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use extentd::options::usage;
-use extentd::protocol::Request;
+use extentd::protocol::{Advice, Request};
 
+use crate::advise::About;
 use crate::cli::{Args, Command};
+use crate::commands::View;
 use crate::status::Failure;
 
 fn main() -> ExitCode {
@@ -70,6 +76,12 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             commands::request(&request, path)
         })
     };
+    let advised = |advice: Advice, about: &About<'_>| {
+        let alone = paths.len() == 1 && !args.json;
+        disks::show_all(paths, by_name, args.json, |path| {
+            advise::give(path, advice, about, alone)
+        })
+    };
     match &args.command {
         // These two ask nobody.
         Command::Prepare(_) | Command::Completions { .. } => Ok(()),
@@ -78,10 +90,21 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         Command::Selftest => show(Request::Selftest {}),
         Command::Resize { bytes } => show(Request::Resize { bytes: *bytes }),
         Command::Stats => show(Request::Stats {}),
-        Command::Advise { advice, range } => show(Request::Advise {
-            advice: *advice,
-            range: *range,
-        }),
+        Command::Advise {
+            advice,
+            range,
+            from,
+        } => {
+            let about = match (range, from) {
+                (Some(range), _) => About::Range(range),
+                (None, Some(file)) => About::From(file),
+                // The command line asks for one of them.
+                (None, None) => return Ok(()),
+            };
+            advised(*advice, &about)
+        }
+        Command::Populate { range } => advised(Advice::Populate, &About::Range(range)),
+        Command::LogLevel { level } => show(Request::LogLevel { level: *level }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
         Command::Quiesce { hold, within, sync } => {
             let held = show(Request::Quiesce {
@@ -103,14 +126,20 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {
             range,
-            svg: Some(file),
-            ..
-        } => disks::show_all(paths, by_name, args.json, |path| {
-            commands::draw(path, *range, file)
-        }),
-        Command::Map { range, limit, .. } => disks::show_all(paths, by_name, args.json, |path| {
-            commands::list(path, *range, *limit)
-        }),
+            limit,
+            svg,
+            draw,
+            heat,
+        } => {
+            let view = match svg {
+                Some(file) => View::Svg(file),
+                None if *draw || (heat.is_some() && !args.json) => View::Strip,
+                None => View::List(*limit),
+            };
+            disks::show_all(paths, by_name, args.json, |path| {
+                commands::map(path, range, view, *heat)
+            })
+        }
         Command::Events(wanted) => events::watch(paths, by_name, wanted, args.json),
         Command::Top { interval, count } => match paths.first() {
             Some(path) => top::watch(path, *interval, *count, args.json),
