@@ -56,7 +56,7 @@ What is not given stays as it is; none lifts a limit. The new limits hold at onc
 A burst is what may come at once after less was used, and at least what 40 ms bring.";
 
 const TOP: &str = "\
-The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
+On a terminal it is one screen that follows the counters until q or Ctrl-C is pressed: requests and bytes a second, how long requests take, by which way they go, and the map. Where standard output is no terminal, screens are printed one after the other: the first has totals only, each later one the rates since the screen before. With --json each is one line with all counters.";
 
 const EVENTS: &str = "\
 Each line is the time, the kind, and what has happened; with --json each is one line with its number. Who does not read in time loses the oldest, and is told how many. The exit status is 4 when extentd has gone.";
@@ -115,6 +115,9 @@ pub enum Command {
         /// End after so many screens [default: go on until interrupted]
         #[arg(long, value_name = "N", value_parser = usage::number(1..=u64::MAX))]
         count: Option<u64>,
+        /// Print one screen as plain lines
+        #[arg(long, conflicts_with = "count")]
+        once: bool,
     },
     /// Show the extents of the image, and what the map has in memory
     #[command(after_long_help = map_help())]
@@ -293,7 +296,7 @@ mod tests {
         }
         assert!(matches!(
             parse("top --interval 0.5 --count 3").unwrap().command,
-            Command::Top { interval, count: Some(3) } if interval.as_millis() == 500
+            Command::Top { interval, count: Some(3), once: false } if interval.as_millis() == 500
         ));
         for wrong in [
             "resize 2X",
@@ -314,6 +317,7 @@ mod tests {
             "top --interval 0",
             "top --interval NaN",
             "top --count 0",
+            "top --count 2 --once",
         ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }

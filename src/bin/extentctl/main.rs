@@ -8,6 +8,8 @@ mod disks;
 mod events;
 mod extents;
 mod heat;
+mod latency;
+mod live;
 mod output;
 mod picture;
 mod status;
@@ -16,7 +18,7 @@ mod svg;
 mod table;
 mod top;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -141,8 +143,15 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             })
         }
         Command::Events(wanted) => events::watch(paths, by_name, wanted, args.json),
-        Command::Top { interval, count } => match paths.first() {
-            Some(path) => top::watch(path, *interval, *count, args.json),
+        Command::Top {
+            interval,
+            count,
+            once,
+        } => match paths.first() {
+            Some(path) if !args.json && !once && io::stdout().is_terminal() => {
+                live::watch(path, *interval, *count)
+            }
+            Some(path) => top::watch(path, *interval, count.or(once.then_some(1)), args.json),
             None => Ok(()),
         },
     }
