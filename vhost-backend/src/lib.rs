@@ -21,6 +21,7 @@ mod limits;
 mod memory;
 mod options;
 mod peer;
+mod probes;
 mod queue;
 mod session;
 mod status;

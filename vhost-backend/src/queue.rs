@@ -30,6 +30,7 @@ use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
+use crate::probes;
 
 /// Chains that are fetched at a time at least, and at most.
 const FEW: usize = 8;
@@ -367,6 +368,7 @@ impl Queue {
                         let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
+                    probes::fetched(self.index, head);
                     // SAFETY: the pieces are of the memory that the chain was
                     // walked over, which is held below until the request ends.
                     unsafe { channel.submit(Tag(tag), op, pieces) };
@@ -420,6 +422,7 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
+        probes::ended(self.index, head);
         if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);
@@ -442,6 +445,7 @@ impl Queue {
         let Some(ring) = &mut self.ring else { return };
         ring.show();
         if ring.wants_interrupt() {
+            probes::interrupted(self.index);
             self.interrupts.interrupt();
         }
     }
@@ -452,6 +456,7 @@ impl Queue {
         let Some(ring) = &mut self.ring else { return };
         ring.show();
         if ring.untold() > 0 && self.interrupts.are_due(clock) && ring.wants_interrupt() {
+            probes::interrupted(self.index);
             self.interrupts.interrupt_amid(clock);
         }
     }
