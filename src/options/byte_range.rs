@@ -139,9 +139,10 @@ impl Bound {
             (Bound::Bytes(bytes), _) => Some(bytes),
             (Bound::Share(WHOLE), size) => size,
             (Bound::Share(share), Some(size)) => {
-                let bytes = u128::from(size) * u128::from(share) / u128::from(WHOLE);
+                let bytes = u128::from(size).saturating_mul(share.into());
+                let bytes = bytes.checked_div(WHOLE.into()).unwrap_or(bytes);
                 let bytes = u64::try_from(bytes).unwrap_or(size);
-                Some(bytes - bytes % SECTOR)
+                Some((bytes / SECTOR).saturating_mul(SECTOR))
             }
             (Bound::Share(_), None) => None,
         }

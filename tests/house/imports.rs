@@ -55,6 +55,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("aside", &[]),
             ("crash", &[]),
             ("device", &[]),
+            ("probes", &[]),
             ("sys", &[]),
             ("peer", &["sys"]),
             ("status", &["peer"]),
@@ -65,12 +66,15 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("limits", &["device", "memory", "sys"]),
             (
                 "queue",
-                &["command", "crash", "device", "limits", "memory", "sys"],
+                &[
+                    "command", "crash", "device", "limits", "memory", "probes", "sys",
+                ],
             ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "limits", "memory", "options", "queue", "sys",
+                    "command", "device", "error", "limits", "memory", "options", "probes", "queue",
+                    "sys",
                 ],
             ),
             (

@@ -134,7 +134,7 @@ pub enum Command {
         /// Draw all of the range with characters instead
         #[arg(long, conflicts_with_all = ["limit", "json", "svg"])]
         draw: bool,
-        /// Watch for so many seconds which windows requests look up [4 if not given], and draw that too
+        /// Watch for 4 seconds, or so many, which windows requests look up, and draw that too
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
             default_missing_value = "4", value_parser = watched)]
         heat: Option<Duration>,

@@ -28,6 +28,9 @@ const HISTORY: usize = 400;
 /// How long a key may wait.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// A name, and what is counted under it.
+type Way = (&'static str, fn(&Statistics) -> u64);
+
 /// What one answer tells.
 struct Sample {
     counters: Statistics,
@@ -248,7 +251,7 @@ impl Screen {
         let inner = block.inner(area);
         frame.render_widget(block, area);
         let lines: [Rect; 3] = Layout::vertical([Constraint::Length(1); 3]).areas(inner);
-        let ways: [(&str, fn(&Statistics) -> u64); 3] = [
+        let ways: [Way; 3] = [
             ("disk ", |of| of.disk_operations),
             ("file ", |of| of.file_operations),
             ("zeros", |of| of.zero_fills),
