@@ -118,6 +118,9 @@ pub enum Command {
         /// Print one screen as plain lines
         #[arg(long, conflicts_with = "count")]
         once: bool,
+        /// Draw the last screen into this file instead, by default the second one
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["once", "json"])]
+        svg: Option<PathBuf>,
     },
     /// Show the extents of the image, and what the map has in memory
     #[command(after_long_help = map_help())]
@@ -296,7 +299,7 @@ mod tests {
         }
         assert!(matches!(
             parse("top --interval 0.5 --count 3").unwrap().command,
-            Command::Top { interval, count: Some(3), once: false } if interval.as_millis() == 500
+            Command::Top { interval, count: Some(3), once: false, svg: None } if interval.as_millis() == 500
         ));
         for wrong in [
             "resize 2X",

@@ -12,6 +12,7 @@ mod latency;
 mod live;
 mod output;
 mod picture;
+mod screen_svg;
 mod status;
 mod strip;
 mod svg;
@@ -147,12 +148,16 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             interval,
             count,
             once,
-        } => match paths.first() {
-            Some(path) if !args.json && !once && io::stdout().is_terminal() => {
+            svg,
+        } => match (paths.first(), svg) {
+            (Some(path), Some(file)) => live::draw(path, *interval, count.unwrap_or(2), file),
+            (Some(path), None) if !args.json && !once && io::stdout().is_terminal() => {
                 live::watch(path, *interval, *count)
             }
-            Some(path) => top::watch(path, *interval, count.or(once.then_some(1)), args.json),
-            None => Ok(()),
+            (Some(path), None) => {
+                top::watch(path, *interval, count.or(once.then_some(1)), args.json)
+            }
+            (None, _) => Ok(()),
         },
     }
 }
