@@ -19,7 +19,7 @@ esac
 ((EUID == 0)) || die "needs root for a loop device"
 
 if [[ -z ${EXTENTD:-} ]]; then
-    cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" --workspace --bins || die "the build failed"
+    cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd -p extentd-front-end --bins || die "the build failed"
     EXTENTD=${CARGO_TARGET_DIR:-$ROOT/target}/release/extentd
 fi
 programs=$(dirname "$EXTENTD")
@@ -58,9 +58,10 @@ truncate --size 512M "$image"
 
 start_extentd "$work/socket" --blk-file "$image" --control-path "$work/vm1.control" --pin-reserve 1M --num-queues 2
 ctl() { "$programs/extentctl" --control-path "$work/vm1.control" "$@"; }
-"$programs/extentd-load" "$work/socket" --pattern randread --depth 8 --seconds 60 >"$work/load.log" 2>&1 &
+"$programs/extentd-load" --socket-path "$work/socket" --pattern randrw --range 200M --depth 4 --queues 2 --seconds 60 >"$work/load.log" 2>&1 &
 load_pid=$!
-until ctl io-path disk >/dev/null 2>&1; do
+# Its rings start twice; once it is at work they stay.
+until ctl --json stats | grep -Eq '"requests": [0-9]{4,}' && ctl io-path disk >/dev/null 2>&1; do
     kill -0 "$load_pid" || die "the load has ended: $(cat "$work/load.log")"
     sleep 0.1
 done

@@ -154,3 +154,29 @@ fn populate_draws_a_bar_on_a_terminal() {
     );
     assert!(seen.contains("12.00 MiB"), "{seen:?}");
 }
+
+#[test]
+fn a_screen_is_drawn_into_a_file() {
+    let rig = Rig::on_tmpfs(&[]);
+    let at_work = rig.under_io(rig.attach());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("top.svg");
+    let path = file.to_str().unwrap();
+    let text = rig
+        .extentctl(&["top", "--interval", "0.1", "--svg", path])
+        .text();
+    assert_eq!(text, format!("drawn to {path}\n"));
+    drop(at_work);
+    let svg = std::fs::read_to_string(&file).unwrap();
+    assert!(
+        svg.contains("requests/s ") && !svg.contains("requests/s -"),
+        "the second screen has rates: {svg}"
+    );
+    let line = rig
+        .extentctl(&["top", "--svg", "/nowhere/top.svg", "--count", "1"])
+        .refusal();
+    assert!(
+        line.starts_with("extentctl: --svg /nowhere/top.svg: "),
+        "{line}"
+    );
+}

@@ -20,7 +20,6 @@ use serde_json::Value;
 use crate::ask::{PATIENCE, ask, understand};
 use crate::latency::{Latency, shown};
 use crate::output::harmless;
-use crate::screen_svg;
 use crate::status::{Failure, Status};
 use crate::top::{hit_rate, per_second, up};
 
@@ -90,21 +89,6 @@ pub fn watch(path: &Path, interval: Duration, count: Option<u64>) -> Result<(), 
     let result = follow();
     ratatui::restore();
     result
-}
-
-/// Draws the last of so many screens into a file.
-///
-/// # Errors
-/// Nobody answers, or the file cannot be written.
-pub fn draw(path: &Path, interval: Duration, count: u64, file: &Path) -> Result<(), Failure> {
-    let mut screen = Screen::new(&path.display().to_string());
-    for number in 0..count {
-        if number > 0 {
-            thread::sleep(interval);
-        }
-        screen.add(&ask(path, &Request::Stats {}, PATIENCE)?)?;
-    }
-    screen_svg::write(&screen, file)
 }
 
 /// Waits for a key or an answer, which is to be drawn then; whether it is to

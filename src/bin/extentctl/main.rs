@@ -150,7 +150,11 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             once,
             svg,
         } => match (paths.first(), svg) {
-            (Some(path), Some(file)) => live::draw(path, *interval, count.unwrap_or(2), file),
+            (Some(path), Some(file)) => {
+                screen_svg::watch(path, *interval, count.unwrap_or(2), file)?;
+                let name = output::harmless(&file.display().to_string());
+                output::print(&format!("drawn to {name}\n"))
+            }
             (Some(path), None) if !args.json && !once && io::stdout().is_terminal() => {
                 live::watch(path, *interval, *count)
             }

@@ -2,12 +2,15 @@
 
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
+use extentd::protocol::Request;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
 
+use crate::ask::{PATIENCE, ask};
 use crate::live::Screen;
 use crate::status::Failure;
 
@@ -19,11 +22,18 @@ const WIDTH: u16 = 8;
 const HEIGHT: u16 = 17;
 const MARGIN: u16 = 10;
 
-/// Draws what a terminal would show into a file.
+/// Draws the last of so many screens into a file.
 ///
 /// # Errors
-/// It cannot be written.
-pub fn write(screen: &Screen, file: &Path) -> Result<(), Failure> {
+/// Nobody answers, or the file cannot be written.
+pub fn watch(path: &Path, interval: Duration, count: u64, file: &Path) -> Result<(), Failure> {
+    let mut screen = Screen::new(&path.display().to_string());
+    for number in 0..count {
+        if number > 0 {
+            std::thread::sleep(interval);
+        }
+        screen.add(&ask(path, &Request::Stats {}, PATIENCE)?)?;
+    }
     let failed = |error: String| Failure::from(format!("--svg {}: {error}", file.display()));
     let backend = TestBackend::new(COLUMNS, LINES);
     let mut terminal = Terminal::new(backend).map_err(|error| failed(error.to_string()))?;
@@ -55,7 +65,7 @@ fn draw(buffer: &Buffer) -> String {
     let _ = writeln!(
         text,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
-         width=\"{width}\" height=\"{height}\" font-family=\"monospace\" font-size=\"13\" xml:space=\"preserve\">\n\
+         width=\"{width}\" height=\"{height}\" font-family=\"monospace\" font-size=\"13\" style=\"white-space:pre\" xml:space=\"preserve\">\n\
          <rect width=\"{width}\" height=\"{height}\" rx=\"6\" fill=\"#0f172a\"/>"
     );
     let lines = buffer.content().chunks(usize::from(area.width));
