@@ -335,6 +335,11 @@ impl Disk {
         }
     }
 
+    /// Bytes of memory that a map of its extents may take.
+    pub(crate) fn map_budget(&self) -> u64 {
+        self.options.map_budget
+    }
+
     /// The image is a block device.
     pub(crate) fn is_block_device(&self) -> bool {
         self.block_device

@@ -5,6 +5,7 @@ pub mod allocations;
 pub(crate) mod feed;
 pub(crate) mod hardening;
 pub(crate) mod headroom;
+mod journal;
 pub mod keeper;
 pub(crate) mod limits;
 pub(crate) mod log_budget;

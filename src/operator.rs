@@ -18,8 +18,9 @@ pub mod metrics;
 pub(crate) mod metrics_listener;
 mod options;
 mod serving;
+mod shown_map;
 mod snapshots;
-mod statistics;
+pub(crate) mod statistics;
 mod stillness;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,12 +28,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
+use mapping::KindName;
 use serde::Serialize;
 use vhost_backend::{Connected, Handle, Options};
 
 use self::control::{Caller, Controlled};
 use self::limits::Governor;
 use self::options::CurrentOptions;
+use self::shown_map::ShownMap;
 use self::snapshots::Snapshots;
 use crate::disk::Disk;
 use crate::disk::snapshots::SnapshotFolder;
@@ -40,19 +43,20 @@ use crate::host::feed::Feed;
 use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::IoPath;
+use crate::options::config::{IoPath, LogLevel};
 use crate::options::limit;
 use crate::options::settings::Settings;
 use crate::protocol::done::{
-    Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList, SnapshotTaken,
+    Advised, LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList,
+    SnapshotTaken,
 };
 use crate::protocol::events::Event;
-use crate::protocol::extents::Page;
+use crate::protocol::extents::{Heat, Page};
 use crate::protocol::info::{
     FrontEnd, ImageAwaited, Info, Sandbox, Selftest, Session, StandingThread,
 };
 use crate::protocol::limits::LimitsNow;
-use crate::protocol::statistics::Statistics;
+use crate::protocol::statistics::{ExtentCounts, Statistics};
 use crate::protocol::{Advice, Answer, Code, Failure, Request};
 use crate::swap::SwapMode;
 
@@ -68,6 +72,8 @@ pub(crate) struct Operator {
     resizing: Mutex<()>,
     options: CurrentOptions,
     snapshots: Snapshots,
+    /// Loaded by advice where requests go by the file.
+    shown: ShownMap,
 }
 
 /// What was done: the answer to the request of that name.
@@ -80,6 +86,8 @@ pub(crate) enum Done {
     Stats(Box<Statistics>),
     Advise(Advised),
     Map(Page),
+    Heat(Heat),
+    LogLevel(LogLevelNow),
     IoPath(PathNow),
     Options(OptionsNow),
     Quiesce(Quiesced),
@@ -111,6 +119,7 @@ impl Operator {
             limits,
             resizing: Mutex::new(()),
             options: CurrentOptions::new(options),
+            shown: ShownMap::default(),
             snapshots: Snapshots::new(None),
         }
     }
@@ -235,23 +244,24 @@ impl Operator {
 
     fn advise(&self, advice: Advice, range: ByteRange) -> Result<Advised, String> {
         let failed = |reason: &str| format!("advise {advice}: {reason}");
-        let path = self.disk.disk_path().map_err(|reason| {
-            failed(&format!(
-                "there is no disk path and so no map to advise: {reason}"
-            ))
-        })?;
         let range = range
             .of(self.disk.capacity_bytes())
             .map_err(|error| failed(&error.to_string()))?;
-        let done = advice::follow(path, advice, range.clone())
+        let followed = advice::follow(&self.disk, &self.shown, advice, range.clone())
             .map_err(|error| failed(&error.to_string()))?;
-        let stats = path.stats();
+        let stats = followed.stats;
+        let entries = ExtentCounts::new(stats.extents).named();
+        let entries = entries.iter().filter(|(kind, _)| *kind != KindName::Hole);
         Ok(Advised {
             advice,
             start: range.start,
             end: range.end,
-            done: done.to_owned(),
+            done: followed.done.to_owned(),
+            in_use: followed.in_use,
+            fiemap_calls: followed.calls,
+            took_us: u64::try_from(followed.time.as_micros()).unwrap_or(u64::MAX),
             resident_windows: stats.resident_windows,
+            resident_extents: entries.map(|(_, count)| count).sum(),
             resident_bytes: stats.resident_bytes,
             pinned_bytes: stats.pinned_bytes,
         })
@@ -262,8 +272,26 @@ impl Operator {
         let range = range
             .of(self.disk.capacity_bytes())
             .map_err(|error| failed(error.to_string()))?;
-        image_map::page(&self.disk, range, most)
+        image_map::page(&self.disk, &self.shown, range, most)
             .map_err(|error| failed(format!("the image's file system tells no extents: {error}")))
+    }
+
+    fn heat(&self, range: ByteRange, during_ms: u32) -> Result<Heat, String> {
+        let failed = |reason: String| format!("heat: {reason}");
+        let range = range
+            .of(self.disk.capacity_bytes())
+            .map_err(|error| failed(error.to_string()))?;
+        image_map::heat(&self.disk, range, during_ms).map_err(failed)
+    }
+
+    fn log_level(&self, level: Option<LogLevel>) -> LogLevelNow {
+        if let Some(level) = level {
+            logging::show(Some(level.into()));
+            self.options.note("log-level", Some(&level.to_string()));
+        }
+        LogLevelNow {
+            level: logging::shown().and_then(LogLevel::of),
+        }
     }
 
     fn io_path(&self, way: IoPath) -> Result<PathNow, String> {
@@ -336,6 +364,8 @@ impl Controlled for Operator {
             Request::Stats {} => Ok(Done::Stats(Box::new(self.statistics()))),
             Request::Advise { advice, range } => self.advise(advice, range).map(Done::Advise),
             Request::Map { range, most } => self.map(range, most).map(Done::Map),
+            Request::Heat { range, during_ms } => self.heat(range, during_ms).map(Done::Heat),
+            Request::LogLevel { level } => Ok(Done::LogLevel(self.log_level(level))),
             Request::IoPath { path } => self.io_path(path).map(|done| {
                 let value = path.to_possible_value();
                 self.options

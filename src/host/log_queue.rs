@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use log::Level;
+
+use crate::host::journal;
 use crate::host::log_budget::{Budget, Kind};
 
 /// Lines that may wait.
@@ -286,7 +289,8 @@ impl Queue {
         }
         let _ = write!(
             line,
-            "extentd: warning: {count} lines of the log were left out: more came than are written"
+            "{}extentd: warning: {count} lines of the log were left out: more came than are written",
+            journal::mark(Level::Warn)
         );
         if write_line(to, &line).is_ok() {
             // No other line may be admitted for long.
@@ -305,7 +309,8 @@ impl Queue {
         }
         let _ = write!(
             line,
-            "extentd: warning: {dropped} lines of the log were dropped"
+            "{}extentd: warning: {dropped} lines of the log were dropped",
+            journal::mark(Level::Warn)
         );
         if write_line(to, &line).is_err() {
             self.dropped.fetch_add(dropped, Ordering::Relaxed);

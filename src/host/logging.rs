@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::host::allocations;
 use crate::host::hardening::SMALL_STACK;
+use crate::host::journal;
 use crate::host::log_budget::Kind;
 use crate::host::log_queue::Queue;
 use crate::host::switches;
@@ -45,6 +46,7 @@ struct Shown<'a>(&'a Record<'a>);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = self.0.args();
+        f.write_str(journal::mark(self.0.level()))?;
         match self.0.level() {
             Level::Info => write!(f, "extentd: {message}"),
             Level::Warn => write!(f, "extentd: warning: {message}"),
@@ -144,6 +146,7 @@ impl Write for StderrUntil {
 /// Sends the log to standard error; `RUST_LOG` sets how much, `info` without
 /// it. Lines wait until `start` is called.
 pub fn init() {
+    journal::find();
     log::set_max_level(FILTER.filter());
     QUEUE.be_patient(true);
     let set = if switches::left_out("log") {
@@ -161,6 +164,14 @@ pub fn init() {
 pub fn show(level: Option<LevelFilter>) {
     CHOSEN.store(level.map_or(0, |level| level as usize), Ordering::Relaxed);
     log::set_max_level(level.unwrap_or_else(|| FILTER.filter()));
+}
+
+/// The level that was chosen; `None`: what `RUST_LOG` says decides.
+pub(crate) fn shown() -> Option<LevelFilter> {
+    match CHOSEN.load(Ordering::Relaxed) {
+        0 => None,
+        chosen => LevelFilter::iter().find(|level| *level as usize == chosen),
+    }
 }
 
 /// Starts the thread that writes the log, so that no other ever waits for
@@ -197,13 +208,13 @@ pub(crate) fn wait_no_more() {
 
 /// A line that is shown whole, whatever `RUST_LOG` says.
 pub fn tell(line: &str) {
-    QUEUE.put_whole(line);
+    QUEUE.put_whole(&format!("{}{line}", journal::mark(Level::Error)));
 }
 
 /// A line that is shown whatever `RUST_LOG` says, also from a signal handler:
 /// nothing is allocated or waited for.
 pub(crate) fn tell_at_once(line: fmt::Arguments<'_>) {
-    QUEUE.put(line);
+    QUEUE.put(format_args!("{}{line}", journal::mark(Level::Error)));
 }
 
 /// Waits for the last lines, but not for ever.
@@ -234,7 +245,7 @@ pub fn end_on_panic(resolve: fn(Backtrace) -> Option<String>) {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or("unnamed");
         let said = info.to_string().replace('\n', " ");
-        QUEUE.put_whole(&format!("extentd: error: thread {name}: {said}"));
+        tell(&format!("extentd: error: thread {name}: {said}"));
         let backtrace = Backtrace::capture();
         if backtrace.status() == BacktraceStatus::Captured
             && let Some(named) = resolve(backtrace)

@@ -5,17 +5,24 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mapping::{Extent, ExtentSource, Fiemap, Identity, Kind, SyncPolicy};
 
+use super::shown_map::ShownMap;
 use crate::disk::Disk;
-use crate::protocol::extents::{MOST, Page, Piece};
+use crate::protocol::extents::{Heat, MOST, Page, Piece};
 
 /// The extents of `range` of the disk, at most `most` of them.
 ///
 /// # Errors
 /// The file system cannot tell.
-pub(crate) fn page(disk: &Disk, range: Range<u64>, most: u32) -> io::Result<Page> {
+pub(super) fn page(
+    disk: &Disk,
+    shown: &ShownMap,
+    range: Range<u64>,
+    most: u32,
+) -> io::Result<Page> {
     let most = usize::try_from(most.clamp(1, MOST)).unwrap_or(1);
     let size = disk.capacity_bytes();
     let path = disk.disk_path().ok();
@@ -28,8 +35,65 @@ pub(crate) fn page(disk: &Disk, range: Range<u64>, most: u32) -> io::Result<Page
             .align(align);
         walk(&source, range.clone(), most)?
     };
-    let resident = |range| path.map_or_else(Vec::new, |path| path.map().resident(range));
-    Ok(assemble(size, range, pieces, resident, most))
+    let used = path.map(|path| path.map().clone());
+    let loaded = match &used {
+        Some(map) if map.enabled() => used.clone(),
+        // What was loaded by advice meanwhile.
+        _ => shown.map().or_else(|| used.clone()),
+    };
+    let in_memory = |range: Range<u64>| InMemory {
+        resident: loaded
+            .as_ref()
+            .map_or_else(Vec::new, |map| map.resident(range.clone())),
+        pinned: used.as_ref().map_or_else(Vec::new, |map| map.pinned(range)),
+    };
+    Ok(assemble(size, range, pieces, in_memory, most))
+}
+
+/// Longest time that requests are watched for.
+const LONGEST_MS: u32 = 10_000;
+
+/// Which windows of `range` requests look up, in so many milliseconds from now,
+/// or since this was last asked; blocks meanwhile.
+///
+/// # Errors
+/// Why no request looks anything up, or for how long it can be watched.
+pub(super) fn heat(disk: &Disk, range: Range<u64>, during_ms: u32) -> Result<Heat, String> {
+    if during_ms > LONGEST_MS {
+        return Err(format!(
+            "{during_ms} ms is too long: give {LONGEST_MS} at most"
+        ));
+    }
+    let path = disk.disk_path()?;
+    let map = path.map();
+    if !map.enabled() {
+        return Err(format!(
+            "requests go by the file ({}), and look nothing up",
+            path.situation().reason
+        ));
+    }
+    if during_ms > 0 {
+        map.cool(range.clone());
+        std::thread::sleep(Duration::from_millis(during_ms.into()));
+    }
+    let most = usize::try_from(MOST).unwrap_or(usize::MAX);
+    let mut used = map.used(range);
+    let next = used.get(most).map(|part| part.start);
+    used.truncate(most);
+    Ok(Heat {
+        size_bytes: disk.capacity_bytes(),
+        window_bytes: map.config().window,
+        used: pairs(&used),
+        next,
+    })
+}
+
+/// What a map has of a range.
+#[derive(Default)]
+struct InMemory {
+    resident: Vec<Range<u64>>,
+    /// Loaded or not.
+    pinned: Vec<Range<u64>>,
 }
 
 /// Joins what continues, fills the gaps with holes, and stops after `most`
@@ -87,15 +151,24 @@ fn assemble(
     size: u64,
     range: Range<u64>,
     mut pieces: Vec<Extent>,
-    resident: impl Fn(Range<u64>) -> Vec<Range<u64>>,
+    in_memory: impl Fn(Range<u64>) -> InMemory,
     most: usize,
 ) -> Page {
     let mut end = pieces.last().map_or(range.start, Extent::end);
-    let mut loaded = resident(range.start..end);
+    let InMemory {
+        resident: mut loaded,
+        mut pinned,
+    } = in_memory(range.start..end);
     // A long hole may have more parts in memory than an answer may have.
-    if let Some(beyond) = loaded.get(most) {
-        end = beyond.start;
-        loaded.truncate(most);
+    let beyond = [loaded.get(most), pinned.get(most)];
+    if let Some(cut) = beyond.into_iter().flatten().map(|part| part.start).min() {
+        end = cut;
+        for parts in [&mut loaded, &mut pinned] {
+            parts.retain(|part| part.start < end);
+            if let Some(last) = parts.last_mut() {
+                last.end = last.end.min(end);
+            }
+        }
         pieces = pieces
             .iter()
             .filter_map(|extent| extent.clip(&(range.start..end)))
@@ -122,9 +195,14 @@ fn assemble(
     Page {
         size_bytes: size,
         extents,
-        resident: loaded.iter().map(|part| (part.start, part.end)).collect(),
+        resident: pairs(&loaded),
+        pinned: pairs(&pinned),
         next: (end < range.end).then_some(end),
     }
+}
+
+fn pairs(parts: &[Range<u64>]) -> Vec<(u64, u64)> {
+    parts.iter().map(|part| (part.start, part.end)).collect()
 }
 
 fn piece(extent: &Extent, resident: u64) -> Piece {
@@ -180,6 +258,13 @@ mod tests {
         ])
     }
 
+    fn of(resident: &[Range<u64>]) -> InMemory {
+        InMemory {
+            resident: resident.to_vec(),
+            pinned: Vec::new(),
+        }
+    }
+
     fn told(page: &Page) -> Vec<(u64, u64, Option<u64>, &str, u64)> {
         let each = |piece: &Piece| (piece.start, piece.len, piece.disk, piece.resident);
         page.extents
@@ -192,7 +277,7 @@ mod tests {
     #[test]
     fn what_continues_is_joined_and_gaps_are_holes() {
         let pieces = walk(&listed(), 0..800, 100).unwrap();
-        let page = assemble(800, 0..800, pieces, |_| vec![150..320, 600..800], 100);
+        let page = assemble(800, 0..800, pieces, |_| of(&[150..320, 600..800]), 100);
         assert_eq!(
             told(&page),
             [
@@ -220,7 +305,7 @@ mod tests {
             let (mut at, mut all) = (0, Vec::new());
             loop {
                 let pieces = walk(&listed(), at..800, most).unwrap();
-                let page = assemble(800, at..800, pieces, |_| Vec::new(), most);
+                let page = assemble(800, at..800, pieces, |_| of(&[]), most);
                 assert!(page.extents.len() <= most);
                 all.extend(page.extents);
                 let Some(next) = page.next else { break };
@@ -235,21 +320,24 @@ mod tests {
     #[test]
     fn a_part_of_an_extent_has_its_own_place() {
         let pieces = walk(&listed(), 150..250, 100).unwrap();
-        let page = assemble(800, 150..250, pieces, |_| Vec::new(), 100);
+        let page = assemble(800, 150..250, pieces, |_| of(&[]), 100);
         assert_eq!(told(&page), [(150, 100, Some(1050), "written", 0)]);
     }
 
     #[test]
     fn many_parts_in_memory_shorten_a_page() {
         let windows = |range: Range<u64>| {
-            (0..100)
-                .map(|at| at * 10..at * 10 + 5)
-                .filter(|part| part.start < range.end)
-                .collect::<Vec<_>>()
+            let parts = (0..100).map(|at| at * 10..at * 10 + 5);
+            let parts = parts.filter(|part| part.start < range.end);
+            InMemory {
+                resident: parts.collect(),
+                pinned: vec![0..5, 30..60],
+            }
         };
         let pieces = walk(&Listed(Vec::new()), 0..800, 4).unwrap();
         let page = assemble(800, 0..800, pieces, windows, 4);
         assert_eq!(page.resident, [(0, 5), (10, 15), (20, 25), (30, 35)]);
+        assert_eq!(page.pinned, [(0, 5), (30, 40)]);
         assert_eq!(told(&page), [(0, 40, None, "hole", 20)]);
         assert_eq!(page.next, Some(40));
     }

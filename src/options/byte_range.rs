@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::options::size;
 
+/// What `s` stands for, in bytes.
+const SECTOR: u64 = 512;
+
 /// A range of the disk in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -22,7 +25,7 @@ pub struct ByteRange {
 pub enum RangeError {
     /// Not one of the forms.
     #[error(
-        "'{0}' is not a range: give all, START..END or START+LENGTH, in bytes or with K, M, G or T"
+        "'{0}' is not a range: give all, START..END or START+LENGTH, in bytes, with K, M, G or T, in sectors (s) or percent (%)"
     )]
     Form(String),
     /// One of the numbers.
@@ -79,37 +82,159 @@ impl ByteRange {
     }
 }
 
-/// A range from `all`, `1G..2G`, `1G..` (to the end), `..1G` or `1G+64M`.
+/// A place on the disk as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    Bytes(u64),
+    /// Of the disk, in hundredths of a percent.
+    Share(u32),
+}
+
+/// Where a range ends, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    OfDisk,
+    At(Bound),
+    After(Bound),
+}
+
+/// A range as it is typed, which may have to know how large the disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypedRange {
+    text: String,
+    start: Bound,
+    end: End,
+}
+
+/// All of the disk, in hundredths of a percent.
+const WHOLE: u32 = 10_000;
+
+impl Bound {
+    fn parse(text: &str) -> Result<Self, RangeError> {
+        let form = || RangeError::Form(text.to_owned());
+        if let Some(number) = text.strip_suffix('%') {
+            let (whole, rest) = number.split_once('.').unwrap_or((number, "0"));
+            let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+            if !digits(whole) || !digits(rest) || rest.is_empty() || rest.len() > 2 {
+                return Err(form());
+            }
+            let whole: u32 = whole.parse().map_err(|_| form())?;
+            let hundredths: u32 = format!("{rest:0<2}").parse().map_err(|_| form())?;
+            return whole
+                .checked_mul(100)
+                .and_then(|share| share.checked_add(hundredths))
+                .filter(|share| *share <= WHOLE)
+                .map(Bound::Share)
+                .ok_or_else(form);
+        }
+        if let Some(sectors) = text.strip_suffix('s') {
+            let bytes = size::parse(sectors)?.checked_mul(SECTOR);
+            return bytes.map(Bound::Bytes).ok_or_else(form);
+        }
+        Ok(Bound::Bytes(size::parse(text)?))
+    }
+
+    fn bytes(self, size: Option<u64>) -> Option<u64> {
+        match (self, size) {
+            (Bound::Bytes(bytes), _) => Some(bytes),
+            (Bound::Share(WHOLE), size) => size,
+            (Bound::Share(share), Some(size)) => {
+                let bytes = u128::from(size).saturating_mul(share.into());
+                let bytes = bytes.checked_div(WHOLE.into()).unwrap_or(bytes);
+                let bytes = u64::try_from(bytes).unwrap_or(size);
+                Some((bytes / SECTOR).saturating_mul(SECTOR))
+            }
+            (Bound::Share(_), None) => None,
+        }
+    }
+}
+
+impl TypedRange {
+    /// The whole disk.
+    pub fn all() -> Self {
+        Self {
+            text: "all".to_owned(),
+            start: Bound::Bytes(0),
+            end: End::OfDisk,
+        }
+    }
+
+    /// In bytes, if the size of the disk need not be known for that.
+    ///
+    /// # Errors
+    /// No byte lies in it.
+    pub fn fixed(&self) -> Result<Option<ByteRange>, RangeError> {
+        self.resolve(None)
+    }
+
+    /// In bytes of a disk of `size` bytes; shares of it are rounded down to
+    /// sectors.
+    ///
+    /// # Errors
+    /// No byte lies in it.
+    pub fn of(&self, size: u64) -> Result<ByteRange, RangeError> {
+        let empty = || RangeError::Empty(self.text.clone());
+        self.resolve(Some(size))?.ok_or_else(empty)
+    }
+
+    fn resolve(&self, size: Option<u64>) -> Result<Option<ByteRange>, RangeError> {
+        let Some(start) = self.start.bytes(size) else {
+            return Ok(None);
+        };
+        let end = match self.end {
+            End::OfDisk => None,
+            End::At(bound) => match bound.bytes(size) {
+                None => return Ok(None),
+                end => end,
+            },
+            End::After(length) => match length.bytes(size) {
+                None => return Ok(None),
+                Some(length) => {
+                    let end = start.checked_add(length);
+                    Some(end.ok_or_else(|| RangeError::Form(self.text.clone()))?)
+                }
+            },
+        };
+        if end.is_some_and(|end| end <= start) {
+            return Err(RangeError::Empty(self.text.clone()));
+        }
+        Ok(Some(ByteRange { start, end }))
+    }
+}
+
+/// A range from `all`, `1G..2G`, `1G..` (to the end), `..1G` or `1G+64M`;
+/// numbers are bytes, with K, M, G or T powers of 1024 of them, with s sectors
+/// of 512 bytes, with % shares of the disk.
 ///
 /// # Errors
 /// It is something else, or empty.
-pub fn parse(text: &str) -> Result<ByteRange, RangeError> {
+pub fn parse(text: &str) -> Result<TypedRange, RangeError> {
     if text == "all" {
-        return Ok(ByteRange::ALL);
+        return Ok(TypedRange::all());
     }
-    let bound = |text: &str| match text {
-        "" => Ok(None),
-        size => size::parse(size).map(Some),
-    };
+    let form = || RangeError::Form(text.to_owned());
     let (start, end) = if let Some((start, end)) = text.split_once("..") {
         if start.is_empty() && end.is_empty() {
-            return Err(RangeError::Form(text.to_owned()));
+            return Err(form());
         }
-        (bound(start)?.unwrap_or(0), bound(end)?)
+        let start = match start {
+            "" => Bound::Bytes(0),
+            start => Bound::parse(start)?,
+        };
+        let end = match end {
+            "" => End::OfDisk,
+            end => End::At(Bound::parse(end)?),
+        };
+        (start, end)
     } else if let Some((start, len)) = text.split_once('+') {
-        let (start, len) = (size::parse(start)?, size::parse(len)?);
-        let end = start.checked_add(len);
-        (
-            start,
-            Some(end.ok_or_else(|| RangeError::Form(text.to_owned()))?),
-        )
+        (Bound::parse(start)?, End::After(Bound::parse(len)?))
     } else {
-        return Err(RangeError::Form(text.to_owned()));
+        return Err(form());
     };
-    if end.is_some_and(|end| end <= start) {
-        return Err(RangeError::Empty(text.to_owned()));
-    }
-    Ok(ByteRange { start, end })
+    let text = text.to_owned();
+    let range = TypedRange { text, start, end };
+    range.fixed()?;
+    Ok(range)
 }
 
 #[cfg(test)]
@@ -132,8 +257,42 @@ mod tests {
             ("..64k", range(0, 64 << 10)),
             ("0+1", range(0, 1)),
             ("1G+64M", range(1 << 30, (1 << 30) + (64 << 20))),
+            ("2048s..4096s", range(1 << 20, 2 << 20)),
+            ("1M+2s", range(1 << 20, (1 << 20) + 1024)),
         ] {
-            assert_eq!(parse(text), Ok(expected), "{text}");
+            let typed = parse(text).unwrap();
+            assert_eq!(typed.fixed(), Ok(Some(expected)), "{text}");
+            assert_eq!(typed.of(1 << 40), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_of_the_disk() {
+        let size = 1_000_448;
+        for (text, expected) in [
+            ("0%..100%", range(0, size)),
+            ("50%..", range(500_224, None)),
+            ("..12.5%", range(0, 124_928)),
+            ("10%+10%", range(99_840, 199_680)),
+            ("4K..0.6%", range(4096, 5632)),
+            ("4096+100%", range(4096, 4096 + size)),
+        ] {
+            let typed = parse(text).unwrap();
+            assert_eq!(typed.fixed(), Ok(None), "{text}");
+            assert_eq!(typed.of(size), Ok(expected), "{text}");
+        }
+        let late = parse("1M..50%").unwrap();
+        assert_eq!(late.of(size), Err(RangeError::Empty("1M..50%".to_owned())));
+        for text in [
+            "101%..",
+            "%..",
+            "1.234%..",
+            "-1%..",
+            "1%%..",
+            "100.01%..",
+            "1.%..",
+        ] {
+            assert!(matches!(parse(text), Err(RangeError::Form(_))), "{text}");
         }
     }
 

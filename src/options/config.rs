@@ -1,5 +1,6 @@
 //! What the process was told to do, checked.
 
+use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -106,7 +107,7 @@ pub enum IoPath {
 }
 
 /// How much is logged. The lines of the values are help texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogLevel {
     /// What went wrong
@@ -119,6 +120,28 @@ pub enum LogLevel {
     Debug,
     /// And each message
     Trace,
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        })
+    }
+}
+
+impl LogLevel {
+    /// The level of a filter, if it lets anything through.
+    pub(crate) fn of(filter: log::LevelFilter) -> Option<Self> {
+        Self::value_variants()
+            .iter()
+            .copied()
+            .find(|level| log::LevelFilter::from(*level) == filter)
+    }
 }
 
 impl From<LogLevel> for log::LevelFilter {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::requests::Advice;
 use super::words::{Named, Way};
+use crate::options::config::LogLevel;
 
 /// The disk has another size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,8 +29,17 @@ pub struct Advised {
     pub end: u64,
     /// What was done, for people.
     pub done: String,
+    /// Requests look up the map that it was for; where they go by the file it
+    /// is another one, which is shown only.
+    pub in_use: bool,
+    /// How often the file system was asked for extents meanwhile.
+    pub fiemap_calls: u64,
+    /// How long it took, in microseconds.
+    pub took_us: u64,
     /// Windows of the map that are in memory now.
     pub resident_windows: u64,
+    /// Entries of it that have a place or a reason; holes are what lies between them.
+    pub resident_extents: u64,
     /// Bytes of memory of their extents.
     pub resident_bytes: u64,
     /// Those of them that are pinned.
@@ -57,6 +67,15 @@ pub struct ImagePrepared {
     pub changed_bytes: u64,
     /// Extents it has now.
     pub extents: u64,
+}
+
+/// The answer to `log-level`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct LogLevelNow {
+    /// Records of this level and graver ones are shown; `None`: what
+    /// `RUST_LOG` says decides.
+    pub level: Option<LogLevel>,
 }
 
 /// The answer to `options`.

@@ -28,6 +28,20 @@ pub struct Piece {
     pub resident: u64,
 }
 
+/// The answer to `heat`: which windows of the map were looked up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Heat {
+    /// The capacity that the guest sees, in bytes.
+    pub size_bytes: u64,
+    /// The size of a window, in bytes.
+    pub window_bytes: u64,
+    /// Those that were looked up, neighbours joined: start and end in bytes.
+    pub used: Vec<(u64, u64)>,
+    /// Where to go on, in bytes: what lies from here on is not told.
+    pub next: Option<u64>,
+}
+
 /// A part of the image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
@@ -38,6 +52,9 @@ pub struct Page {
     pub extents: Vec<Piece>,
     /// What the map has in memory of this part: start and end in bytes.
     pub resident: Vec<(u64, u64)>,
+    /// What is pinned of it, in memory or to be loaded again: start and end in bytes.
+    #[serde(default)]
+    pub pinned: Vec<(u64, u64)>,
     /// Where to go on, in bytes: what lies from here on is not told.
     pub next: Option<u64>,
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::events::EventKind;
 use super::limits::{self, LimitNumbers};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::IoPath;
+use crate::options::config::{IoPath, LogLevel};
 use crate::options::limit;
 
 /// What may be asked of a disk.
@@ -46,6 +46,20 @@ pub enum Request {
         range: ByteRange,
         /// Most extents in the answer, 1 to 4096.
         most: u32,
+    },
+    /// Which windows of the map are looked up by requests, watched for a while.
+    Heat {
+        /// Of this range.
+        range: ByteRange,
+        /// How long, in milliseconds, at most 10000; 0: since it was watched
+        /// before, or since the windows were loaded.
+        during_ms: u32,
+    },
+    /// How much is logged, after it was changed if another level is given.
+    LogLevel {
+        /// From now on this is, until it ends; null or left out: as it is.
+        #[serde(default)]
+        level: Option<LogLevel>,
     },
     /// Choose how requests may reach the image.
     IoPath {
@@ -135,6 +149,7 @@ impl Request {
                 | Request::Stats {}
                 | Request::Limits { .. }
                 | Request::Options {}
+                | Request::LogLevel { .. }
                 | Request::Resume {}
         )
     }
@@ -147,7 +162,10 @@ impl Request {
             | Request::Stats {}
             | Request::Options {}
             | Request::Snapshots {}
+            | Request::Heat { .. }
+            | Request::LogLevel { level: None }
             | Request::Map { .. } => None,
+            Request::LogLevel { level: Some(level) } => Some(format!("log-level {level}")),
             Request::Resize { bytes } => Some(format!("resize to {bytes} bytes")),
             Request::Advise { advice, range } => {
                 let end = range.end.map_or_else(String::new, |end| end.to_string());
@@ -176,6 +194,8 @@ impl Request {
 pub enum Advice {
     /// Load it soon, as far as the budget reaches
     Willneed,
+    /// Load it now, as far as the budget reaches
+    Populate,
     /// Drop what is loaded and not pinned
     Dontneed,
     /// Load it now and keep it, out of --pin-reserve
@@ -194,6 +214,7 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Advice::Willneed => "willneed",
+            Advice::Populate => "populate",
             Advice::Dontneed => "dontneed",
             Advice::Pin => "pin",
             Advice::Unpin => "unpin",

@@ -8,10 +8,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::done::{
-    Advised, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList, SnapshotTaken,
+    Advised, LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList,
+    SnapshotTaken,
 };
 use super::events::{EVENT, Subscribed, Told};
-use super::extents::Page;
+use super::extents::{Heat, Page};
 use super::failure::Code;
 use super::hello::{HELLO, Hello, PROTOCOL};
 use super::info::{Info, Selftest};
@@ -30,6 +31,8 @@ const OF_DISK: &[Row] = &[
     ("stats", of::<Statistics>),
     ("advise", of::<Advised>),
     ("map", of::<Page>),
+    ("heat", of::<Heat>),
+    ("log-level", of::<LogLevelNow>),
     ("io-path", of::<PathNow>),
     ("quiesce", of::<Quiesced>),
     ("resume", of::<Resumed>),

@@ -1,6 +1,6 @@
 //! `advise`: what an operator may say about ranges of the map.
 
-use crate::rig::{IMAGE, Rig, WINDOW};
+use crate::rig::{HOLE, IMAGE, Rig, WINDOW, content};
 
 #[test]
 fn a_range_is_pinned_stays_and_is_dropped_when_unpinned() {
@@ -72,18 +72,12 @@ fn advice_that_cannot_be_taken_is_one_line_that_says_what_to_do() {
         return;
     };
     let refusal = |arguments: &[&str]| rig.extentctl(arguments).refusal();
-    for advice in ["willneed", "pin"] {
-        let line = refusal(&["advise", advice, "all"]);
-        let expected = if advice == "pin" {
-            "start extentd with a larger --pin-reserve"
-        } else {
-            "the disk path is not in use (no guest uses the disk), and only then is the map loaded"
-        };
-        assert!(
-            line.starts_with(&format!("extentctl: advise {advice}: ")) && line.ends_with(expected),
-            "{line}"
-        );
-    }
+    let line = refusal(&["advise", "pin", "all"]);
+    assert!(
+        line.starts_with("extentctl: advise pin: ")
+            && line.ends_with("start extentd with a larger --pin-reserve"),
+        "{line}"
+    );
     assert_eq!(
         refusal(&["advise", "dontneed", "0..1G"]),
         "extentctl: advise dontneed: the range ends at byte 1073741824, but the disk has 12582912 bytes"
@@ -99,36 +93,124 @@ fn advice_that_cannot_be_taken_is_one_line_that_says_what_to_do() {
         usage.error
     );
 
-    // The reserve suffices, but nothing can be loaded.
+    // The reserve suffices, but nothing can be pinned.
     drop(rig);
     let Some(rig) = Rig::on_ext4(&["--pin-reserve", "1M"]) else {
         return;
     };
     let line = rig.extentctl(&["advise", "pin", "all"]).refusal();
-    assert!(line.contains("the disk path is not in use"), "{line}");
+    assert!(
+        line.starts_with(
+            "extentctl: advise pin: requests go by the file (no guest uses the disk), "
+        ),
+        "{line}"
+    );
     assert_eq!(rig.json(&["stats"])["map"]["pinned_bytes"], 0);
 }
 
 #[test]
-fn an_image_without_disk_path_has_no_map_to_advise() {
-    let rig = Rig::on_tmpfs(&[]);
-    for advice in [
-        "willneed",
-        "dontneed",
-        "pin",
-        "unpin",
-        "sequential",
-        "random",
-    ] {
+fn without_a_disk_path_the_map_is_loaded_to_be_shown() {
+    let Some(rig) = Rig::by_file_on_ext4(&[]) else {
+        return;
+    };
+    let mut guest = rig.attach();
+    let nothing = rig.json(&["map"]);
+    assert_eq!(nothing["resident"], serde_json::json!([]));
+    let done = rig.json(&["populate", "0%..33.4%"]);
+    assert_eq!(
+        (&done["in_use"], &done["resident_windows"]),
+        (&false.into(), &2.into()),
+        "{done}"
+    );
+    let number = |name: &str| done[name].as_u64().unwrap();
+    assert!(
+        number("fiemap_calls") >= 1 && number("took_us") > 0,
+        "{done}"
+    );
+    assert!(number("resident_extents") >= 1 && number("resident_bytes") > 0);
+    let map = rig.json(&["map"]);
+    assert_eq!(map["resident"], serde_json::json!([[0, 2 * WINDOW]]));
+    // Requests know nothing of it.
+    guest.write(HOLE, &content(0, 4096));
+    assert_eq!(guest.read(HOLE, 4096), content(0, 4096));
+    assert_eq!(rig.json(&["stats"])["file_operations"], 2);
+
+    let done = rig.json(&["advise", "dontneed", "0..8192s"]);
+    assert_eq!(done["resident_windows"], 1, "{done}");
+    let text = rig.extentctl(&["advise", "willneed", "all"]).text();
+    assert!(
+        text.contains("loaded to be shown, as requests go by the file; ")
+            && text.contains(" calls of FIEMAP, ")
+            && text.contains("now 3 windows in memory to be shown, "),
+        "{text}"
+    );
+    for advice in ["pin", "sequential", "random", "normal"] {
         let line = rig.extentctl(&["advise", advice, "all"]).refusal();
         assert!(
-            line.starts_with(&format!(
-                "extentctl: advise {advice}: there is no disk path and so no map to advise: "
-            )) && line.contains("tmpfs"),
+            line.contains("(--io-path file was given)")
+                && line.ends_with("populate loads it to be shown"),
             "{line}"
         );
     }
-    let rig = Rig::on_tmpfs(&["--io-path", "file"]);
-    let line = rig.extentctl(&["advise", "pin", "all"]).refusal();
+    let line = rig.extentctl(&["map", "--heat=0.1"]).refusal();
     assert!(line.ends_with("--io-path file was given"), "{line}");
+}
+
+#[test]
+fn a_recorded_boot_is_loaded_again() {
+    let Some(rig) = Rig::on_ext4(&[]) else {
+        return;
+    };
+    let mut guest = rig.attach_to_disk();
+    rig.json(&["advise", "random", "all"]);
+    rig.json(&["advise", "dontneed", "all"]);
+    for offset in [0, 2 * WINDOW] {
+        guest.read(offset, 4096);
+    }
+    let boot = rig.until(&["map"], |map| {
+        map["resident"] == serde_json::json!([[0, WINDOW], [2 * WINDOW, IMAGE]])
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("boot.json");
+    std::fs::write(&file, boot.to_string()).unwrap();
+    rig.json(&["advise", "dontneed", "all"]);
+    let from = file.to_str().unwrap();
+    let done = rig.json(&["advise", "willneed", "--from", from]);
+    assert_eq!(
+        (&done["in_use"], &done["resident_windows"]),
+        (&true.into(), &2.into())
+    );
+    assert_eq!((&done["start"], &done["end"]), (&0.into(), &IMAGE.into()));
+    assert_eq!(rig.json(&["map"])["resident"], boot["resident"]);
+
+    std::fs::write(&file, "# by hand\n4M..8M\nhope\n").unwrap();
+    let line = rig
+        .extentctl(&["advise", "willneed", "--from", from])
+        .refusal();
+    assert!(line.contains("line 3: 'hope' is not a range"), "{line}");
+    assert_eq!(
+        rig.json(&["stats"])["map"]["resident_windows"],
+        2,
+        "all or nothing is understood"
+    );
+}
+
+#[test]
+fn an_image_without_extents_is_told_so() {
+    let rig = Rig::on_tmpfs(&[]);
+    for advice in ["willneed", "populate"] {
+        let line = rig.extentctl(&["advise", advice, "all"]).refusal();
+        assert!(
+            line.starts_with(&format!(
+                "extentctl: advise {advice}: the image's file system tells no extents: "
+            )),
+            "{line}"
+        );
+    }
+    let line = rig.extentctl(&["advise", "pin", "all"]).refusal();
+    assert!(
+        line.contains("requests go by the file") && line.contains("tmpfs"),
+        "{line}"
+    );
+    assert!(rig.extentctl(&["advise", "dontneed", "all"]).ok);
 }

@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use extentd::protocol::done::{Advised, PathNow, Resized};
+use extentd::protocol::done::{Advised, LogLevelNow, PathNow, Resized};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::{Info, Selftest};
 use extentd::protocol::limits::LimitsNow;
@@ -61,6 +61,7 @@ fn understood_by_its_struct(command: &str, answer: &Value) {
         "info" => understood::<Info>(answer),
         "io-path" => understood::<PathNow>(answer),
         "limits" => understood::<LimitsNow>(answer),
+        "log-level" => understood::<LogLevelNow>(answer),
         "map" => understood::<Page>(answer),
         "resize" => understood::<Resized>(answer),
         "selftest" => understood::<Selftest>(answer),
@@ -106,6 +107,7 @@ fn answers_keep_their_form_on_the_disk_path() {
         &["info"],
         &["map"],
         &["map", "--limit", "1"],
+        &["log-level", "debug"],
         &["limits", "--iops", "1000"],
         &["resize", "16M"],
     ];

@@ -132,6 +132,7 @@ fn the_strip_shows_kinds_and_what_is_in_memory() {
         .text();
     let svg = std::fs::read_to_string(&path).unwrap();
     assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    assert!(svg.contains("class=\"pinned\"") && svg.contains("below that: 4 MiB pinned"));
     for line in [
         "written: 2 MiB",
         "hole: 6 MiB",
@@ -184,4 +185,27 @@ fn a_file_system_without_extents_is_one_clear_line() {
         line.starts_with("extentctl: map: the image's file system tells no extents: "),
         "{line}"
     );
+}
+
+#[test]
+fn windows_that_requests_look_up_are_warm() {
+    let Some(rig) = Rig::on_ext4(&["--pin-reserve", "1M"]) else {
+        return;
+    };
+    let guest = rig.attach_to_disk();
+    rig.extentctl(&["advise", "pin", "all"]).text();
+    // At rest nothing is.
+    let cold = rig.json(&["map", "--heat=0.1"]);
+    assert_eq!(cold["heat"], serde_json::json!([]));
+    // Requests for the first window.
+    let at_work = rig.under_io(guest);
+    let map = rig.json(&["map", "--heat=0.8"]);
+    assert_eq!(map["heat"], serde_json::json!([[0, WINDOW, 8]]), "{map}");
+    let text = rig.extentctl(&["map", "--heat=0.8"]).text();
+    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+    let warm = line("in use").trim_start_matches("in use").trim();
+    // A third of 70 columns, and the one that it ends in.
+    assert_eq!(warm, "8".repeat(24), "{text}");
+    assert!(line("pinned").ends_with(&"!".repeat(70)), "{text}");
+    drop(at_work);
 }

@@ -117,3 +117,33 @@ fn the_service_gives_options_that_the_program_has() {
         assert!(help.contains(option), "{option}");
     }
 }
+
+/// The probes of the program, as tracers find them, and those that the script
+/// for bpftrace looks at.
+#[test]
+fn a_probe_of_every_stage_is_in_the_program_and_in_the_script() {
+    let Ok(output) = Command::new("readelf")
+        .arg("--notes")
+        .arg(extentd())
+        .output()
+    else {
+        println!("SKIP: no readelf here");
+        return;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut lines = text.lines().map(str::trim);
+    let mut probes = BTreeSet::new();
+    while let Some(line) = lines.next() {
+        if line == "Provider: extentd" {
+            probes.extend(lines.next().and_then(|line| line.strip_prefix("Name: ")));
+        }
+    }
+    let stages = ["fetched", "submitted", "ended", "published", "interrupted"];
+    assert_eq!(probes, BTreeSet::from(stages), "{text}");
+    let script = std::fs::read_to_string(packaged("stages.bt")).unwrap();
+    let used: BTreeSet<_> = script
+        .lines()
+        .filter_map(|line| line.strip_prefix("usdt:$1:extentd:"))
+        .collect();
+    assert_eq!(used, probes);
+}

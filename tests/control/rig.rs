@@ -71,12 +71,7 @@ impl Rig {
 
     /// On another file system; `None` where this machine cannot mount it.
     pub fn on(made: Made, arguments: &[&str]) -> Option<Self> {
-        let Some(mounted) = Mounted::new(made) else {
-            println!("SKIP: no {} on a loop device here", made.name);
-            return None;
-        };
-        let root = mounted.root();
-        let rig = Self::start(Home::Disk(mounted), &root, arguments);
+        let rig = Self::mounted(made, arguments)?;
         // Some devices are slower without the file system: no disk path there.
         let info = rig.json(&["info"]);
         if info["disk"]["device"].is_null() {
@@ -85,6 +80,22 @@ impl Rig {
             return None;
         }
         Some(rig)
+    }
+
+    /// There, but with no disk path.
+    pub fn by_file_on_ext4(arguments: &[&str]) -> Option<Self> {
+        let mut all = vec!["--io-path", "file"];
+        all.extend(arguments);
+        Self::mounted(EXT4, &all)
+    }
+
+    fn mounted(made: Made, arguments: &[&str]) -> Option<Self> {
+        let Some(mounted) = Mounted::new(made) else {
+            println!("SKIP: no {} on a loop device here", made.name);
+            return None;
+        };
+        let root = mounted.root();
+        Some(Self::start(Home::Disk(mounted), &root, arguments))
     }
 
     /// Where there is never a disk path.

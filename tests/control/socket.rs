@@ -76,6 +76,7 @@ fn every_method_that_is_told_of_is_answered_while_a_guest_works() {
             "resize" => json!({ "bytes": IMAGE }),
             "advise" => json!({ "advice": "willneed", "range": whole }),
             "map" => json!({ "range": whole, "most": 4096 }),
+            "heat" => json!({ "range": whole, "during_ms": 1 }),
             "io-path" => json!({ "path": "auto" }),
             "snapshot" => json!({ "name": "one" }),
             _ => json!({}),

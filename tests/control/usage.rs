@@ -26,6 +26,8 @@ fn help_names_every_command_and_each_has_its_own() {
         "top",
         "map",
         "advise",
+        "populate",
+        "log-level",
         "io-path",
         "metrics",
         "events",

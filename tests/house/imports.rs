@@ -56,6 +56,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("aside", &[]),
             ("crash", &[]),
             ("device", &[]),
+            ("probes", &[]),
             ("sys", &[]),
             ("peer", &["sys"]),
             ("status", &["peer"]),
@@ -68,13 +69,14 @@ const ROOMS: &[(&str, &[Room])] = &[
             (
                 "queue",
                 &[
-                    "command", "crash", "device", "limits", "memory", "meter", "sys",
+                    "command", "crash", "device", "limits", "memory", "meter", "probes", "sys",
                 ],
             ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "limits", "memory", "meter", "options", "queue",
+                    "command", "device", "error", "limits", "memory", "meter", "options", "probes",
+                    "queue",
                     "sys",
                 ],
             ),

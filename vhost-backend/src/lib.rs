@@ -22,6 +22,7 @@ mod memory;
 mod meter;
 mod options;
 mod peer;
+mod probes;
 mod queue;
 mod session;
 mod status;

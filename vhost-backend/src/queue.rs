@@ -32,6 +32,7 @@ use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 use crate::meter::Meter;
 use crate::meter::probe::{Mark, Probe};
+use crate::probes;
 
 /// Chains that are fetched at a time at least, and at most.
 const FEW: usize = 8;
@@ -375,6 +376,7 @@ impl Queue {
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
                     let mark = self.probe.fetched(&op, timed);
+                    probes::fetched(self.index, head);
                     // SAFETY: the pieces are of the memory that the chain was
                     // walked over, which is held below until the request ends.
                     unsafe { channel.submit(Tag(tag), op, pieces) };
@@ -433,6 +435,7 @@ impl Queue {
             let is_answered = status == Status::Ok || !self.abandoned;
             self.probe.ended(slot.mark, is_answered);
         }
+        probes::ended(self.index, head);
         if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);
@@ -466,6 +469,7 @@ impl Queue {
         if untold > 0 {
             let wanted = ring.wants_interrupt();
             if wanted {
+                probes::interrupted(self.index);
                 self.interrupts.interrupt();
             }
             self.probe.told(untold, wanted);
@@ -482,6 +486,7 @@ impl Queue {
         if untold > 0 && self.interrupts.are_due(clock) {
             let wanted = ring.wants_interrupt();
             if wanted {
+                probes::interrupted(self.index);
                 self.interrupts.interrupt_amid(clock);
             }
             self.probe.told(untold, wanted);

@@ -18,6 +18,7 @@ use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
 use crate::memory::dirty::{Logging, Tracker};
+use crate::probes;
 use crate::queue::chain::MOST_RANGES;
 use crate::queue::interrupts::TurnClock;
 use crate::queue::{Common, Queue};
@@ -69,6 +70,7 @@ impl<D: Device> Worker<D> {
             if ended + fetched > 0 {
                 self.submit();
                 if fetched > 0 {
+                    probes::submitted(fetched);
                     // What needed no I/O.
                     self.show();
                 }

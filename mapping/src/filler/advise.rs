@@ -52,6 +52,56 @@ impl Map {
         let target = self.shared.seal(&mut writer);
         Ok(Fence::new(&self.shared.quiesce, target))
     }
+
+    /// As [`Filler::populate_with`], for a map without a filler.
+    ///
+    /// # Errors
+    /// As [`Filler::populate_with`].
+    pub fn populate_with<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        range: Range<u64>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let windows = self.windows(&range)?;
+        self.populate_windows(source, windows, progress)
+    }
+
+    fn windows(&self, range: &Range<u64>) -> Result<Range<usize>, Error> {
+        let writer = self.shared.lock();
+        let windows = self.shared.windows_over(&writer, range);
+        if windows.is_empty() {
+            Err(Error::Range(range.clone()))
+        } else {
+            Ok(windows)
+        }
+    }
+
+    fn populate_windows<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        windows: Range<usize>,
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let shared = &self.shared;
+        let all = shared.bytes_of(&windows);
+        let mut left = windows;
+        while let Some(run) = shared.next_missing(&mut left, CHUNK, Style::Advised) {
+            let done = shared.bytes_of(&run).end.saturating_sub(all.start);
+            shared.load_windows(source, run, Style::Advised)?;
+            if progress(Progress {
+                done,
+                total: all.end - all.start,
+            })
+            .is_break()
+            {
+                return Err(Error::Stopped);
+            }
+        }
+        let total = all.end - all.start;
+        let _ = progress(Progress { done: total, total });
+        Ok(())
+    }
 }
 
 impl<S: ExtentSource> Filler<S> {
@@ -61,7 +111,7 @@ impl<S: ExtentSource> Filler<S> {
     /// # Errors
     /// [`Error::Range`] for a range that is empty or beyond the file.
     pub fn willneed(&self, range: Range<u64>) -> Result<bool, Error> {
-        let windows = self.windows(&range)?;
+        let windows = self.map.windows(&range)?;
         let taken = lock(&self.control.advice).add_job(windows);
         self.map.shared.wishes.poke();
         Ok(taken)
@@ -80,7 +130,7 @@ impl<S: ExtentSource> Filler<S> {
     /// # Errors
     /// [`Error::Range`] for a range that is empty or beyond the file.
     pub fn access(&self, range: Range<u64>, access: Access) -> Result<(), Error> {
-        let windows = self.windows(&range)?;
+        let windows = self.map.windows(&range)?;
         let mut advice = lock(&self.control.advice);
         advice
             .access
@@ -111,8 +161,8 @@ impl<S: ExtentSource> Filler<S> {
         range: Range<u64>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let windows = self.windows(&range)?;
-        self.populate_windows(windows, progress)
+        let windows = self.map.windows(&range)?;
+        self.map.populate_windows(&*self.source, windows, progress)
     }
 
     /// Loads `range` (widened to whole windows) and keeps it until [`Filler::unpin`], whatever the budget
@@ -134,7 +184,7 @@ impl<S: ExtentSource> Filler<S> {
         range: Range<u64>,
         progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let windows = self.windows(&range)?;
+        let windows = self.map.windows(&range)?;
         let shared = &self.map.shared;
         let new = shared.unpinned(&windows);
         let mut needed = 0;
@@ -149,7 +199,7 @@ impl<S: ExtentSource> Filler<S> {
         for run in &new {
             shared.set_pinned(run.clone(), true);
         }
-        let result = self.populate_windows(windows, progress);
+        let result = self.map.populate_windows(&*self.source, windows, progress);
         match &result {
             Ok(()) => lock(&self.control.advice).pinned.extend(new),
             Err(_) => new
@@ -164,7 +214,7 @@ impl<S: ExtentSource> Filler<S> {
     /// # Errors
     /// [`Error::Range`] for a range that is empty or beyond the file.
     pub fn unpin(&self, range: Range<u64>) -> Result<(), Error> {
-        let windows = self.windows(&range)?;
+        let windows = self.map.windows(&range)?;
         let mut advice = lock(&self.control.advice);
         let pinned = std::mem::take(&mut advice.pinned);
         for old in pinned {
@@ -176,41 +226,6 @@ impl<S: ExtentSource> Filler<S> {
         }
         drop(advice);
         self.map.shared.set_pinned(windows, false);
-        Ok(())
-    }
-
-    fn windows(&self, range: &Range<u64>) -> Result<Range<usize>, Error> {
-        let writer = self.map.shared.lock();
-        let windows = self.map.shared.windows_over(&writer, range);
-        if windows.is_empty() {
-            Err(Error::Range(range.clone()))
-        } else {
-            Ok(windows)
-        }
-    }
-
-    fn populate_windows(
-        &self,
-        windows: Range<usize>,
-        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<(), Error> {
-        let shared = &self.map.shared;
-        let all = shared.bytes_of(&windows);
-        let mut left = windows;
-        while let Some(run) = shared.next_missing(&mut left, CHUNK, Style::Advised) {
-            let done = shared.bytes_of(&run).end.saturating_sub(all.start);
-            shared.load_windows(&*self.source, run, Style::Advised)?;
-            if progress(Progress {
-                done,
-                total: all.end - all.start,
-            })
-            .is_break()
-            {
-                return Err(Error::Stopped);
-            }
-        }
-        let total = all.end - all.start;
-        let _ = progress(Progress { done: total, total });
         Ok(())
     }
 }

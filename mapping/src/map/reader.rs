@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use crate::error::Error;
 use crate::map::shared::Shared;
-use crate::map::slab::{AHEAD, Place, REFERENCED, SlabRef, USE, USED, find};
+use crate::map::slab::{AHEAD, Place, REFERENCED, SlabRef, USE, USED, WARM, find};
 use crate::map::table::Table;
 use crate::map::wish::Wish;
 use crate::source::extent::{Extent, Kind, Reason};
@@ -133,7 +133,7 @@ impl Reader {
         // quiescent point.
         let slab = unsafe { SlabRef::new(raw) };
         let flags = slab.flags().load(Ordering::Relaxed);
-        if flags & (REFERENCED | AHEAD) != REFERENCED {
+        if flags & (REFERENCED | WARM | AHEAD) != (REFERENCED | WARM) {
             self.touch(table, slab, window, flags);
         }
         let base = table.base(window);
@@ -243,7 +243,7 @@ impl Reader {
     #[cold]
     fn touch(&self, table: &Table, slab: SlabRef<'_>, window: usize, flags: u8) {
         slab.flags()
-            .store(flags & !AHEAD | REFERENCED, Ordering::Relaxed);
+            .store(flags & !AHEAD | REFERENCED | WARM, Ordering::Relaxed);
         if flags & AHEAD != 0 {
             self.shared.wishes.ask(
                 table,

@@ -14,6 +14,8 @@ pub(crate) const REFERENCED: u8 = 1;
 pub(crate) const AHEAD: u8 = 2;
 /// A first write has come that would have taken all of the window away, were it not the first since it was loaded.
 pub(crate) const SPARED: u8 = 4;
+/// Somebody looked the window up since [`Map::cool`](crate::Map::cool) was called: for those who show it.
+pub(crate) const WARM: u8 = 8;
 /// How often data of the window were found since a first write last came: counted in these bits, up to three times.
 pub(crate) const USED: u8 = 0x30;
 /// One use.
@@ -23,7 +25,7 @@ pub(crate) const USE: u8 = 0x10;
 #[repr(C)]
 pub(crate) struct Slab {
     count: u32,
-    /// [`REFERENCED`], [`AHEAD`], [`SPARED`] and [`USED`].
+    /// [`REFERENCED`], [`AHEAD`], [`SPARED`], [`WARM`] and [`USED`].
     pub(crate) flags: AtomicU8,
     /// Some entry is [`Reason::Changing`].
     pub(crate) changing: bool,
@@ -203,6 +205,16 @@ impl<'a> SlabRef<'a> {
         self.head.flags.fetch_and(!REFERENCED, Ordering::Relaxed) & REFERENCED != 0
     }
 
+    /// [`WARM`] is set.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.head.flags.load(Ordering::Relaxed) & WARM != 0
+    }
+
+    /// Clears [`WARM`].
+    pub(crate) fn cool(&self) {
+        self.head.flags.fetch_and(!WARM, Ordering::Relaxed);
+    }
+
     /// Extents by kind; what lies between them counts as holes, up to `end` (relative to the window).
     pub(crate) fn tally(&self, end: u32) -> [u64; Kind::COUNT] {
         let mut tally = [0; Kind::COUNT];
@@ -269,6 +281,17 @@ mod tests {
         // SAFETY: just given away, owned by nobody else.
         let back = unsafe { SlabBox::from_raw(raw) }.unwrap();
         assert_eq!(back.view().entries().len(), 100);
+    }
+
+    #[test]
+    fn cooling_leaves_the_clock_its_mark() {
+        let slab = SlabBox::new(&[], REFERENCED | WARM | USED, 0).unwrap();
+        let slab = slab.view();
+        assert!(slab.is_warm());
+        slab.cool();
+        assert!(!slab.is_warm());
+        assert_eq!(slab.flags().load(Ordering::Relaxed), REFERENCED | USED);
+        assert!(slab.take_referenced());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::source::extent::{DISK_LIMIT, Extent, Kind, Reason};
 use crate::source::{ExtentSource, Sink};
@@ -47,6 +48,8 @@ pub struct Fiemap {
     sync: SyncPolicy,
     align: u64,
     exclusive: bool,
+    /// Not modelled: nothing depends on it.
+    calls: std::sync::Arc<AtomicU64>,
 }
 
 impl Fiemap {
@@ -58,6 +61,7 @@ impl Fiemap {
             sync: SyncPolicy::Always,
             align: 512,
             exclusive: false,
+            calls: std::sync::Arc::default(),
         }
     }
 
@@ -93,7 +97,14 @@ impl Fiemap {
         &self.file
     }
 
+    /// How often the file system was asked, by this one and its clones.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     fn call(&self, range: &Range<u64>, records: &mut Vec<sys::FiemapRecord>) -> io::Result<()> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         sys::fiemap(
             &self.file,
             range.start,
@@ -132,6 +143,7 @@ impl ExtentSource for Fiemap {
         if range.is_empty() {
             return Ok(0);
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         sys::fiemap_count(&self.file, range.start, range.end - range.start)
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use extentd::options::address::{self, Address};
-use extentd::options::byte_range::{self, ByteRange};
-use extentd::options::config::IoPath;
+use extentd::options::byte_range::{self, TypedRange};
+use extentd::options::config::{IoPath, LogLevel};
 use extentd::options::size;
 use extentd::options::usage;
 use extentd::process::prepare_command::PrepareCommand;
@@ -34,12 +34,16 @@ Examples:
 Exit status: 0 when done; 1 when extentd refuses or something fails; 2 for a wrong command line; 3 when nobody answers; 4 when the extentd that was watched has gone (events, top). Of several disks the highest is told. What went wrong is one line on standard error.";
 
 const RANGES: &str = "\
-RANGE is all, START..END (END not included), START.. (to the end) or START+LENGTH; sizes are bytes, or numbers with K, M, G or T (powers of 1024). Ranges are widened to the windows of the map (4 MiB), except for dontneed, which only drops windows that lie wholly inside.
+RANGE is all, START..END (END not included), START.. (to the end) or START+LENGTH; numbers are bytes, or have K, M, G or T (powers of 1024), s (sectors of 512 bytes) or % (of the disk). Ranges are widened to the windows of the map (4 MiB), except for dontneed, which only drops windows that lie wholly inside.
 
-The map is loaded only while the disk path is in use, so willneed and pin need a running guest. No advice changes what the guest sees, only how fast it is. What is pinned stays pinned when the disk path is left, and is loaded again when it is entered.";
+Where requests go by the file they look nothing up: what willneed and populate load then is there to be shown (map), and the file system has read for it what it did not know. A pin needs the disk path, and so a running guest. No advice changes what the guest sees, only how fast it is. What is pinned stays pinned when the disk path is left, and is loaded again when it is entered.
+
+With --from the ranges of a file are taken one after the other, in its order, and willneed returns when they are loaded: extentctl --json map >boot.json when a guest has booted, and advise willneed --from boot.json when it boots the next time. A file may also have a range a line, with # before remarks.";
 
 const MAP: &str = "\
-Each line is a run of one kind: where it starts in the image, its length, where it lies on the device (all in bytes), its kind, and whether the map has it in memory. Looking loads nothing and writes nothing out, so what the file system has not placed yet is opaque.";
+Each line is a run of one kind: where it starts in the image, its length, where it lies on the device (all in bytes), its kind, and whether the map has it in memory. Looking loads nothing and writes nothing out, so what the file system has not placed yet is opaque.
+
+--heat watches in eight looks which windows of the map requests look up while they go by the disk, and draws for each in how many looks it was. What guests read again from their own memory is not seen, nor what goes by the file.";
 
 const IO_PATH: &str = "\
 disk: straight to the device, past the file system; file: direct I/O on the image; auto: disk whenever that is safe.
@@ -73,7 +77,7 @@ A and B are clones of one image on one XFS or btrfs (cp --reflink=always, or a s
 that is not zeros in both. Where the disk of --control-path is compared, its requests go by the file for some seconds afterwards.";
 
 const TOP: &str = "\
-The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
+On a terminal it is one screen that follows the counters until q or Ctrl-C is pressed: requests and bytes a second, how long requests take, by which way they go, and the map. Where standard output is no terminal, screens are printed one after the other: the first has totals only, each later one the rates since the screen before. With --json each is one line with all counters.";
 
 const EVENTS: &str = "\
 Each line is the time, the kind, and what has happened; with --json each is one line with its number. Who does not read in time loses the oldest, and is told how many. The exit status is 4 when extentd has gone.";
@@ -137,19 +141,32 @@ pub enum Command {
         /// End after so many screens [default: go on until interrupted]
         #[arg(long, value_name = "N", value_parser = usage::number(1..=u64::MAX))]
         count: Option<u64>,
+        /// Print one screen as plain lines
+        #[arg(long, conflicts_with = "count")]
+        once: bool,
+        /// Draw the last screen into this file instead, by default the second one
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["once", "json"])]
+        svg: Option<PathBuf>,
     },
     /// Show the extents of the image, and what the map has in memory
     #[command(after_long_help = map_help())]
     Map {
         /// The part of the disk: all, START..END or START+LENGTH
         #[arg(value_name = "RANGE", default_value = "all", value_parser = byte_range::parse)]
-        range: ByteRange,
+        range: TypedRange,
         /// Most lines; what lies behind them is named
         #[arg(long, value_name = "N", default_value_t = 1000, value_parser = usage::number(1..=1_000_000_u32))]
         limit: u32,
-        /// Draw all of the range as a strip into this file instead
+        /// Draw all of the range into this file instead
         #[arg(long, value_name = "FILE", conflicts_with_all = ["limit", "json"])]
         svg: Option<PathBuf>,
+        /// Draw all of the range with characters instead
+        #[arg(long, conflicts_with_all = ["limit", "json", "svg"])]
+        draw: bool,
+        /// Watch for 4 seconds, or so many, which windows requests look up, and draw that too
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
+            default_missing_value = "4", value_parser = watched)]
+        heat: Option<Duration>,
     },
     /// Say what the map should have in memory
     #[command(after_long_help = RANGES)]
@@ -158,8 +175,24 @@ pub enum Command {
         #[arg(value_enum, value_name = "ADVICE")]
         advice: Advice,
         /// About what: all, START..END or START+LENGTH
-        #[arg(value_name = "RANGE", value_parser = byte_range::parse)]
-        range: ByteRange,
+        #[arg(value_name = "RANGE", value_parser = byte_range::parse, required_unless_present = "from")]
+        range: Option<TypedRange>,
+        /// About all ranges of this file: what map --json has written, or a range a line
+        #[arg(long, value_name = "FILE", conflicts_with = "range")]
+        from: Option<PathBuf>,
+    },
+    /// Load extents into the map and return when they are, as far as its budget reaches
+    #[command(after_long_help = RANGES)]
+    Populate {
+        /// The part of the disk: all, START..END or START+LENGTH
+        #[arg(value_name = "RANGE", default_value = "all", value_parser = byte_range::parse)]
+        range: TypedRange,
+    },
+    /// Show how much is logged, and change it if a level is given
+    LogLevel {
+        /// From now on
+        #[arg(value_enum, value_name = "LEVEL")]
+        level: Option<LogLevel>,
     },
     /// Choose how requests may reach the image
     #[command(after_long_help = IO_PATH)]
@@ -249,6 +282,14 @@ fn map_help() -> String {
     )
 }
 
+fn watched(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.1..=80.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "give seconds, 0.1 to 80".to_owned())
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
@@ -287,25 +328,43 @@ mod tests {
             parse("resize 2G").unwrap().command,
             Command::Resize { bytes: 0x8000_0000 }
         ));
+        let range = |text| byte_range::parse(text).unwrap();
         assert!(matches!(
             parse("advise pin 1M+1M").unwrap().command,
+            Command::Advise { advice: Advice::Pin, range: Some(given), from: None } if given == range("1M+1M")
+        ));
+        assert!(matches!(
+            parse("advise willneed --from boot").unwrap().command,
             Command::Advise {
-                advice: Advice::Pin,
-                range: ByteRange {
-                    start: 0x10_0000,
-                    end: Some(0x20_0000)
-                }
+                advice: Advice::Willneed,
+                range: None,
+                from: Some(_)
             }
         ));
         assert!(matches!(
+            parse("populate 10%..").unwrap().command,
+            Command::Populate { range: given } if given == range("10%..")
+        ));
+        for (line, seconds) in [("map --heat", 4), ("map --heat=9 --svg f", 9)] {
+            assert!(matches!(
+                parse(line).unwrap().command,
+                Command::Map { heat: Some(time), .. } if time.as_secs() == seconds
+            ));
+        }
+        assert!(matches!(
             parse("top --interval 0.5 --count 3").unwrap().command,
-            Command::Top { interval, count: Some(3) } if interval.as_millis() == 500
+            Command::Top { interval, count: Some(3), once: false, svg: None } if interval.as_millis() == 500
         ));
         for wrong in [
             "resize 2X",
             "advise pin",
             "advise hope all",
             "advise pin 2G..1G",
+            "advise willneed all --from f",
+            "populate 101%..",
+            "log-level loud",
+            "map --heat=0",
+            "map --draw --json",
             "map 5",
             "map --limit 0",
             "map --svg f --json",
@@ -315,6 +374,7 @@ mod tests {
             "top --interval 0",
             "top --interval NaN",
             "top --count 0",
+            "top --count 2 --once",
         ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
         }

@@ -4,23 +4,27 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use extentd::operator::metrics::{self, Format};
-use extentd::options::byte_range::ByteRange;
+use extentd::options::byte_range::TypedRange;
 use extentd::options::size;
+use extentd::protocol::Request;
 use extentd::protocol::done::{
-    Advised, OptionsNow, PathNow, Quiesced, Resized, SnapshotList, SnapshotTaken,
+    LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, SnapshotList, SnapshotTaken,
 };
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::statistics::Statistics;
-use extentd::protocol::{Advice, Request};
 use serde_json::Value;
 
+use crate::advise;
 use crate::ask::{LONG_PATIENCE, PATIENCE, ask, understand};
 use crate::disks::Shown;
 use crate::extents;
+use crate::heat;
 use crate::output::harmless;
+use crate::picture::Picture;
 use crate::status::Failure;
-use crate::svg::Strip;
+use crate::strip;
+use crate::svg;
 use crate::table::{columns, drawn, sized, table};
 
 /// Asks one extentd.
@@ -29,19 +33,14 @@ use crate::table::{columns, drawn, sized, table};
 /// It is refused, or nobody answers.
 pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
     let patience = match request {
-        Request::Advise {
-            advice: Advice::Pin,
-            ..
-        }
-        | Request::Quiesce { .. }
-        | Request::Snapshot { .. } => LONG_PATIENCE,
+        Request::Quiesce { .. } | Request::Snapshot { .. } => LONG_PATIENCE,
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
     let mut failure = None;
     let text = match request {
         Request::Resize { .. } => resized(&understand(&json)?),
-        Request::Advise { .. } => advised(&understand(&json)?),
+        Request::LogLevel { .. } => logged(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
         Request::Quiesce { .. } => quiesced(&understand(&json)?),
         Request::Snapshot { .. } => taken(&understand(&json)?),
@@ -80,52 +79,90 @@ pub fn exposition(path: &Path) -> Result<Shown, Failure> {
     })
 }
 
-/// The extents of a range, page by page.
+/// How a map is shown.
+#[derive(Clone, Copy)]
+pub enum View<'a> {
+    /// At most so many extents, a line each.
+    List(u32),
+    /// Drawn with characters.
+    Strip,
+    /// Drawn into a file.
+    Svg(&'a Path),
+}
+
+/// The extents of a range, page by page, and which windows are in use if
+/// that is to be watched for a while.
 ///
 /// # Errors
-/// As [`request`].
-pub fn list(path: &Path, range: ByteRange, limit: u32) -> Result<Shown, Failure> {
-    let mut all: Option<Page> = None;
-    extents::each_page(
-        range,
-        Some(limit),
-        |request| understand(&ask(path, request, PATIENCE)?),
-        |page| extents::append(&mut all, page),
-    )?;
-    let page = all.ok_or_else(|| Failure::from("there is nothing to show".to_owned()))?;
-    let json = serde_json::to_value(&page).map_err(|error| error.to_string())?;
+/// As [`request`], or the file cannot be written.
+pub fn map(
+    path: &Path,
+    range: &TypedRange,
+    view: View<'_>,
+    heat: Option<Duration>,
+) -> Result<Shown, Failure> {
+    let range = advise::in_bytes(path, range)?;
+    let levels = match heat {
+        Some(time) => Some(heat::watch(path, range, time)?),
+        None => None,
+    };
+    let ask = |request: &Request| understand(&ask(path, request, PATIENCE)?);
+    let nothing = || Failure::from("there is nothing to show".to_owned());
+    let columns = match view {
+        View::List(limit) => {
+            let mut all: Option<Page> = None;
+            extents::each_page(range, Some(limit), ask, |page| {
+                extents::append(&mut all, page);
+            })?;
+            let page = all.ok_or_else(nothing)?;
+            let mut json = serde_json::to_value(&page).map_err(|error| error.to_string())?;
+            if let (Some(levels), Value::Object(fields)) = (levels, &mut json) {
+                let levels = serde_json::to_value(levels).map_err(|error| error.to_string())?;
+                fields.insert("heat".to_owned(), levels);
+            }
+            let text = extents::list(&page);
+            return Ok(Shown {
+                json,
+                text,
+                failure: None,
+            });
+        }
+        View::Strip => strip::columns(terminal_width()),
+        View::Svg(_) => svg::COLUMNS,
+    };
+    let mut picture = None;
+    extents::each_page(range, None, ask, |page: Page| {
+        let end = range.end.unwrap_or(page.size_bytes);
+        picture
+            .get_or_insert_with(|| Picture::new(range.start..end, columns))
+            .add(&page);
+    })?;
+    let mut picture = picture.ok_or_else(nothing)?;
+    if let Some(levels) = levels {
+        picture.warm(&levels, heat::LOOKS);
+    }
+    let text = match view {
+        View::Svg(file) => {
+            std::fs::write(file, svg::draw(&picture))
+                .map_err(|error| format!("--svg {}: {error}", file.display()))?;
+            format!("drawn to {}\n", harmless(&file.display().to_string()))
+        }
+        _ => strip::draw(&picture),
+    };
     Ok(Shown {
-        json,
-        text: extents::list(&page),
+        json: Value::Null,
+        text,
         failure: None,
     })
 }
 
-/// Draws the extents of a range into a file.
-///
-/// # Errors
-/// As [`request`], or the file cannot be written.
-pub fn draw(path: &Path, range: ByteRange, file: &Path) -> Result<Shown, Failure> {
-    let mut strip = None;
-    extents::each_page(
-        range,
-        None,
-        |request| understand(&ask(path, request, PATIENCE)?),
-        |page: Page| {
-            let end = range.end.unwrap_or(page.size_bytes);
-            strip
-                .get_or_insert_with(|| Strip::new(range.start..end))
-                .add(&page);
-        },
-    )?;
-    let strip = strip.ok_or_else(|| Failure::from("there is nothing to show".to_owned()))?;
-    std::fs::write(file, strip.draw())
-        .map_err(|error| format!("--svg {}: {error}", file.display()))?;
-    Ok(Shown {
-        json: Value::Null,
-        text: format!("drawn to {}\n", harmless(&file.display().to_string())),
-        failure: None,
-    })
+/// Characters in a line; as people are used to where there is no terminal.
+fn terminal_width() -> u16 {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.ok()
+        .map(|size| size.ws_col)
+        .filter(|columns| *columns > 0)
+        .unwrap_or(80)
 }
 
 /// Histograms are for programs: people have how often and how long in all.
@@ -198,16 +235,11 @@ fn resized(done: &Resized) -> String {
     format!("the disk has {} now\n", sized(done.size_bytes))
 }
 
-fn advised(done: &Advised) -> String {
-    format!(
-        "bytes {} to {}: {}; now {} windows in memory, {} of extents, {} of them pinned\n",
-        done.start,
-        done.end,
-        harmless(&done.done),
-        done.resident_windows,
-        size::display(done.resident_bytes),
-        size::display(done.pinned_bytes),
-    )
+fn logged(now: &LogLevelNow) -> String {
+    match now.level {
+        Some(level) => format!("the log shows {level} and what is graver\n"),
+        None => "the log shows what RUST_LOG says, and info without it\n".to_owned(),
+    }
 }
 
 fn way(now: &PathNow) -> String {

@@ -1,5 +1,6 @@
 //! `extentctl`: talks to the control socket of a running `extentd`.
 
+mod advise;
 mod ask;
 mod cli;
 mod commands;
@@ -8,22 +9,30 @@ mod disks;
 mod events;
 mod exporter;
 mod extents;
+mod heat;
+mod latency;
+mod live;
 mod output;
+mod picture;
+mod screen_svg;
 mod status;
+mod strip;
 mod svg;
 mod table;
 mod together;
 mod top;
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use extentd::options::usage;
-use extentd::protocol::Request;
+use extentd::protocol::{Advice, Request};
 
+use crate::advise::About;
 use crate::cli::{Args, Command};
+use crate::commands::View;
 use crate::status::Failure;
 
 fn main() -> ExitCode {
@@ -85,6 +94,12 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             commands::request(&request, path)
         })
     };
+    let advised = |advice: Advice, about: &About<'_>| {
+        let alone = paths.len() == 1 && !args.json;
+        disks::show_all(paths, by_name, args.json, |path| {
+            advise::give(path, advice, about, alone)
+        })
+    };
     match &args.command {
         // These are done already.
         Command::Prepare(_) | Command::Completions { .. } | Command::Exporter { .. } => Ok(()),
@@ -93,10 +108,21 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         Command::Selftest => show(Request::Selftest {}),
         Command::Resize { bytes } => show(Request::Resize { bytes: *bytes }),
         Command::Stats => show(Request::Stats {}),
-        Command::Advise { advice, range } => show(Request::Advise {
-            advice: *advice,
-            range: *range,
-        }),
+        Command::Advise {
+            advice,
+            range,
+            from,
+        } => {
+            let about = match (range, from) {
+                (Some(range), _) => About::Range(range),
+                (None, Some(file)) => About::From(file),
+                // The command line asks for one of them.
+                (None, None) => return Ok(()),
+            };
+            advised(*advice, &about)
+        }
+        Command::Populate { range } => advised(Advice::Populate, &About::Range(range)),
+        Command::LogLevel { level } => show(Request::LogLevel { level: *level }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
         Command::Quiesce { hold, within, sync } => {
             let held = show(Request::Quiesce {
@@ -133,22 +159,43 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {
             range,
-            svg: Some(file),
-            ..
-        } => disks::show_all(paths, by_name, args.json, |path| {
-            commands::draw(path, *range, file)
-        }),
-        Command::Map { range, limit, .. } => disks::show_all(paths, by_name, args.json, |path| {
-            commands::list(path, *range, *limit)
-        }),
+            limit,
+            svg,
+            draw,
+            heat,
+        } => {
+            let view = match svg {
+                Some(file) => View::Svg(file),
+                None if *draw || (heat.is_some() && !args.json) => View::Strip,
+                None => View::List(*limit),
+            };
+            disks::show_all(paths, by_name, args.json, |path| {
+                commands::map(path, range, view, *heat)
+            })
+        }
         Command::Events(wanted) => events::watch(paths, by_name, wanted, args.json),
         Command::Diff(command) => match paths.first() {
             Some(path) => command.live(path, args.json),
             None => Ok(()),
         },
-        Command::Top { interval, count } => match paths.first() {
-            Some(path) => top::watch(path, *interval, *count, args.json),
-            None => Ok(()),
+        Command::Top {
+            interval,
+            count,
+            once,
+            svg,
+        } => match (paths.first(), svg) {
+            (Some(path), Some(file)) => {
+                screen_svg::watch(path, *interval, count.unwrap_or(2), file)?;
+                let name = output::harmless(&file.display().to_string());
+                output::print(&format!("drawn to {name}\n"))
+            }
+            (Some(path), None) if !args.json && !once && io::stdout().is_terminal() => {
+                live::watch(path, *interval, *count)
+            }
+            (Some(path), None) => {
+                top::watch(path, *interval, count.or(once.then_some(1)), args.json)
+            }
+            (None, _) => Ok(()),
         },
     }
 }

@@ -1,6 +1,6 @@
-//! `extentctl top`: the counters as rates on one screen.
+//! `extentctl top` where there is no terminal: the counters as rates, in lines.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,9 +13,6 @@ use crate::output::harmless;
 use crate::status::{Failure, Status};
 use crate::table::{align_right, columns, drawn, empty, widen};
 
-/// Home, and clear what lies below: no flicker, unlike clearing first.
-const HOME: &str = "\x1b[H\x1b[J";
-
 /// Shows one screen after the other.
 ///
 /// # Errors
@@ -27,7 +24,6 @@ pub fn watch(
     json: bool,
 ) -> Result<(), Failure> {
     let mut output = io::stdout();
-    let home = if output.is_terminal() { HOME } else { "" };
     let mut before = None;
     let mut shown: u64 = 0;
     loop {
@@ -41,7 +37,7 @@ pub fn watch(
             format!("{answer}\n")
         } else {
             let now: Statistics = understand(&answer)?;
-            let text = format!("{home}{}", screen(&now, before.as_ref()));
+            let text = screen(&now, before.as_ref());
             before = Some(now);
             text
         };
@@ -107,7 +103,8 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     )
 }
 
-fn hit_rate(map: &MapStatistics, before: &MapStatistics) -> String {
+/// How many lookups since `before` have found something.
+pub fn hit_rate(map: &MapStatistics, before: &MapStatistics) -> String {
     let of = |map: &MapStatistics| map.hits + map.misses + map.changing;
     let hits = map.hits.saturating_sub(before.hits);
     let permille =
@@ -148,13 +145,15 @@ fn map_rows(map: &MapStatistics) -> String {
     drawn(rows)
 }
 
-fn per_second(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> u64 {
+/// By how much a counter grows in a second.
+pub fn per_second(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> u64 {
     let grown = u128::from(get(now).saturating_sub(get(before)));
     let time = u128::from(now.uptime_ms.saturating_sub(before.uptime_ms)).max(1);
     u64::try_from(grown * 1000 / time).unwrap_or(u64::MAX)
 }
 
-fn up(ms: u64) -> String {
+/// A time for people.
+pub fn up(ms: u64) -> String {
     let seconds = Duration::from_millis(ms).as_secs();
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     format!("{hours}:{minutes:02}:{:02}", seconds % 60)

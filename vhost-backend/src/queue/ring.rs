@@ -18,6 +18,7 @@ use crate::memory::Memory;
 use crate::memory::dirty::UsedLog;
 use crate::memory::inflight::{Record, Region};
 use crate::memory::sigbus::losses;
+use crate::probes;
 use crate::queue::descriptor::Descriptor;
 
 /// `VIRTQ_AVAIL_F_NO_INTERRUPT` and `VIRTQ_USED_F_NO_NOTIFY`.
@@ -372,6 +373,7 @@ impl Ring {
         self.published = self.next_used;
         crash::point();
         let batch = self.published.wrapping_sub(before);
+        probes::published(batch);
         if let Some(record) = &mut self.record {
             record.published(batch, self.published);
         }
