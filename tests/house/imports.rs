@@ -62,27 +62,33 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("error", &["memory", "sys"]),
             ("command", &["memory"]),
             ("options", &["error"]),
+            ("held", &["device", "sys"]),
             ("limits", &["device", "memory", "sys"]),
             (
                 "queue",
-                &["command", "crash", "device", "limits", "memory", "sys"],
+                &[
+                    "command", "crash", "device", "held", "limits", "memory", "sys",
+                ],
             ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "limits", "memory", "options", "queue", "sys",
+                    "command", "device", "error", "held", "limits", "memory", "options", "queue",
+                    "sys",
                 ],
             ),
             (
                 "session",
                 &[
-                    "aside", "command", "device", "error", "limits", "memory", "options", "peer",
-                    "status", "sys", "worker",
+                    "aside", "command", "device", "error", "held", "limits", "memory", "options",
+                    "peer", "status", "sys", "worker",
                 ],
             ),
             (
                 "testing",
-                &["command", "device", "limits", "memory", "queue", "session"],
+                &[
+                    "command", "device", "held", "limits", "memory", "queue", "session",
+                ],
             ),
         ],
     ),

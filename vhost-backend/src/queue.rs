@@ -7,6 +7,7 @@ mod common;
 pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
+mod held;
 pub(crate) mod interrupts;
 mod lifetime;
 pub(crate) mod request;
@@ -21,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 use self::chain::Walked;
 pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
+use self::held::HeldHeads;
 use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
@@ -28,6 +30,7 @@ use self::tags::Owner;
 use crate::command::Answer;
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
+use crate::held::Holding;
 use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
 
@@ -44,6 +47,19 @@ struct Slot {
     held: Held,
     /// Bytes that a successful request writes before its status.
     writes: u32,
+    /// It is tried again: it was held before.
+    again: bool,
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The driver has offered it just now.
+    Driver,
+    /// A predecessor has recorded it.
+    Record,
+    /// It was held.
+    Hold,
 }
 
 /// A queue, started or not. Requests of a stopped queue are still answered
@@ -61,6 +77,8 @@ pub(crate) struct Queue {
     /// What a predecessor has fetched and not answered, until it is carried
     /// out.
     recovered: Vec<u16>,
+    /// What could not be carried out yet.
+    held: HeldHeads,
     /// Where writes to the used ring are logged, while there is a log.
     used_log: Option<u64>,
     enabled: bool,
@@ -91,6 +109,7 @@ impl Queue {
             in_flight: 0,
             ring: None,
             recovered: Vec::new(),
+            held: HeldHeads::default(),
             used_log: None,
             enabled: false,
             polled: false,
@@ -125,7 +144,7 @@ impl Queue {
         while common.may_fetch()
             && let Some(head) = heads.get(count)
         {
-            self.take(*head, false, common);
+            self.take(*head, Origin::Record, common);
             count += 1;
         }
         heads.drain(..count);
@@ -152,6 +171,9 @@ impl Queue {
     pub(crate) fn enable(&mut self, on: bool) {
         self.waiter.leave();
         self.enabled = on;
+        if on {
+            self.held.keep();
+        }
     }
 
     pub(crate) fn set_polled(&mut self, polled: bool) {
@@ -169,9 +191,10 @@ impl Queue {
         self.interrupts.set_err(fd);
     }
 
-    /// Requests that were fetched, here or by a predecessor, and not answered.
+    /// Requests that were fetched, here or by a predecessor, and are not answered
+    /// or held.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight + self.recovered.len()
+        self.in_flight + self.recovered.len() + self.held.due()
     }
 
     /// Entries of the ring that is served; 0 if there is none.
@@ -258,6 +281,9 @@ impl Queue {
         if !self.recovered.is_empty() {
             return self.resubmit_some(common);
         }
+        if self.held.due() > 0 {
+            return self.try_held_again(most, common);
+        }
         for count in 0..most {
             if common.gate.is_on() && common.may_fetch() && !self.is_admitted(common) {
                 return count;
@@ -271,7 +297,7 @@ impl Queue {
             }
             match popped {
                 Popped::Empty => return count,
-                Popped::Head(head) => self.take(head, true, common),
+                Popped::Head(head) => self.take(head, Origin::Driver, common),
                 Popped::OutOfRange(head) => self.complain("offers a chain beyond its table", head),
                 Popped::Broken => {
                     log::error!(
@@ -288,7 +314,7 @@ impl Queue {
 
     /// Carries out a request: a new one, or one that was fetched before.
     #[inline(always)]
-    fn take<D: Device>(&mut self, head: u16, is_new: bool, common: &mut Common<D>) {
+    fn take<D: Device>(&mut self, head: u16, origin: Origin, common: &mut Common<D>) {
         let Common {
             channel,
             epochs,
@@ -297,13 +323,14 @@ impl Queue {
             tags,
             dirty,
             gate,
+            ..
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
             return;
         };
-        if is_new {
-            if slot.is_some() {
+        if origin == Origin::Driver {
+            if slot.is_some() || self.held.has(head) {
                 // It will be answered once, for the first time it was offered
                 // (RING-21).
                 self.complain("offers a chain again that is in flight", head);
@@ -317,7 +344,10 @@ impl Queue {
         };
         let Some(tag) = tags.take(owner) else {
             // Whoever calls this has looked; it would come first next time.
-            self.recovered.push(head);
+            match origin {
+                Origin::Hold => self.held.put_back(head),
+                Origin::Driver | Origin::Record => self.recovered.push(head),
+            }
             return;
         };
         let walked = epochs.walk(scratch, ring, head);
@@ -360,7 +390,7 @@ impl Queue {
                     Data::Writable(bytes) => (chain.writable_pieces(), bytes),
                 };
                 if let Some(pieces) = pieces {
-                    if gate.is_on() {
+                    if gate.is_on() && origin != Origin::Hold {
                         let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
@@ -370,6 +400,7 @@ impl Queue {
                     *slot = Some(Slot {
                         held: epochs.hold(status),
                         writes,
+                        again: origin == Origin::Hold,
                     });
                     self.in_flight += 1;
                     crash::point();
@@ -408,6 +439,7 @@ impl Queue {
         Completion { tag, status }: Completion,
         epochs: &mut Epochs,
         dirty: &mut Option<Tracker>,
+        holding: &mut Holding,
     ) {
         let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
             log::error!(
@@ -417,6 +449,9 @@ impl Queue {
             return;
         };
         self.in_flight -= 1;
+        if slot.again {
+            holding.end(status);
+        }
         if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);

@@ -17,6 +17,7 @@ use self::spin::Spin;
 use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
+use crate::held::Due;
 use crate::memory::dirty::{Logging, Tracker};
 use crate::queue::chain::MOST_RANGES;
 use crate::queue::interrupts::TurnClock;
@@ -197,13 +198,17 @@ impl<D: Device> Worker<D> {
         let polled = self.served().any(Queue::needs_polling);
         let polled = polled.then_some(POLL_INTERVAL);
         let limited = self.common.gate.timeout();
-        let timeout = [polled, limited].into_iter().flatten().min();
+        let held = self.common.holding.timeout();
+        let timeout = [polled, limited, held].into_iter().flatten().min();
         pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
 
     /// Fetches some from each queue; returns how many requests. Where there
     /// is too little room, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
+        if self.common.holding.is_on() {
+            self.try_held_again();
+        }
         let Self {
             queues,
             served,
@@ -261,23 +266,39 @@ impl<D: Device> Worker<D> {
         fetched
     }
 
+    /// Has requests that are held tried again, if it is time.
+    #[cold]
+    fn try_held_again(&mut self) {
+        let due = self.common.holding.due();
+        if due == Due::Nothing {
+            return;
+        }
+        let mut some = false;
+        for queue in self.queues.iter_mut().take(self.served) {
+            some |= queue.held_are_due(due == Due::All);
+        }
+        if !some {
+            self.common.holding.rest();
+        }
+    }
+
     fn execute(&mut self, order: Order) {
         let Order { command, answer } = order;
         let reply = match command {
-            Command::Stop { queue } => {
+            Command::Stop { queue, leave } => {
                 let index = queue / self.workers;
                 match self.queues.get_mut(index) {
                     Some(queue) => {
-                        queue.stop(answer);
+                        queue.stop(answer, leave, &mut self.common.holding);
                         self.served = self.served.max(index + 1);
                     }
                     None => drop(answer.send(Answer::Stopped(None))),
                 }
                 return;
             }
-            Command::Pause { queue } => {
+            Command::Pause { queue, leave } => {
                 match self.queues.get_mut(queue / self.workers) {
-                    Some(queue) => queue.pause(answer),
+                    Some(queue) => queue.pause(answer, leave),
                     None => drop(answer.send(Answer::Refused)),
                 }
                 return;
@@ -297,7 +318,9 @@ impl<D: Device> Worker<D> {
                 true
             }
             Command::Abandon { over } => {
-                self.queues.iter_mut().for_each(Queue::abandon);
+                let holding = &mut self.common.holding;
+                let queues = self.queues.iter_mut();
+                queues.for_each(|queue| queue.abandon(holding));
                 self.common.channel.abandon(over);
                 true
             }
@@ -324,7 +347,10 @@ impl<D: Device> Worker<D> {
                 }
                 true
             }
-            Command::Enable { queue, on } => self.with(queue, |queue| queue.enable(on)),
+            Command::Enable { queue, on } => {
+                self.common.holding.look_soon();
+                self.with(queue, |queue| queue.enable(on))
+            }
             Command::Kick { queue, fd } => {
                 let index = queue / self.workers;
                 let watched = self.watch.set_kick(index, fd, &mut self.common.channel);

@@ -11,6 +11,7 @@ use super::disk::Disk;
 use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::dirty::tests::{log, take_pages};
 use crate::testing::fake::{FakeDisk, Io};
@@ -54,6 +55,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
             crate::queue::chain::MOST_RANGES,
         )),
         gate: Gate::default(),
+        holding: Holding::default(),
     };
     let setup = crate::command::RingSetup {
         size: SIZE,

@@ -7,6 +7,7 @@ use super::Queue;
 use super::epochs::Epochs;
 use super::ring::Ring;
 use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::held::Holding;
 
 impl Queue {
     /// Begins to serve a ring; `false` if it cannot be served. What is to be
@@ -47,6 +48,7 @@ impl Queue {
         }
         self.ring = Some(ring);
         self.slots = (0..setup.size).map(|_| None).collect();
+        self.held.begin(setup.size);
         self.used_log = setup.used_log;
         self.enabled = setup.enabled;
         self.polled = setup.kick.is_none();
@@ -59,9 +61,16 @@ impl Queue {
         true
     }
 
-    /// Fetches no more; the answer comes from [`settle`](Self::settle).
-    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
+    /// Fetches no more; the answer comes from [`settle`](Self::settle). What is
+    /// held is left in the record, if that is wanted and there is one; else it
+    /// is tried once more and answered.
+    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>, leave: bool, holding: &mut Holding) {
         self.wait_no_more();
+        if leave && self.is_recorded() {
+            self.leave_held(holding);
+        } else {
+            self.hold_no_more();
+        }
         // Only a session that has gone would have left an earlier one behind.
         if let Some(earlier) = self.stopping.replace(answer) {
             let _ = earlier.send(Answer::Refused);
@@ -70,7 +79,8 @@ impl Queue {
 
     /// Nobody waits for its requests, which whoever comes next may find in the
     /// record of those in flight, or offered again: nothing more is fetched.
-    pub(crate) fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self, holding: &mut Holding) {
+        self.leave_held(holding);
         self.abandoned = true;
         self.enabled = false;
         self.recovered.clear();
@@ -138,9 +148,15 @@ impl Queue {
         }
     }
 
-    /// As [`stop`](Self::stop), until it is enabled again.
-    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
+    /// As [`stop`](Self::stop), until it is enabled again; what is held stays
+    /// so until then instead of being left.
+    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>, leave: bool) {
         self.enable(false);
+        if leave && self.is_recorded() {
+            self.rest_held();
+        } else {
+            self.hold_no_more();
+        }
         if let Some(earlier) = self.pausing.replace(answer) {
             let _ = earlier.send(Answer::Refused);
         }

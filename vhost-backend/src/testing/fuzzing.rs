@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
 use crate::device::{DiskInfo, Op, Status};
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::copy::Unreachable;
 use crate::memory::{Memory, RegionSpec};
@@ -136,6 +137,7 @@ impl Rig {
                 tags: Tags::full(usize::from(slots)),
                 dirty: None,
                 gate: Gate::default(),
+                holding: Holding::default(),
             },
             stopping: None,
         }
@@ -233,7 +235,7 @@ impl Rig {
     /// Fetches no more.
     pub fn stop(&mut self) {
         let (answer, receiver) = sync_channel(1);
-        self.queue.stop(answer);
+        self.queue.stop(answer, true, &mut self.common.holding);
         self.stopping = Some(receiver);
     }
 

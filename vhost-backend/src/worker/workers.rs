@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::command::{Answer, Command, Mode, Order};
 use crate::device::Device;
 use crate::error::Error;
+use crate::held::{HeldRequests, Holding};
 use crate::limits::Limits;
 use crate::limits::gate::Gate;
 use crate::memory::Memory;
@@ -111,6 +112,7 @@ impl Workers {
         device: Arc<D>,
         mode: Arc<Mode>,
         limits: &Arc<Limits>,
+        held: &Arc<HeldRequests>,
         options: &Options,
     ) -> Result<Self, Error> {
         options.check()?;
@@ -123,11 +125,13 @@ impl Workers {
                 worker,
                 Arc::clone(&device),
                 Arc::clone(&mode),
-                limits,
+                Gate::new(Arc::clone(limits), worker),
+                Holding::new(Arc::clone(held)),
                 options,
             )
             .map_err(failed)?;
             limits.wake_by(Arc::clone(&handle.wake));
+            held.wake_by(Arc::clone(&handle.wake));
             workers.handles.push(handle);
         }
         Ok(workers)
@@ -217,7 +221,8 @@ fn start<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
-    limits: &Arc<Limits>,
+    gate: Gate,
+    holding: Holding,
     options: &Options,
 ) -> io::Result<Handle> {
     let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -231,7 +236,6 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
-    let gate = Gate::new(Arc::clone(limits), worker);
     let name = format!("worker-{worker}");
     let thread = Builder::new()
         .name(name.clone())
@@ -244,8 +248,17 @@ fn start<D: Device>(
             }
             let built = cpu.map_or(Ok(()), sys::pin_to_cpu);
             let sealed = Arc::clone(&device);
-            let built = built
-                .and_then(|()| build(worker, device, mode, gate, &options, commands, received));
+            let built = built.and_then(|()| {
+                build(
+                    worker,
+                    device,
+                    mode,
+                    (gate, holding),
+                    &options,
+                    commands,
+                    received,
+                )
+            });
             if built.is_ok() {
                 sealed.worker_ready();
             }
@@ -279,7 +292,7 @@ fn build<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
-    gate: Gate,
+    (gate, holding): (Gate, Holding),
     options: &Options,
     commands: EventFd,
     orders: Receiver<Order>,
@@ -300,6 +313,7 @@ fn build<D: Device>(
         tags: Tags::new(slots),
         dirty: None,
         gate,
+        holding,
     };
     Ok(Worker {
         common,

@@ -1,0 +1,179 @@
+//! Requests of a queue that could not be carried out yet.
+
+use std::collections::VecDeque;
+
+use super::common::Common;
+use super::epochs::Epochs;
+use super::ring::Ring;
+use super::{Origin, Queue};
+use crate::device::{Device, GivenBack, Status};
+use crate::held::Holding;
+use crate::memory::dirty::{Tracker, mark};
+
+/// What becomes of a request that cannot be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Fate {
+    /// It is tried again later.
+    #[default]
+    Kept,
+    /// It stays in the record, for whoever comes next.
+    Left,
+    /// It is answered with an error.
+    Answered,
+}
+
+/// The requests of a queue that are held, by the descriptors that their chains
+/// begin with.
+#[derive(Debug, Default)]
+pub(super) struct HeldHeads {
+    /// The one that has waited longest is the first.
+    heads: VecDeque<u16>,
+    /// So many of them are tried again as soon as there are tags.
+    due: usize,
+    fate: Fate,
+}
+
+impl HeldHeads {
+    /// Has room for all of a ring, so that nothing is allocated later.
+    pub(super) fn begin(&mut self, entries: u16) {
+        self.heads = VecDeque::with_capacity(usize::from(entries));
+        self.due = 0;
+        self.fate = Fate::Kept;
+    }
+
+    /// Those that are about to be tried again.
+    #[inline(always)]
+    pub(super) fn due(&self) -> usize {
+        self.due
+    }
+
+    /// This one is held.
+    #[inline(always)]
+    pub(super) fn has(&self, head: u16) -> bool {
+        !self.heads.is_empty() && self.heads.contains(&head)
+    }
+
+    /// One that was taken to be tried again was not.
+    pub(super) fn put_back(&mut self, head: u16) {
+        self.heads.push_front(head);
+        self.due += 1;
+    }
+
+    /// From now on what is held is tried again later.
+    pub(super) fn keep(&mut self) {
+        self.fate = Fate::Kept;
+    }
+}
+
+impl Queue {
+    pub(super) fn is_recorded(&self) -> bool {
+        self.ring.as_ref().is_some_and(Ring::is_recorded)
+    }
+
+    /// A request with this descriptor head cannot be carried out now; its tag
+    /// was given back.
+    #[cold]
+    pub(crate) fn hold(
+        &mut self,
+        head: u16,
+        back: GivenBack,
+        epochs: &mut Epochs,
+        dirty: &mut Option<Tracker>,
+        holding: &mut Holding,
+    ) {
+        let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
+            return;
+        };
+        self.in_flight -= 1;
+        // Some of it may have been read by now.
+        mark(dirty, back.tag.0);
+        if self.held.fate == Fate::Kept {
+            epochs.leave(&slot.held);
+            holding.hold(slot.again, back.longest, back.why);
+            self.held.heads.push_back(head);
+            return;
+        }
+        if slot.again {
+            holding.let_go(1);
+        }
+        if self.held.fate == Fate::Left {
+            epochs.leave(&slot.held);
+            return;
+        }
+        epochs.finish(slot.held, Status::IoErr);
+        holding.fail();
+        if let Some(ring) = &mut self.ring {
+            ring.answer(head, 1);
+        }
+    }
+
+    /// It is time to try one again, or all; whether there are any that may be.
+    pub(crate) fn held_are_due(&mut self, all: bool) -> bool {
+        let count = self.held.heads.len();
+        if count == 0 || self.active().is_none() {
+            return false;
+        }
+        self.held.due = if all { count } else { self.held.due.max(1) };
+        true
+    }
+
+    /// Carries out those that are due, as far as there are tags; returns how
+    /// many.
+    #[cold]
+    pub(super) fn try_held_again<D: Device>(
+        &mut self,
+        most: usize,
+        common: &mut Common<D>,
+    ) -> usize {
+        let mut count = 0;
+        while count < most && self.held.due > 0 && common.may_fetch() {
+            let Some(head) = self.held.heads.pop_front() else {
+                self.held.due = 0;
+                break;
+            };
+            self.held.due -= 1;
+            common.holding.try_again();
+            self.take(head, Origin::Hold, common);
+            let slot = self.slots.get(usize::from(head));
+            if slot.is_some_and(Option::is_none) && !self.held.has(head) {
+                // It was answered at once.
+                common.holding.let_go(1);
+            }
+            count += 1;
+        }
+        count
+    }
+
+    /// What is held stays in the record.
+    pub(super) fn leave_held(&mut self, holding: &mut Holding) {
+        let count = self.held.heads.len();
+        if count > 0 {
+            log::info!(
+                "queue {}: {count} held requests are left to whoever comes next",
+                self.number
+            );
+        }
+        holding.let_go(count);
+        self.held.heads.clear();
+        self.held.due = 0;
+        self.held.fate = Fate::Left;
+    }
+
+    /// What is held stays so until the queue is enabled again.
+    pub(super) fn rest_held(&mut self) {
+        self.held.due = 0;
+    }
+
+    /// What is held is tried once more, and answered however that ends.
+    pub(super) fn hold_no_more(&mut self) {
+        let count = self.held.heads.len();
+        if count > 0 {
+            log::warn!(
+                "queue {}: {count} held requests are tried once more, and fail if that fails: nobody would find them later",
+                self.number
+            );
+        }
+        self.held.due = count;
+        self.held.fate = Fate::Answered;
+    }
+}
