@@ -11,6 +11,7 @@ mod approach;
 mod bounced;
 mod bulk;
 mod pieces;
+mod policy;
 mod shared;
 mod stats;
 mod straight;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vhost_backend::device::SECTOR;
-use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
+use vhost_backend::{Completion, GivenBack, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
 
 use self::approach::{Choice, choose};
 use self::bulk::Bulk;
@@ -68,6 +69,8 @@ pub struct BlockIo<E> {
     /// Never longer than its first capacity, so that tasks stay where they are.
     tasks: Vec<Task>,
     ended: Vec<Completion>,
+    /// Requests that the host has failed, and that are tried again later.
+    held: Vec<GivenBack>,
     /// Tasks that wait for a buffer, a block or their turn to punch.
     stalled: VecDeque<u32>,
     results: Vec<(u32, i32)>,
@@ -131,6 +134,7 @@ impl<E: Engine> BlockIo<E> {
             counts: Counts::default(),
             tasks: Vec::with_capacity(slots),
             ended: Vec::with_capacity(slots),
+            held: Vec::with_capacity(slots),
             stalled: VecDeque::with_capacity(slots),
             results: Vec::with_capacity(slots),
             pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
@@ -169,6 +173,22 @@ impl<E: Engine> BlockIo<E> {
     }
 
     fn end(&mut self, tag: u32, status: Status) {
+        let task = &self.tasks[tag as usize];
+        match task.op {
+            Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
+            Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
+            _ => {}
+        }
+        self.let_all_go(tag);
+        self.ended.push(Completion {
+            tag: Tag(tag),
+            status,
+        });
+    }
+
+    /// A task is over: nothing is kept for it. What it has changed by the file
+    /// counts, whether or not that was all.
+    fn let_all_go(&mut self, tag: u32) {
         let task = &mut self.tasks[tag as usize];
         if let Some(buffer) = task.buffer.take() {
             self.pool.give_back(buffer);
@@ -180,16 +200,7 @@ impl<E: Engine> BlockIo<E> {
             self.shared.changed();
         }
         task.leave_way();
-        match task.op {
-            Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
-            Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
-            _ => {}
-        }
         task.pieces.forget();
-        self.ended.push(Completion {
-            tag: Tag(tag),
-            status,
-        });
     }
 
     /// Decides what a task needs next; it has no operation in the kernel.
@@ -299,8 +310,18 @@ impl<E: Engine> BlockIo<E> {
                 }
                 _ => {}
             }
+            // A sync that is made again proves nothing: the kernel has told
+            // once what it lost.
             if matches!(self.tasks[tag as usize].step, Step::Sync(..)) {
                 self.shared.lose_writes();
+            } else if let Some(longest) = self.shared.policy.holds(-result) {
+                self.let_all_go(tag);
+                self.held.push(GivenBack {
+                    tag: Tag(tag),
+                    longest,
+                    why: -result,
+                });
+                return;
             }
             self.shared.report(self.tasks[tag as usize].op, -result);
             return self.end(tag, Status::IoErr);
@@ -440,6 +461,12 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         self.counts.publish();
         for completion in self.ended.drain(..) {
             done(completion);
+        }
+    }
+
+    fn give_back(&mut self, back: &mut impl FnMut(GivenBack)) {
+        for one in self.held.drain(..) {
+            back(one);
         }
     }
 

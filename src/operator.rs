@@ -32,10 +32,10 @@ use crate::host::feed::Feed;
 use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::IoPath;
+use crate::options::config::{IoPath, OnError};
 use crate::options::limit;
 use crate::options::settings::Settings;
-use crate::protocol::done::{Advised, OptionsNow, PathNow, Resized};
+use crate::protocol::done::{Advised, OnErrorNow, OptionsNow, PathNow, Resized, Retried};
 use crate::protocol::events::Event;
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
@@ -71,6 +71,8 @@ pub(crate) enum Done {
     Map(Page),
     IoPath(PathNow),
     Options(OptionsNow),
+    OnError(OnErrorNow),
+    Retry(Retried),
     Limits(LimitsNow),
 }
 
@@ -176,11 +178,35 @@ impl Operator {
                 self.limits.replace(&lists.copied().collect::<Vec<_>>());
                 Ok(())
             }
+            "on-enospc" => {
+                self.disk.hold_on(Some(args.on_enospc), None);
+                Ok(())
+            }
+            "on-io-error" => {
+                self.disk.hold_on(None, Some(args.on_io_error));
+                Ok(())
+            }
             _ => {
                 logging::show(args.log_level.map(Into::into));
                 Ok(())
             }
         });
+    }
+
+    fn on_error(&self, enospc: Option<OnError>, io_error: Option<OnError>) -> OnErrorNow {
+        self.disk.hold_on(enospc, io_error);
+        for (key, what) in [("on-enospc", enospc), ("on-io-error", io_error)] {
+            if let Some(what) = what {
+                self.options.note(key, Some(what.as_str()));
+            }
+        }
+        OnErrorNow::new(self.disk.on_errors(), self.disk.held().counts().now)
+    }
+
+    fn retry(&self) -> Retried {
+        let requests = self.disk.held().counts().now;
+        self.disk.held().retry();
+        Retried::new(requests)
     }
 
     /// Tells the guest and others of another size; whether it is one.
@@ -313,6 +339,10 @@ impl Controlled for Operator {
                 self.options.note("limit", given.as_deref());
                 Ok(Done::Limits(now))
             }
+            Request::OnError { enospc, io_error } => {
+                Ok(Done::OnError(self.on_error(enospc, io_error)))
+            }
+            Request::Retry {} => Ok(Done::Retry(self.retry())),
             Request::Options {} => Ok(Done::Options(self.options.describe())),
         };
         match done {

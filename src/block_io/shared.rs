@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use vhost_backend::Op;
 use vhost_backend::device::SECTOR;
 
+use super::policy::Policy;
 use crate::host::switches;
 use crate::host::sys::DirectAlign;
 use crate::options::config::MAX_QUEUES;
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     pub align: DirectAlign,
     /// Bytes that can be freed or zeroed by the file system: a power of two.
     pub unit: u32,
+    /// Which errors are waited out.
+    pub policy: Policy,
     punch: AtomicBool,
     zero_range: AtomicBool,
     /// Bytes that the guest may change.
@@ -52,6 +55,7 @@ impl Shared {
         Self {
             align,
             unit,
+            policy: Policy::default(),
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             capacity: AtomicU64::new(u64::MAX),

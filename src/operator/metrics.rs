@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use crate::protocol;
 use crate::protocol::statistics::{MapStatistics, Statistics};
 use crate::protocol::words::Way;
 
@@ -35,6 +36,8 @@ enum Samples {
     Disk(&'static [Sample<Statistics>]),
     /// From the map, where there is one.
     Map(&'static [Sample<MapStatistics>]),
+    /// From the room of the image's file system, where that is known.
+    Room(fn(&protocol::info::Room) -> u64),
     /// One for each kind of extent in the map.
     Kinds,
 }
@@ -42,7 +45,7 @@ enum Samples {
 /// A label and its value, or nothing, and what is counted.
 type Sample<T> = (Option<(&'static str, &'static str)>, fn(&T) -> u64);
 
-use Samples::{Disk, Kinds, Map};
+use Samples::{Disk, Kinds, Map, Room};
 use Type::{Counter, CounterOfBytes, CounterOfTime, Gauge, GaugeOfBytes};
 
 const fn family(name: &'static str, kind: Type, help: &'static str, samples: Samples) -> Family {
@@ -97,6 +100,42 @@ const FAMILIES: &[Family] = &[
         Counter,
         "Times that the disk path was entered.",
         Disk(&[(None, |of| of.path_entries)]),
+    ),
+    family(
+        "held_requests",
+        Gauge,
+        "Requests that the host has failed and that are tried again.",
+        Disk(&[(None, |of| of.held_requests)]),
+    ),
+    family(
+        "requests_held",
+        Counter,
+        "Requests that were held, each once.",
+        Disk(&[(None, |of| of.held_requests_ever)]),
+    ),
+    family(
+        "held_retries",
+        Counter,
+        "Times that a request that was held was tried again.",
+        Disk(&[(None, |of| of.held_retries)]),
+    ),
+    family(
+        "file_system_free_bytes",
+        GaugeOfBytes,
+        "Free bytes of the image's file system.",
+        Room(|room| room.free_bytes),
+    ),
+    family(
+        "image_unallocated_bytes",
+        GaugeOfBytes,
+        "Bytes of the image that have no blocks yet.",
+        Room(|room| room.unallocated_bytes),
+    ),
+    family(
+        "room_low",
+        Gauge,
+        "1 while little is free, and less than the guest may ask for.",
+        Room(|room| u64::from(room.low)),
     ),
     family(
         "limit_waits",
@@ -208,6 +247,12 @@ impl Family {
                 self.begin(text);
                 for (kind, count) in map.extents.named() {
                     self.sample(text, Some(("kind", kind.as_str())), count);
+                }
+            }
+            (Room(of), _) => {
+                if let Some(room) = &statistics.room {
+                    self.begin(text);
+                    self.sample(text, None, of(room));
                 }
             }
             (Map(_) | Kinds, None) => {}

@@ -34,6 +34,7 @@ fn of_map(stats: &Stats, config: &mapping::Config) -> MapStatistics {
 pub(crate) fn gather(disk: &Disk, limits: &Limits) -> Statistics {
     let waits = limits.waits();
     let sums = disk.sums();
+    let held = disk.held().counts();
     let description = disk.describe();
     let path = disk.disk_path().ok();
     Statistics {
@@ -42,12 +43,16 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits) -> Statistics {
         path_reason: description.path_reason,
         path_entries: description.path_entries,
         requests: sums.requests,
-        failed_requests: disk.errors(),
+        failed_requests: disk.errors().saturating_add(held.failed),
         disk_operations: sums.disk_operations,
         file_operations: sums.file_operations,
         zero_fills: sums.zero_fills,
         read_bytes: sums.read_bytes,
         written_bytes: sums.written_bytes,
+        held_requests: held.now,
+        held_requests_ever: held.ever,
+        held_retries: held.retries,
+        room: description.room,
         limit_waits: waits.count,
         limit_waited_us: u64::try_from(waits.time.as_micros()).unwrap_or(u64::MAX),
         threads_standing: pulse::standing().len() as u64,

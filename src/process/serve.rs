@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhost_backend::{Endpoint, Handle, Limits, Server, Visit};
 
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, room};
 use crate::host::allocations;
 use crate::host::feed::{self, Feed, Listener};
 use crate::host::keeper::{self, Keeper};
@@ -111,7 +111,14 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     let limits = process_limits::begin(&config.limits, handover::limits())?;
     let disk = Arc::new(open_disk(config, handed)?);
     disk.report_to(feed.clone());
-    let mut server = Server::with_limits(Arc::clone(&disk), config.server.clone(), &limits)?;
+    watch::look_at(Arc::clone(disk.held()));
+    room::watch(&disk, feed.clone()).map_err(host("start the thread that looks for room"))?;
+    let mut server = Server::with_limits(
+        Arc::clone(&disk),
+        config.server.clone(),
+        &limits,
+        disk.held(),
+    )?;
     server.observe(visits(feed.clone()));
     let handle = server.handle();
     let swap = match config.disk.swap {

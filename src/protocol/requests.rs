@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::events::EventKind;
 use super::limits::{self, LimitNumbers};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::IoPath;
+use crate::options::config::{IoPath, OnError};
 use crate::options::limit;
 
 /// What may be asked of a disk.
@@ -52,6 +52,18 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// Choose what becomes of requests that the host fails, if there is
+    /// something to choose; what is in force.
+    OnError {
+        /// Where the image's file system has no room; null: as it is.
+        #[serde(default)]
+        enospc: Option<OnError>,
+        /// Where the disk under the image fails; null: as it is.
+        #[serde(default)]
+        io_error: Option<OnError>,
+    },
+    /// Have all requests that are held tried again now.
+    Retry {},
     /// The options that are in force, as on a command line.
     Options {},
     /// Change limits on requests and bytes per second, if there is something
@@ -91,7 +103,12 @@ impl Request {
     pub(crate) fn is_brief(&self) -> bool {
         matches!(
             self,
-            Request::Info {} | Request::Stats {} | Request::Limits { .. } | Request::Options {}
+            Request::Info {}
+                | Request::Stats {}
+                | Request::Limits { .. }
+                | Request::OnError { .. }
+                | Request::Retry {}
+                | Request::Options {}
         )
     }
 
@@ -113,6 +130,15 @@ impl Request {
                 let name = path.as_ref().map_or("", |path| path.get_name());
                 Some(format!("io-path {name}"))
             }
+            Request::OnError { enospc, io_error } => {
+                let one = |name: &str, what: &Option<OnError>| {
+                    what.map(|what| format!(" {name}={}", what.as_str()))
+                };
+                let all = [one("enospc", enospc), one("io-error", io_error)];
+                let text: String = all.into_iter().flatten().collect();
+                (!text.is_empty()).then(|| format!("on-error{text}"))
+            }
+            Request::Retry {} => Some("retry".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

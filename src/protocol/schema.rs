@@ -7,7 +7,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::done::{Advised, OptionsNow, PathNow, Resized};
+use super::done::{Advised, OnErrorNow, OptionsNow, PathNow, Resized, Retried};
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::Page;
 use super::failure::Code;
@@ -29,6 +29,8 @@ const OF_DISK: &[Row] = &[
     ("advise", of::<Advised>),
     ("map", of::<Page>),
     ("io-path", of::<PathNow>),
+    ("on-error", of::<OnErrorNow>),
+    ("retry", of::<Retried>),
     ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),
 ];

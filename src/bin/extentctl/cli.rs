@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use extentd::options::byte_range::{self, ByteRange};
-use extentd::options::config::IoPath;
+use extentd::options::config::{IoPath, OnError};
 use extentd::options::size;
 use extentd::options::usage;
 use extentd::process::prepare_command::PrepareCommand;
@@ -45,6 +45,9 @@ const LIMITS: &str = "\
 What is not given stays as it is; none lifts a limit. The new limits hold at once, for requests that wait already too. In a group (--limit-group) they are those of all its disks.
 
 A burst is what may come at once after less was used, and at least what 40 ms bring.";
+
+const ON_ERROR: &str = "\
+hold: the request waits, the guest sees no error, and it is tried again by itself and by retry. report: the guest is told; what is held is tried once more, and told if it fails again. The choice lasts until extentd ends.";
 
 const TOP: &str = "\
 The first screen has totals only, each later one the rates since the screen before. Where standard output is no terminal, screens are printed one after the other; with --json each is one line with all counters.";
@@ -140,6 +143,18 @@ pub enum Command {
     /// Show limits on requests and bytes per second, and change those that are given
     #[command(after_long_help = LIMITS)]
     Limits(LimitNumbers),
+    /// Choose what becomes of requests that the host fails; show what is in force
+    #[command(after_long_help = ON_ERROR)]
+    OnError {
+        /// Where the image's file system has no room
+        #[arg(long, value_enum, value_name = "hold|report")]
+        enospc: Option<OnError>,
+        /// Where the disk under the image fails
+        #[arg(long, value_enum, value_name = "hold|report")]
+        io_error: Option<OnError>,
+    },
+    /// Have requests that are held tried again now
+    Retry,
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
     /// Show what happens, as it happens, until extentd ends

@@ -5,7 +5,7 @@ use std::path::Path;
 use extentd::operator::metrics;
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use extentd::protocol::done::{Advised, OptionsNow, PathNow, Resized};
+use extentd::protocol::done::{Advised, OptionsNow, PathNow, Resized, Retried};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::{Advice, Request};
@@ -37,6 +37,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Resize { .. } => resized(&understand(&json)?),
         Request::Advise { .. } => advised(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
+        Request::Retry {} => retried(&understand(&json)?),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
             if !understand::<Selftest>(&json)?.holds {
@@ -133,6 +134,14 @@ fn as_file(now: &OptionsNow) -> String {
         }
     };
     now.options.iter().map(line).collect()
+}
+
+fn retried(done: &Retried) -> String {
+    match done.requests {
+        0 => "no request is held\n".to_owned(),
+        1 => "1 request is tried again\n".to_owned(),
+        many => format!("{many} requests are tried again\n"),
+    }
 }
 
 fn resized(done: &Resized) -> String {
