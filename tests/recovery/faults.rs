@@ -134,7 +134,7 @@ fn a_full_file_system_fails_the_writes_that_need_room() {
         std::fs::remove_file(host.path("filler")).unwrap();
         sync(&host);
     };
-    half_fails(&image, &[], fill, free);
+    half_fails(&image, &["--on-enospc", "report"], fill, free);
 }
 
 /// The image ends earlier than the disk does: transfers come out short.

@@ -1,0 +1,415 @@
+//! Requests that the host fails are held: the guest sees no error, all else
+//! goes on, and all of it lands when there is room or the disk works again.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use extentd::protocol::Request;
+use extentd::protocol::client::Client;
+use front_end::codes::{feature, protocol, status};
+use front_end::{Buffer, Daemon, Driver, GuestMemory, Like, Op, Session, Setup, Wanted, limit};
+use rig::file_systems::{EXT4, Made, Mounted, occupy, sync};
+use rig::files::read_direct;
+use rig::model::{SECTOR, content};
+use rig::operator::{ask, wait_info};
+use rig::scratch::folder;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Bytes of a request.
+const BLOCK: usize = 4096;
+/// Those that find blocks come from the start of the image.
+const WRITTEN: usize = 1 << 20;
+/// Bytes of the image.
+const IMAGE: usize = 32 << 20;
+/// Bytes of guest memory, and where data lie in it.
+const MEMORY: u64 = 32 << 20;
+const DATA: u64 = 8 << 20;
+/// Far less than a stop that waits, and far more than one that does not.
+const PROMPT: Duration = Duration::from_secs(8);
+
+/// A small file system with an image that is mostly holes.
+pub struct Small {
+    host: Mounted,
+    pub image: PathBuf,
+}
+
+impl Small {
+    /// `None`, with the reason printed, where this host cannot.
+    pub fn new() -> Option<Small> {
+        let host = Mounted::new(Made {
+            megabytes: 64,
+            ..EXT4
+        })?;
+        let image = host.path("image");
+        std::fs::write(&image, content(3, 0..WRITTEN / SECTOR)).unwrap();
+        let file = File::options().write(true).open(&image).unwrap();
+        file.set_len(IMAGE as u64).unwrap();
+        Some(Small { host, image })
+    }
+
+    pub fn fill(&self) {
+        sync(&self.host);
+        drop(occupy(&self.host, "filler"));
+        sync(&self.host);
+    }
+
+    pub fn make_room(&self) {
+        std::fs::remove_file(self.host.path("filler")).unwrap();
+        sync(&self.host);
+    }
+}
+
+/// A process, and a guest whose ring has many entries.
+pub struct Guest {
+    daemon: Option<Daemon>,
+    pub control: PathBuf,
+    pub session: Option<Session>,
+    memory: GuestMemory,
+    driver: Driver,
+    arguments: Vec<String>,
+    image: PathBuf,
+    files: TempDir,
+}
+
+impl Guest {
+    /// With a record of requests in flight, or without.
+    pub fn new(image: &Path, recorded: bool, arguments: &[&str]) -> Guest {
+        let files = folder("held");
+        let control = files.path().join("control");
+        let mut all = vec!["--threads", "1", "--num-queues", "1"];
+        all.extend(["--control-path", control.to_str().unwrap()]);
+        all.extend(arguments);
+        let daemon =
+            Daemon::start(&rig::extentd!(), &files.path().join("socket"), image, &all).unwrap();
+        let memory = GuestMemory::flat(MEMORY).unwrap();
+        let setup = Setup {
+            size: 2048,
+            features: feature::ALL,
+            indirect: 16,
+        };
+        let driver = Driver::new(&memory, 0, setup).unwrap();
+        let mut guest = Guest {
+            arguments: all.iter().map(|&one| one.to_owned()).collect(),
+            image: image.to_owned(),
+            daemon: Some(daemon),
+            control,
+            session: None,
+            memory,
+            driver,
+            files,
+        };
+        guest.attach(recorded);
+        guest
+    }
+
+    fn attach(&mut self, recorded: bool) {
+        let leave = if recorded {
+            0
+        } else {
+            protocol::INFLIGHT_SHMFD
+        };
+        let wanted = Wanted {
+            protocol: protocol::ALL & !leave,
+            ..Wanted::default()
+        };
+        let inflight = self.session.take().and_then(|session| session.inflight);
+        let mut session = Session::open(self.daemon().socket(), Like::Qemu, wanted).unwrap();
+        session.inflight = inflight;
+        session.start(&self.memory, &[self.driver.ring()]).unwrap();
+        self.session = Some(session);
+    }
+
+    /// Another process goes on where this one `ends`.
+    pub fn next_process(&mut self, ends: impl FnOnce(Daemon)) {
+        ends(self.daemon.take().unwrap());
+        let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
+        let socket = self.files.path().join("socket");
+        let next = Daemon::start(&rig::extentd!(), &socket, &self.image, &arguments);
+        self.daemon = Some(next.unwrap());
+        self.attach(true);
+    }
+
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// The sectors of the request of this number, and where its data lie.
+    fn at(number: usize) -> (usize, u64) {
+        (number * BLOCK / SECTOR, DATA + (number * BLOCK) as u64)
+    }
+
+    /// Writes these blocks, and waits for nothing.
+    pub fn write(&mut self, numbers: impl Iterator<Item = usize>) {
+        for number in numbers {
+            let (sector, at) = Self::at(number);
+            let bytes = content(9, sector..sector + BLOCK / SECTOR);
+            self.memory.write(at, &bytes).unwrap();
+            let data = [Buffer::readable(at, BLOCK as u32)];
+            assert!(
+                self.driver
+                    .submit(Op::Write, sector as u64, &data, number as u64)
+            );
+        }
+        self.driver.publish().unwrap();
+    }
+
+    /// So many requests end, with this status; which.
+    pub fn end(&mut self, count: usize, wanted: u8) -> Vec<usize> {
+        let one = |driver: &mut Driver| {
+            let done = driver.wait(limit()).unwrap();
+            assert_eq!(done.status, wanted, "{done:?}");
+            usize::try_from(done.tag).unwrap()
+        };
+        let mut ended: Vec<_> = (0..count).map(|_| one(&mut self.driver)).collect();
+        ended.sort_unstable();
+        ended
+    }
+
+    /// Nothing has ended.
+    pub fn nothing(&mut self) {
+        assert_eq!(self.driver.pop().unwrap(), None);
+    }
+
+    /// Reads and writes of blocks that there are, and a flush, go on.
+    pub fn others_go_on(&mut self) {
+        let at = DATA + (IMAGE / 2) as u64;
+        for _ in 0..10 {
+            let done = self.driver.read(8, at, BLOCK as u32).unwrap();
+            assert_eq!(done.status, status::OK);
+            let done = self.driver.write(8, at, BLOCK as u32).unwrap();
+            assert_eq!(done.status, status::OK);
+            assert_eq!(self.driver.flush().unwrap().status, status::OK);
+        }
+    }
+
+    pub fn stats(&self) -> Value {
+        ask(&self.control, &Request::Stats {})
+    }
+
+    pub fn wait_held(&self, count: usize) {
+        wait_info(&self.control, "held requests", |info| {
+            info["disk"]["held_requests"] == count
+        });
+    }
+
+    /// The process ends well.
+    pub fn finish(self) {
+        assert!(self.daemon.unwrap().terminate().unwrap().success());
+    }
+
+    /// Lines of the log with these words.
+    pub fn said(&self, words: &str) -> usize {
+        let lines = self.daemon().stderr();
+        lines.iter().filter(|line| line.contains(words)).count()
+    }
+}
+
+/// The image has what was written there.
+pub fn landed(image: &Path, numbers: impl Iterator<Item = usize>) {
+    let bytes = read_direct(image);
+    for number in numbers {
+        let (sector, _) = Guest::at(number);
+        let found = &bytes[sector * SECTOR..][..BLOCK];
+        assert!(
+            found == content(9, sector..sector + BLOCK / SECTOR),
+            "block {number}"
+        );
+    }
+}
+
+/// Blocks that the image does not have: `count` of them.
+pub fn holes(count: usize) -> std::ops::Range<usize> {
+    let first = WRITTEN / BLOCK;
+    first..first + count
+}
+
+fn held_until_there_is_room(arguments: &[&str]) {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, arguments);
+    let mut client = Client::connect(&guest.control, limit()).unwrap();
+    client.subscribe(None).unwrap();
+    let mut event = |wanted: &str| {
+        loop {
+            let event = client.next_event(Some(limit())).unwrap().unwrap();
+            if event["kind"] == wanted {
+                return event;
+            }
+        }
+    };
+    small.fill();
+    guest.write(holes(16));
+    guest.wait_held(16);
+    let reason = event("requests-held")["reason"].to_string();
+    assert!(reason.contains("file system is full"), "{reason}");
+    guest.others_go_on();
+    guest.nothing();
+    // It is tried again, by itself and when it is asked for.
+    let before = guest.stats()["held_retries"].as_u64().unwrap();
+    assert_eq!(ask(&guest.control, &Request::Retry {})["requests"], 16);
+    let start = Instant::now();
+    while guest.stats()["held_retries"].as_u64().unwrap() < before + 17 {
+        assert!(start.elapsed() < limit());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    guest.nothing();
+    small.make_room();
+    let all: Vec<_> = holes(16).collect();
+    assert_eq!(guest.end(16, status::OK), all);
+    event("requests-released");
+    let stats = guest.stats();
+    assert_eq!(stats["held_requests"], 0);
+    assert_eq!(stats["held_requests_ever"], 16);
+    assert_eq!(stats["failed_requests"], 0);
+    assert_eq!(guest.said("requests are held, and the guest waits"), 1);
+    assert_eq!(guest.said("no request is held any more"), 1);
+    guest.finish();
+    landed(&small.image, holes(16));
+}
+
+#[test]
+fn writes_into_a_full_file_system_wait_until_there_is_room() {
+    held_until_there_is_room(&[]);
+}
+
+#[test]
+fn writes_into_a_full_file_system_wait_until_there_is_room_by_file() {
+    held_until_there_is_room(&["--io-path", "file"]);
+}
+
+#[test]
+fn a_successor_holds_what_was_held_when_the_process_was_killed() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &[]);
+    small.fill();
+    guest.write(holes(40));
+    guest.wait_held(40);
+    guest.next_process(|daemon| {
+        daemon.kill().unwrap();
+    });
+    guest.wait_held(40);
+    guest.others_go_on();
+    // A stop in good order leaves them too.
+    guest.next_process(|daemon| assert!(daemon.terminate().unwrap().success()));
+    guest.wait_held(40);
+    guest.nothing();
+    small.make_room();
+    assert_eq!(guest.end(40, status::OK), holes(40).collect::<Vec<_>>());
+    guest.finish();
+    landed(&small.image, holes(40));
+}
+
+#[test]
+fn more_requests_than_a_worker_has_in_flight_are_held_and_others_go_on() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &[]);
+    small.fill();
+    guest.write(holes(1500));
+    guest.wait_held(1500);
+    guest.others_go_on();
+    small.make_room();
+    assert_eq!(guest.end(1500, status::OK), holes(1500).collect::<Vec<_>>());
+    guest.finish();
+    landed(&small.image, holes(1500));
+}
+
+#[test]
+fn what_is_held_is_told_the_guest_when_an_operator_says_so() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &[]);
+    small.fill();
+    guest.write(holes(20));
+    guest.wait_held(20);
+    let asked = Request::OnError {
+        enospc: Some(extentd::options::config::OnError::Report),
+        io_error: None,
+    };
+    assert_eq!(ask(&guest.control, &asked)["on_enospc"], "report");
+    guest.end(20, status::IOERR);
+    let stats = guest.stats();
+    assert_eq!(stats["failed_requests"], 20);
+    assert_eq!(stats["held_requests"], 0);
+    guest.write(holes(1));
+    guest.end(1, status::IOERR);
+    guest.finish();
+}
+
+#[test]
+fn a_pause_leaves_what_is_held_and_nothing_is_tried_meanwhile() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &[]);
+    small.fill();
+    guest.write(holes(20));
+    guest.wait_held(20);
+    let start = Instant::now();
+    let session = guest.session.as_ref().unwrap();
+    session.connection.set_vring_enable(0, false).unwrap();
+    session.connection.get_features().unwrap();
+    assert!(start.elapsed() < PROMPT);
+    small.make_room();
+    let retries = guest.stats()["held_retries"].clone();
+    ask(&guest.control, &Request::Retry {});
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(guest.stats()["held_retries"], retries);
+    guest.nothing();
+    let session = guest.session.as_ref().unwrap();
+    session.connection.set_vring_enable(0, true).unwrap();
+    assert_eq!(guest.end(20, status::OK), holes(20).collect::<Vec<_>>());
+    guest.finish();
+    landed(&small.image, holes(20));
+}
+
+#[test]
+fn a_ring_that_is_stopped_and_started_goes_on_with_what_it_held() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &[]);
+    small.fill();
+    guest.write(holes(20));
+    guest.wait_held(20);
+    let start = Instant::now();
+    let mut session = guest.session.take().unwrap();
+    session.stop(1).unwrap();
+    assert!(start.elapsed() < PROMPT);
+    guest.nothing();
+    guest.wait_held(0);
+    session
+        .start(&guest.memory, &[guest.driver.ring()])
+        .unwrap();
+    guest.session = Some(session);
+    guest.wait_held(20);
+    small.make_room();
+    assert_eq!(guest.end(20, status::OK), holes(20).collect::<Vec<_>>());
+    guest.finish();
+    landed(&small.image, holes(20));
+}
+
+#[test]
+fn without_a_record_an_end_answers_what_is_held() {
+    type End = fn(&Guest);
+    let pause: End = |guest| {
+        let connection = &guest.session.as_ref().unwrap().connection;
+        connection.set_vring_enable(0, false).unwrap();
+        connection.get_features().unwrap();
+    };
+    let stop: End = |guest| {
+        let connection = &guest.session.as_ref().unwrap().connection;
+        connection.get_vring_base(0).unwrap();
+    };
+    let term: End = |guest| guest.daemon().signal(libc::SIGTERM).unwrap();
+    for end in [pause, stop, term] {
+        let Some(small) = Small::new() else { return };
+        let mut guest = Guest::new(&small.image, false, &[]);
+        small.fill();
+        guest.write(holes(20));
+        guest.wait_held(20);
+        let start = Instant::now();
+        end(&guest);
+        guest.end(20, status::IOERR);
+        assert!(start.elapsed() < PROMPT);
+        guest
+            .daemon()
+            .wait_stderr(|line| line.contains("held requests are tried once more"))
+            .unwrap();
+    }
+}
