@@ -193,7 +193,12 @@ impl Operator {
         });
     }
 
-    fn on_error(&self, enospc: Option<OnError>, io_error: Option<OnError>) -> OnErrorNow {
+    /// Chooses what becomes of requests that the host fails.
+    pub(crate) fn on_error(
+        &self,
+        enospc: Option<OnError>,
+        io_error: Option<OnError>,
+    ) -> OnErrorNow {
         self.disk.hold_on(enospc, io_error);
         for (key, what) in [("on-enospc", enospc), ("on-io-error", io_error)] {
             if let Some(what) = what {

@@ -138,6 +138,9 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         settings,
         feed,
     );
+    if let Some((no_room, io_error)) = handover::on_errors() {
+        operator.on_error(Some(no_room), Some(io_error));
+    }
     let operator = Arc::new(operator);
     // They are removed when this is dropped, however this ends.
     let mut files = SocketFiles::new(&keeper);
@@ -180,7 +183,8 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
             path.unwant();
         }
         let successor = Arc::clone(successor);
-        let result = keeper.have(move || successor.go(begun));
+        let on_errors = disk.on_errors();
+        let result = keeper.have(move || successor.go(begun, on_errors));
         result
             .and_then(|result| result)
             .map_err(host("run the new binary"))?;

@@ -44,14 +44,14 @@ fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl 
 
 /// A disk in a file of a small file system in memory, so that it fails where
 /// that has no room.
-struct Thin {
+pub struct Thin {
     folder: tempfile::TempDir,
-    device: String,
+    pub device: String,
 }
 
 impl Thin {
     /// `None`, with the reason printed, where this host cannot.
-    fn new() -> Option<Thin> {
+    pub fn new() -> Option<Thin> {
         let folder = tempfile::tempdir().unwrap();
         let mount = run(Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=4m", "none"])
@@ -83,6 +83,19 @@ impl Thin {
     fn filler(&self) -> PathBuf {
         self.path("filler")
     }
+
+    /// It fails where nothing was written.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        let mut zeros = std::io::repeat(0);
+        let full = std::io::copy(&mut zeros, &mut filler).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    /// It works everywhere.
+    pub fn free(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
 }
 
 impl Drop for Thin {
@@ -98,14 +111,8 @@ fn a_disk_fails_where_it_has_no_room(arguments: &[&str]) {
     let Some(thin) = Thin::new() else {
         return;
     };
-    let fill = || {
-        let mut filler = File::create(thin.filler()).unwrap();
-        let mut zeros = std::io::repeat(0);
-        let full = std::io::copy(&mut zeros, &mut filler).unwrap_err();
-        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    };
-    let free = || std::fs::remove_file(thin.filler()).unwrap();
-    half_fails(Path::new(&thin.device), arguments, fill, free);
+    let device = Path::new(&thin.device);
+    half_fails(device, arguments, || thin.fill(), || thin.free());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use extentd::options::config::OnError;
 use extentd::protocol::Request;
 use extentd::protocol::client::Client;
 use front_end::codes::{feature, protocol, status};
@@ -16,6 +17,8 @@ use rig::operator::{ask, wait_info};
 use rig::scratch::folder;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::faults::Thin;
 
 /// Bytes of a request.
 const BLOCK: usize = 4096;
@@ -291,7 +294,13 @@ fn a_successor_holds_what_was_held_when_the_process_was_killed() {
     guest.wait_held(40);
     guest.others_go_on();
     // A stop in good order leaves them too.
-    guest.next_process(|daemon| assert!(daemon.terminate().unwrap().success()));
+    guest.next_process(|daemon| {
+        daemon.signal(libc::SIGTERM).unwrap();
+        daemon
+            .wait_stderr(|line| line.contains("40 held requests are left to whoever comes next"))
+            .unwrap();
+        assert!(daemon.terminate().unwrap().success());
+    });
     guest.wait_held(40);
     guest.nothing();
     small.make_room();
@@ -322,7 +331,7 @@ fn what_is_held_is_told_the_guest_when_an_operator_says_so() {
     guest.write(holes(20));
     guest.wait_held(20);
     let asked = Request::OnError {
-        enospc: Some(extentd::options::config::OnError::Report),
+        enospc: Some(OnError::Report),
         io_error: None,
     };
     assert_eq!(ask(&guest.control, &asked)["on_enospc"], "report");
@@ -412,4 +421,84 @@ fn without_a_record_an_end_answers_what_is_held() {
             .wait_stderr(|line| line.contains("held requests are tried once more"))
             .unwrap();
     }
+}
+
+#[test]
+fn requests_that_a_disk_fails_wait_until_it_works() {
+    let Some(thin) = Thin::new() else { return };
+    let image = Path::new(&thin.device);
+    let mut guest = Guest::new(image, true, &["--on-io-error", "hold"]);
+    guest.write(0..16);
+    guest.end(16, status::OK);
+    assert_eq!(guest.driver.flush().unwrap().status, status::OK);
+    thin.fill();
+    guest.write(holes(16));
+    guest.wait_held(16);
+    guest
+        .daemon()
+        .wait_stderr(|line| line.contains("they go on when the disk works again"))
+        .unwrap();
+    guest.others_go_on();
+    guest.nothing();
+    thin.free();
+    assert_eq!(guest.end(16, status::OK), holes(16).collect::<Vec<_>>());
+    assert_eq!(guest.stats()["failed_requests"], 0);
+    guest.finish();
+    landed(image, holes(16));
+}
+
+#[test]
+fn little_room_is_told_before_there_is_none() {
+    let Some(small) = Small::new() else { return };
+    let guest = Guest::new(&small.image, true, &[]);
+    let room = |low: bool| {
+        wait_info(&guest.control, "room", |info| {
+            info["disk"]["room"]["low"] == low
+        })["disk"]["room"]
+            .take()
+    };
+    let before = room(false);
+    let unallocated = (IMAGE - WRITTEN) as u64;
+    assert_eq!(before["unallocated_bytes"], unallocated);
+    let free = before["free_bytes"].as_u64().unwrap();
+    assert_eq!(before["overcommitted"], free < unallocated);
+    small.fill();
+    let full = room(true);
+    assert_eq!(full["free_bytes"], 0);
+    assert_eq!(full["overcommitted"], true);
+    small.make_room();
+    room(false);
+    assert_eq!(guest.said("make room before it is full"), 1);
+    guest
+        .daemon()
+        .wait_stderr(|line| line.contains("enough for now"))
+        .unwrap();
+    guest.finish();
+}
+
+#[test]
+fn an_upgrade_takes_along_what_is_held_and_what_was_chosen() {
+    let Some(small) = Small::new() else { return };
+    let mut guest = Guest::new(&small.image, true, &["--on-enospc", "report"]);
+    let choose = |enospc| Request::OnError {
+        enospc,
+        io_error: None,
+    };
+    ask(&guest.control, &choose(Some(OnError::Hold)));
+    small.fill();
+    guest.write(holes(20));
+    guest.wait_held(20);
+    guest.daemon().signal(libc::SIGUSR2).unwrap();
+    guest
+        .daemon()
+        .wait_stderr(|line| line.contains("taken over after"))
+        .unwrap();
+    guest.attach(true);
+    guest.wait_held(20);
+    let now = ask(&guest.control, &choose(None));
+    assert_eq!(now["on_enospc"], "hold");
+    small.make_room();
+    assert_eq!(guest.end(20, status::OK), holes(20).collect::<Vec<_>>());
+    guest.finish();
+    landed(&small.image, holes(20));
 }
