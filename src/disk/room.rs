@@ -100,6 +100,10 @@ pub(crate) fn watch(disk: &Arc<Disk>, feed: Feed<Event>) -> io::Result<()> {
     if disk.block_device || disk.options.read_only {
         return Ok(());
     }
+    // Operators see it from the start.
+    if let Ok(room) = look(&disk.image, false) {
+        disk.room.set(&Room { low: false, ..room });
+    }
     let disk = Arc::downgrade(disk);
     thread::Builder::new()
         .name("room".to_owned())

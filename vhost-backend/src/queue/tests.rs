@@ -16,6 +16,8 @@ use crate::memory::Memory;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
 
+mod held;
+
 const SIZE: u16 = 32;
 /// Request `i` has its header, data and status from here on.
 const DATA: u64 = 0x1_0000;
