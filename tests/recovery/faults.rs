@@ -76,7 +76,7 @@ impl Thin {
         Some(thin)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -117,12 +117,12 @@ fn a_disk_fails_where_it_has_no_room(arguments: &[&str]) {
 
 #[test]
 fn a_disk_that_fails_in_places_fails_those_requests() {
-    a_disk_fails_where_it_has_no_room(&[]);
+    a_disk_fails_where_it_has_no_room(&["--on-enospc", "report"]);
 }
 
 #[test]
 fn a_disk_that_fails_in_places_fails_those_requests_by_file() {
-    a_disk_fails_where_it_has_no_room(&["--io-path", "file"]);
+    a_disk_fails_where_it_has_no_room(&["--io-path", "file", "--on-enospc", "report"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! goes on, and all of it lands when there is room or the disk works again.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -424,15 +425,38 @@ fn without_a_record_an_end_answers_what_is_held() {
 }
 
 #[test]
-fn requests_that_a_disk_fails_wait_until_it_works() {
+fn writes_to_a_thin_disk_without_room_wait_until_it_has_some() {
     let Some(thin) = Thin::new() else { return };
     let image = Path::new(&thin.device);
-    let mut guest = Guest::new(image, true, &["--on-io-error", "hold"]);
+    let mut guest = Guest::new(image, true, &[]);
     guest.write(0..16);
     guest.end(16, status::OK);
     assert_eq!(guest.driver.flush().unwrap().status, status::OK);
     thin.fill();
     guest.write(holes(16));
+    guest.wait_held(16);
+    guest.others_go_on();
+    guest.nothing();
+    thin.free();
+    assert_eq!(guest.end(16, status::OK), holes(16).collect::<Vec<_>>());
+    guest.finish();
+    landed(image, holes(16));
+}
+
+/// A loop device fails reads behind the end of its file.
+#[test]
+fn requests_that_a_disk_fails_wait_until_it_works() {
+    let Some(thin) = Thin::new() else { return };
+    let file = File::options().write(true).open(thin.path("disk")).unwrap();
+    let mut guest = Guest::new(Path::new(&thin.device), true, &["--on-io-error", "hold"]);
+    file.set_len(WRITTEN as u64).unwrap();
+    for number in holes(16) {
+        let (sector, at) = Guest::at(number);
+        let data = [Buffer::writable(at, BLOCK as u32)];
+        let (sector, tag) = (sector as u64, number as u64);
+        assert!(guest.driver.submit(Op::Read, sector, &data, tag));
+    }
+    guest.driver.publish().unwrap();
     guest.wait_held(16);
     guest
         .daemon()
@@ -440,11 +464,13 @@ fn requests_that_a_disk_fails_wait_until_it_works() {
         .unwrap();
     guest.others_go_on();
     guest.nothing();
-    thin.free();
+    let (first, at) = Guest::at(holes(16).start);
+    let bytes = content(9, first..first + 16 * BLOCK / SECTOR);
+    file.write_all_at(&bytes, WRITTEN as u64).unwrap();
     assert_eq!(guest.end(16, status::OK), holes(16).collect::<Vec<_>>());
+    assert!(guest.memory.read(at, bytes.len()).unwrap() == bytes);
     assert_eq!(guest.stats()["failed_requests"], 0);
     guest.finish();
-    landed(image, holes(16));
 }
 
 #[test]
