@@ -173,34 +173,29 @@ impl<E: Engine> BlockIo<E> {
     }
 
     fn end(&mut self, tag: u32, status: Status) {
-        let task = &self.tasks[tag as usize];
+        let task = &mut self.tasks[tag as usize];
         match task.op {
             Op::Read { .. } if status == Status::Ok => self.counts.read_bytes += task.len,
             Op::Write { .. } if status == Status::Ok => self.counts.written_bytes += task.len,
             _ => {}
         }
-        self.let_all_go(tag);
+        task.let_all_go(&mut self.pool, &self.shared);
         self.ended.push(Completion {
             tag: Tag(tag),
             status,
         });
     }
 
-    /// A task is over: nothing is kept for it. What it has changed by the file
-    /// counts, whether or not that was all.
-    fn let_all_go(&mut self, tag: u32) {
-        let task = &mut self.tasks[tag as usize];
-        if let Some(buffer) = task.buffer.take() {
-            self.pool.give_back(buffer);
-        }
-        if std::mem::take(&mut task.owns_blocks) {
-            self.shared.release_blocks(task.chunk_start, task.chunk_end);
-        }
-        if let Way::Change(_) = task.way {
-            self.shared.changed();
-        }
-        task.leave_way();
-        task.pieces.forget();
+    /// The host cannot carry a task out now: it is tried again from its
+    /// beginning.
+    #[cold]
+    fn hold(&mut self, tag: u32, longest: Duration, errno: i32) {
+        self.tasks[tag as usize].let_all_go(&mut self.pool, &self.shared);
+        self.held.push(GivenBack {
+            tag: Tag(tag),
+            longest,
+            why: errno,
+        });
     }
 
     /// Decides what a task needs next; it has no operation in the kernel.
@@ -315,13 +310,7 @@ impl<E: Engine> BlockIo<E> {
             if matches!(self.tasks[tag as usize].step, Step::Sync(..)) {
                 self.shared.lose_writes();
             } else if let Some(longest) = self.shared.policy.holds(-result) {
-                self.let_all_go(tag);
-                self.held.push(GivenBack {
-                    tag: Tag(tag),
-                    longest,
-                    why: -result,
-                });
-                return;
+                return self.hold(tag, longest, -result);
             }
             self.shared.report(self.tasks[tag as usize].op, -result);
             return self.end(tag, Status::IoErr);
@@ -464,8 +453,9 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         }
     }
 
+    #[inline(always)]
     fn give_back(&mut self, back: &mut impl FnMut(GivenBack)) {
-        for one in self.held.drain(..) {
+        while let Some(one) = self.held.pop() {
             back(one);
         }
     }
