@@ -22,7 +22,8 @@ use tempfile::TempDir;
 use crate::faults::Thin;
 
 /// Bytes of a request.
-const BLOCK: usize = 4096;
+const LENGTH: u32 = 4096;
+const BLOCK: usize = LENGTH as usize;
 /// Those that find blocks come from the start of the image.
 const WRITTEN: usize = 1 << 20;
 /// Bytes of the image.
@@ -150,7 +151,7 @@ impl Guest {
             let (sector, at) = Self::at(number);
             let bytes = content(9, sector..sector + BLOCK / SECTOR);
             self.memory.write(at, &bytes).unwrap();
-            let data = [Buffer::readable(at, BLOCK as u32)];
+            let data = [Buffer::readable(at, LENGTH)];
             assert!(
                 self.driver
                     .submit(Op::Write, sector as u64, &data, number as u64)
@@ -180,9 +181,9 @@ impl Guest {
     pub fn others_go_on(&mut self) {
         let at = DATA + (IMAGE / 2) as u64;
         for _ in 0..10 {
-            let done = self.driver.read(8, at, BLOCK as u32).unwrap();
+            let done = self.driver.read(8, at, LENGTH).unwrap();
             assert_eq!(done.status, status::OK);
-            let done = self.driver.write(8, at, BLOCK as u32).unwrap();
+            let done = self.driver.write(8, at, LENGTH).unwrap();
             assert_eq!(done.status, status::OK);
             assert_eq!(self.driver.flush().unwrap().status, status::OK);
         }
@@ -455,7 +456,7 @@ fn requests_that_a_disk_fails_wait_until_it_works() {
     file.set_len(WRITTEN as u64).unwrap();
     for number in holes(16) {
         let (sector, at) = Guest::at(number);
-        let data = [Buffer::writable(at, BLOCK as u32)];
+        let data = [Buffer::writable(at, LENGTH)];
         let (sector, tag) = (sector as u64, number as u64);
         assert!(guest.driver.submit(Op::Read, sector, &data, tag));
     }
