@@ -327,6 +327,18 @@ impl Disk {
         &self.image
     }
 
+    /// Makes all that was written stable, by whichever way it went.
+    ///
+    /// # Errors
+    /// What fsync(2) says.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.image.sync_all()?;
+        match &self.raw {
+            Ok(way) => way.path.device().file().sync_data(),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// The image is a block device.
     pub(crate) fn is_block_device(&self) -> bool {
         self.block_device

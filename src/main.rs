@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use extentd::host::allocations::Counting;
+use extentd::host::allocations::{self, Counting};
 use extentd::host::keeper;
 use extentd::host::logging;
 use extentd::options::{settings, usage};
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     if asked.args.print_capabilities {
         return print_capabilities();
     }
+    allocations::watch_over_start();
     logging::init();
     logging::show(asked.args.log_level.map(Into::into));
     logging::end_on_panic(|backtrace| keeper::look(move || backtrace.to_string()));

@@ -16,8 +16,10 @@ pub(crate) mod metrics_listener;
 mod options;
 mod serving;
 pub(crate) mod statistics;
+mod stillness;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
@@ -35,7 +37,9 @@ use crate::options::byte_range::ByteRange;
 use crate::options::config::{IoPath, OnError};
 use crate::options::limit;
 use crate::options::settings::Settings;
-use crate::protocol::done::{Advised, OnErrorNow, OptionsNow, PathNow, Resized, Retried};
+use crate::protocol::done::{
+    Advised, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
+};
 use crate::protocol::events::Event;
 use crate::protocol::extents::Page;
 use crate::protocol::info::{
@@ -73,6 +77,8 @@ pub(crate) enum Done {
     Options(OptionsNow),
     OnError(OnErrorNow),
     Retry(Retried),
+    Quiesce(Quiesced),
+    Resume(Resumed),
     Limits(LimitsNow),
 }
 
@@ -110,6 +116,11 @@ impl Operator {
             queue_size: self.offered.queue_size,
             threads: self.offered.workers,
             cpus: self.offered.cpus.clone(),
+            held_ms: self
+                .limits
+                .limits
+                .held()
+                .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             sandbox: sandbox::in_force().map(given_up),
@@ -167,6 +178,11 @@ impl Operator {
         if self.tell_size(before) {
             log::info!("the image's size has changed from {before} to {now} bytes");
         }
+    }
+
+    /// The disk is held still.
+    pub(crate) fn is_held(&self) -> bool {
+        self.limits.limits.held().is_some()
     }
 
     /// The file of options may have others than it had.
@@ -337,6 +353,20 @@ impl Controlled for Operator {
                     .note("io-path", value.as_ref().map(PossibleValue::get_name));
                 Done::IoPath(done)
             }),
+            Request::Quiesce {
+                hold_ms,
+                within_ms,
+                sync,
+            } => stillness::quiesce(
+                &self.disk,
+                &self.limits.limits,
+                &self.feed,
+                Duration::from_millis(hold_ms),
+                Duration::from_millis(within_ms),
+                sync,
+            )
+            .map(Done::Quiesce),
+            Request::Resume {} => stillness::resume(&self.limits.limits).map(Done::Resume),
             Request::Limits { set } => {
                 let now = self.limits.change(set);
                 let typed = limit::display(&now.limits.given());

@@ -23,8 +23,8 @@ const PIECE: u64 = 64 << 10;
 const LARGEST: u64 = 64 << 20;
 /// The longest operation at any time: one that was begun has to end.
 const LONGEST: u64 = 4 << 20;
-/// Large operations that end without a small request meanwhile, until there is
-/// their own is the largest.
+/// Large operations that end without a small request meanwhile, until they have
+/// the largest window.
 const QUIET: u32 = 64;
 /// Of so many large operations, one flies alone.
 const ALONE: u32 = 64;

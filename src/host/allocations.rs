@@ -74,9 +74,43 @@ impl Drop for InRequests {
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on it does not end the process by itself that there is no memory:
-/// whoever asks for some may do without.
+/// whoever asks for some may do without. What only the start has used goes back
+/// to the host.
 pub(crate) fn started() {
     STARTED.store(true, Ordering::Release);
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches nothing but what the allocator has that nobody uses.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// Bytes without which the C library has no memory for itself.
+const LEAST: usize = 256 << 10;
+
+/// Has a start say it also where the C library is the one that has no memory
+/// and ends the process: what a new thread needs at first is not asked for
+/// here.
+pub fn watch_over_start() {
+    let handler: extern "C" fn(libc::c_int) = aborted;
+    // SAFETY: the handler has the form of one, lives as long as the program,
+    // and does only what is safe in a handler (see there).
+    unsafe { libc::signal(libc::SIGABRT, handler as *const () as libc::sighandler_t) };
+}
+
+/// The process is ending itself, and goes on with that when this returns. Maps,
+/// polls, writes and exits, all by system calls.
+extern "C" fn aborted(_: libc::c_int) {
+    if STARTED.load(Ordering::Acquire) {
+        return;
+    }
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, wherever the kernel likes, is in nobody's way.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LEAST, access, flags, -1, 0) };
+    if memory == libc::MAP_FAILED {
+        tell_no_memory();
+    }
 }
 
 /// Says that there is no memory, where that is so. A start ends by it.

@@ -294,6 +294,14 @@ fn wishes(
         }
         Wish::Handover => match &successor {
             Err(reason) => log::error!("no handover: {reason}"),
+            Ok(_)
+                if operator
+                    .upgrade()
+                    .is_some_and(|operator| operator.is_held()) =>
+            {
+                // The next process would not be.
+                log::error!("no handover: the disk is held still: extentctl resume lets it go on");
+            }
             Ok(successor) => {
                 let (handle, successor) = (handle.clone(), Arc::clone(successor));
                 let begun = Arc::clone(&begun);

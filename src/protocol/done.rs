@@ -104,3 +104,20 @@ pub struct OptionsNow {
     /// is given is `true`.
     pub options: BTreeMap<String, String>,
 }
+
+/// The answer to `quiesce`: nothing is in flight, and nothing is fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Quiesced {
+    /// How long requests in flight took to end.
+    pub drained_ms: u64,
+    /// When the disk goes on by itself, from now.
+    pub left_ms: u64,
+    /// What was written is stable.
+    pub synced: bool,
+}
+
+/// The answer to `resume`: the disk goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Resumed {}

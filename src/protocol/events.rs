@@ -41,6 +41,13 @@ pub enum Event {
         /// The capacity that the guest sees, in bytes.
         size_bytes: u64,
     },
+    /// The disk is held still: nothing is fetched, and nothing is in flight.
+    Quiesced {},
+    /// It goes on.
+    Resumed {
+        /// Its time was over, and nobody has resumed it.
+        by_itself: bool,
+    },
     /// The thread that looks at the lease is late; workers look themselves.
     GuardLate {
         /// For how long it has not looked, in seconds.
@@ -107,6 +114,10 @@ pub enum EventKind {
     LeaseLost,
     /// The disk has another size
     Resized,
+    /// The disk is held still
+    Quiesced,
+    /// It goes on
+    Resumed,
     /// The thread that looks at the lease is late
     GuardLate,
     /// It looks again
@@ -135,6 +146,8 @@ impl Event {
             Event::LeaseTaken {} => EventKind::LeaseTaken,
             Event::LeaseLost {} => EventKind::LeaseLost,
             Event::Resized { .. } => EventKind::Resized,
+            Event::Quiesced {} => EventKind::Quiesced,
+            Event::Resumed { .. } => EventKind::Resumed,
             Event::GuardLate { .. } => EventKind::GuardLate,
             Event::GuardOnTime {} => EventKind::GuardOnTime,
             Event::RequestsHeld { .. } => EventKind::RequestsHeld,

@@ -28,6 +28,9 @@ pub struct Info {
     pub threads: usize,
     /// CPUs that they are pinned to in turn; empty: not pinned.
     pub cpus: Vec<usize>,
+    /// How much longer the disk is held still, in milliseconds; null if it is
+    /// not.
+    pub held_ms: Option<u64>,
     /// The disk.
     pub disk: DiskInfo,
     /// Swap-grade mode; `None` without `--swap`.

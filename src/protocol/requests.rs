@@ -64,6 +64,22 @@ pub enum Request {
     },
     /// Have all requests that are held tried again now.
     Retry {},
+    /// Hold the disk still: nothing is fetched, and the answer comes when
+    /// nothing is in flight. It goes on when it is told to, or by itself.
+    Quiesce {
+        /// When it goes on by itself, from now.
+        #[serde(default = "hold_ms")]
+        hold_ms: u64,
+        /// How long requests in flight may take to end; then it is refused,
+        /// and the disk goes on.
+        #[serde(default = "within_ms")]
+        within_ms: u64,
+        /// Make what was written stable as well.
+        #[serde(default)]
+        sync: bool,
+    },
+    /// Let a disk go on that is held still.
+    Resume {},
     /// The options that are in force, as on a command line.
     Options {},
     /// Change limits on requests and bytes per second, if there is something
@@ -73,6 +89,19 @@ pub enum Request {
         #[serde(default, deserialize_with = "limits::known")]
         set: LimitNumbers,
     },
+}
+
+/// How long a disk is held where nothing else is said.
+pub const HOLD_MS: u64 = 10_000;
+/// How long is waited for requests in flight where nothing else is said.
+pub const WITHIN_MS: u64 = 5_000;
+
+fn hold_ms() -> u64 {
+    HOLD_MS
+}
+
+fn within_ms() -> u64 {
+    WITHIN_MS
 }
 
 /// What may be asked of the connection itself.
@@ -109,6 +138,7 @@ impl Request {
                 | Request::OnError { .. }
                 | Request::Retry {}
                 | Request::Options {}
+                | Request::Resume {}
         )
     }
 
@@ -139,6 +169,8 @@ impl Request {
                 (!text.is_empty()).then(|| format!("on-error{text}"))
             }
             Request::Retry {} => Some("retry".to_owned()),
+            Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
+            Request::Resume {} => Some("resume".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

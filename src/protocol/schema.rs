@@ -7,7 +7,9 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::done::{Advised, OnErrorNow, OptionsNow, PathNow, Resized, Retried};
+use super::done::{
+    Advised, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
+};
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::Page;
 use super::failure::Code;
@@ -31,6 +33,8 @@ const OF_DISK: &[Row] = &[
     ("io-path", of::<PathNow>),
     ("on-error", of::<OnErrorNow>),
     ("retry", of::<Retried>),
+    ("quiesce", of::<Quiesced>),
+    ("resume", of::<Resumed>),
     ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),
 ];

@@ -21,7 +21,7 @@ fn at_the_limit_on_open_files_every_line_names_it_and_the_process_serves_on() {
     let (mut named, mut served) = (0, 0);
     for most in 10..40 {
         let limited = after(files.path(), &format!("ulimit -n {most}"));
-        let daemon = match Daemon::start(&limited, &socket, &image, &[]) {
+        let mut daemon = match Daemon::start(&limited, &socket, &image, &[]) {
             Ok(daemon) => daemon,
             Err(_) => {
                 // It has ended by itself, and does so again, unless a descriptor that is
@@ -53,12 +53,15 @@ fn at_the_limit_on_open_files_every_line_names_it_and_the_process_serves_on() {
             // Its connection may end before the line is read.
             daemon.wait_stderr(names_it).unwrap();
         }
+        daemon.signal(libc::SIGTERM).unwrap();
+        let status = daemon.wait().unwrap();
+        // All lines are there once there is an end of them.
+        let _ = daemon.wait_stderr(|_| false);
         let said = daemon.stderr();
         // A start may still fail once the socket is there; nothing ends a process that serves.
         let fails = said
             .iter()
             .any(|line| line.contains("cannot create an epoll instance"));
-        let status = daemon.terminate().unwrap();
         assert!(status.success() || fails, "{most}: {status}, {said:?}");
         served += usize::from(ended == Some(true));
         for line in said.iter().filter(|line| line.contains("files")) {

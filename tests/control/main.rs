@@ -21,6 +21,7 @@ mod events;
 mod io_path;
 mod map;
 mod packaging;
+mod quiesce;
 mod several;
 mod socket;
 mod usage;

@@ -84,7 +84,7 @@ fn every_method_that_is_told_of_is_answered_while_a_guest_works() {
             continue;
         };
         let schema = told.pointer(&place[1..]).unwrap();
-        for key in schema["required"].as_array().unwrap() {
+        for key in schema["required"].as_array().into_iter().flatten() {
             assert!(result.contains_key(key.as_str().unwrap()), "{name}: {key}");
         }
     }

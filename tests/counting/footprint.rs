@@ -15,7 +15,7 @@ fn kibibytes(status: &str, name: &str) -> u64 {
 }
 
 #[test]
-fn beside_the_guests_memory_it_takes_less_than_8_mib() {
+fn beside_the_guests_memory_it_takes_less_than_3_mib_and_its_code() {
     for way in [Way::File, Way::Disk] {
         let Some(image) = Image::new(way) else {
             continue;
@@ -36,9 +36,11 @@ fn beside_the_guests_memory_it_takes_less_than_8_mib() {
             "{way:?}: {own} KiB of its own, {} with its code",
             all - shared
         );
-        // Measured: 1688 to 1880 KiB; 6.0 to 6.3 MiB with the code, unoptimized.
+        // Measured: 2100 to 2312 KiB. With the code, which all processes have together, 7.9 to
+        // 8.1 MiB unoptimized, and 6.1 to 6.3 MiB of a release build (by EXTENTD).
         assert!(own > 100, "{way:?}: {own} KiB is absurd");
-        assert!(all - shared < 8 << 10, "{way:?}: {} KiB", all - shared);
+        assert!(own < 3 << 10, "{way:?}: {own} KiB");
+        assert!(all - shared < 9 << 10, "{way:?}: {} KiB", all - shared);
         client.close().unwrap();
     }
 }

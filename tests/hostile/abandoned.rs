@@ -4,11 +4,12 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use front_end::codes::{descriptor, request};
-use front_end::{Daemon, Descriptor, Like, Place, Session, Wanted};
+use front_end::{Daemon, Like, Place, Session, Wanted};
 use rig::attached::{Attached, MEMORY};
 use rig::scratch::folder;
 use rustix::fs::MemfdFlags;
 
+use crate::cases::table::{entry, offer_all};
 use crate::regions::{memfd, share};
 
 /// A sparse image.
@@ -44,17 +45,7 @@ fn ask_for_all(front: &mut Attached) {
     }
     table.extend(entry(header - 1, 1, descriptor::WRITE, 0));
     front.memory.write(TABLE, &table).unwrap();
-    for head in 0..front.driver.ring().memory().size() {
-        let indirect = Descriptor {
-            address: TABLE,
-            length: u32::try_from(table.len()).unwrap(),
-            flags: descriptor::INDIRECT,
-            next: 0,
-        };
-        front.driver.ring().memory().set_descriptor(head, indirect);
-        front.driver.ring_mut().offer(head);
-    }
-    front.driver.publish().unwrap();
+    offer_all(front, TABLE, u32::try_from(table.len()).unwrap());
 }
 
 /// Waits until they are being carried out, for so long that all were fetched.
@@ -66,14 +57,6 @@ fn wait_until_busy(front: &Attached) {
             assert!(start.elapsed() < front_end::limit());
         }
     }
-}
-
-fn entry(address: u64, length: u32, flags: u16, next: u16) -> Vec<u8> {
-    let mut bytes = address.to_le_bytes().to_vec();
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(next.to_le_bytes());
-    bytes
 }
 
 /// The next front-end is served when `leaves` has ended the one with the

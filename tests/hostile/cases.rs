@@ -15,7 +15,7 @@ mod racing;
 mod requests;
 mod rings;
 mod state;
-mod table;
+pub mod table;
 
 use crate::suite::Case;
 

@@ -9,6 +9,7 @@ use front_end::{Like, Place, Session, Wanted};
 use rig::attached::{Attached, MEMORY};
 use rustix::fs::MemfdFlags;
 
+use crate::cases::table::{entry, offer_all};
 use crate::regions::{add_region, memfd};
 use crate::served::Served;
 
@@ -32,42 +33,18 @@ fn share_regions(front: &Attached) {
     }
 }
 
-fn bytes(address: u64, length: u32, flags: u16, next: u16) -> Vec<u8> {
-    let mut bytes = address.to_le_bytes().to_vec();
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(flags.to_le_bytes());
-    bytes.extend(next.to_le_bytes());
-    bytes
-}
-
-/// Has every entry of the ring point to the table, and offers them all.
-fn offer_all(front: &mut Attached, table: u64, length: u32) {
-    let size = front.driver.ring().memory().size();
-    for head in 0..size {
-        let entry = front_end::Descriptor {
-            address: table,
-            length,
-            flags: descriptor::INDIRECT,
-            next: 0,
-        };
-        front.driver.ring().memory().set_descriptor(head, entry);
-        front.driver.ring_mut().offer(head);
-    }
-    front.driver.publish().unwrap();
-}
-
 /// The largest table, full of buffers of this kind.
 fn full_table(flags: u16, address: u64, length: u32) -> Vec<u8> {
-    let entry = |at: u16| {
+    let nth = |at: u16| {
         let last = at == 65534;
         let (flags, next) = if last {
             (descriptor::WRITE, 0)
         } else {
             (flags | descriptor::NEXT, at + 1)
         };
-        bytes(address, length, flags, next)
+        entry(address, length, flags, next)
     };
-    (0..65535).flat_map(entry).collect()
+    (0..65535).flat_map(nth).collect()
 }
 
 #[test]
@@ -89,9 +66,9 @@ fn ring_06_many_heads_at_one_endless_table_keep_nobody_waiting() {
         ("written first", full_table(descriptor::WRITE, 1 << 50, 1)),
         (
             "a loop",
-            bytes(REGIONS, 1, descriptor::NEXT, 1)
+            entry(REGIONS, 1, descriptor::NEXT, 1)
                 .into_iter()
-                .chain((1..65535).flat_map(|_| bytes(REGIONS, 1, descriptor::NEXT, 1)))
+                .chain((1..65535).flat_map(|_| entry(REGIONS, 1, descriptor::NEXT, 1)))
                 .collect(),
         ),
     ];
@@ -140,10 +117,10 @@ fn vu_37_the_log_of_far_apart_regions_has_no_more_pages_than_were_written() {
     };
     let mut touched = std::collections::BTreeSet::new();
     for pieces in [4000_u64, 16, 4000] {
-        let mut table = bytes(MEMORY / 4, 16, descriptor::NEXT, 1);
+        let mut table = entry(MEMORY / 4, 16, descriptor::NEXT, 1);
         for index in 0..pieces {
             let next = u16::try_from(index + 2).unwrap();
-            table.extend(bytes(
+            table.extend(entry(
                 ends(index),
                 512,
                 descriptor::NEXT | descriptor::WRITE,
@@ -151,7 +128,7 @@ fn vu_37_the_log_of_far_apart_regions_has_no_more_pages_than_were_written() {
             ));
             touched.insert(ends(index) / PAGE);
         }
-        table.extend(bytes(MEMORY / 4 + 64, 1, descriptor::WRITE, 0));
+        table.extend(entry(MEMORY / 4 + 64, 1, descriptor::WRITE, 0));
         touched.insert((MEMORY / 4 + 64) / PAGE);
         front.memory.write(MEMORY / 4, &[0; 16]).unwrap();
         let place = MEMORY / 4 + 4096;

@@ -36,7 +36,9 @@ pub use device::{
 };
 pub use error::Error;
 pub use held::{HeldCounts, HeldRequests};
-pub use limits::{GroupError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits};
+pub use limits::{
+    GroupError, HoldError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits,
+};
 pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]

@@ -10,6 +10,7 @@
 mod bucket;
 pub(crate) mod gate;
 mod group;
+mod hold;
 mod key;
 mod turns;
 
@@ -24,6 +25,8 @@ pub use self::bucket::LEAST_BURST_MS;
 use self::bucket::{Bucket, Owner};
 use self::group::Group;
 pub use self::group::GroupError;
+use self::hold::Hold;
+pub use self::hold::HoldError;
 use self::key::KINDS;
 pub use self::key::{LimitKey, LimitValues, Limited};
 use self::turns::Turns;
@@ -35,8 +38,10 @@ const LOOK: u64 = 100_000_000;
 /// The limits of a disk. Shared by all its workers, without a lock.
 #[derive(Debug, Default)]
 pub struct Limits {
-    /// Workers have to ask.
+    /// Workers have to ask: there are limits, or the disk is held.
     on: AtomicBool,
+    limited: AtomicBool,
+    hold: Hold,
     buckets: [Bucket; KINDS],
     /// Up to when the time of each was taken, where this disk is alone.
     until: [AtomicU64; KINDS],
@@ -71,6 +76,7 @@ impl Limits {
         let limits = Self {
             group: Some(Group::join(file)?),
             on: AtomicBool::new(true),
+            limited: AtomicBool::new(true),
             ..Self::default()
         };
         limits.look(sys::monotonic_ns(), true);
@@ -117,10 +123,46 @@ impl Limits {
             }
             None => self.set(&values, now),
         }
-        for waker in self.wakers().iter() {
-            // Fails only where it is signalled already.
-            let _ = waker.write(1);
-        }
+        self.wake_all();
+    }
+
+    /// Holds the disk still for `time` from now on. Returns when nothing is in
+    /// flight any more and all that has ended was shown to the guest; if that
+    /// takes longer than `patience`, the disk goes on and is not held.
+    ///
+    /// # Errors
+    /// It is held already, or not within that time.
+    pub fn hold(&self, time: Duration, patience: Duration) -> Result<(), HoldError> {
+        let workers = self.wakers().len();
+        let round = self.hold.begin(time)?;
+        self.set_on();
+        self.wake_all();
+        self.hold
+            .wait(round, workers, patience)
+            .inspect_err(|error| {
+                if let HoldError::Late(_) = error {
+                    self.let_go();
+                }
+            })
+    }
+
+    /// The disk goes on, if it is held; whether it was.
+    pub fn let_go(&self) -> bool {
+        let was = self.hold.end();
+        self.set_on();
+        self.wake_all();
+        was
+    }
+
+    /// Waits until the disk goes on; whether by itself.
+    pub fn wait_until_it_goes_on(&self) -> bool {
+        self.hold.wait_for_end()
+    }
+
+    /// How much longer the disk is held; `None` if it is not.
+    #[must_use]
+    pub fn held(&self) -> Option<Duration> {
+        self.hold.left()
     }
 
     /// How often and how long requests have waited since the start.
@@ -160,7 +202,28 @@ impl Limits {
                 until.fetch_min(now, Ordering::AcqRel);
             }
         }
-        self.on.store(any, Ordering::Release);
+        self.limited.store(any, Ordering::SeqCst);
+        self.set_on();
+    }
+
+    /// Has workers ask, or not, as there is something to ask for.
+    fn set_on(&self) {
+        let wanted = || {
+            let held = self.hold.until(sys::monotonic_ns()).is_some();
+            self.limited.load(Ordering::SeqCst) || held
+        };
+        self.on.store(wanted(), Ordering::SeqCst);
+        // It may have begun meanwhile, and somebody may have stored that before.
+        if wanted() {
+            self.on.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn wake_all(&self) {
+        for waker in self.wakers().iter() {
+            // Fails only where it is signalled already.
+            let _ = waker.write(1);
+        }
     }
 
     /// Looks whether the group has other limits by now: once in a while, or

@@ -140,6 +140,9 @@ impl Queue {
 
     /// Returns how many.
     fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
+        if common.gate.is_held() {
+            return 0;
+        }
         let mut heads = std::mem::take(&mut self.recovered);
         let mut count = 0;
         while common.may_fetch()

@@ -77,6 +77,9 @@ impl<D: Device> Worker<D> {
                 continue;
             }
             self.publish();
+            if self.common.gate.is_held() && self.common.tags.all_are_free() {
+                self.common.gate.rest();
+            }
             // With no room left only an end goes on.
             let asleep = !self.look() && (!self.common.has_room() || !self.arm());
             // What was just looked at may be gone, and then nobody would kick.

@@ -41,6 +41,11 @@ disk: straight to the device, past the file system; file: direct I/O on the imag
 
 The disk path is used while a guest is there, no operator has chosen file, and nobody else has the image open. file returns when no raw I/O is in flight any more. disk allows the path as auto does, tries it at once and tells what is in the way; without a guest it only tries. The choice lasts until extentd ends.";
 
+const QUIESCE: &str = "\
+The guest sees requests that take longer, and no error. Give several disks to hold them all at one moment: where one of \
+them cannot be held, the others go on. A script copies or clones the images between this and resume; if it dies, the \
+disks go on by themselves (--for).";
+
 const LIMITS: &str = "\
 What is not given stays as it is; none lifts a limit. The new limits hold at once, for requests that wait already too. In a group (--limit-group) they are those of all its disks.
 
@@ -155,6 +160,21 @@ pub enum Command {
     },
     /// Have requests that are held tried again now
     Retry,
+    /// Hold disks still: nothing is fetched, and nothing is in flight when this returns
+    #[command(after_long_help = QUIESCE)]
+    Quiesce {
+        /// They go on by themselves after so many seconds
+        #[arg(long = "for", value_name = "SECONDS", default_value_t = 10, value_parser = usage::number(1..=3600_u64))]
+        hold: u64,
+        /// How many seconds requests in flight may take to end; then the disks go on
+        #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = usage::number(1..=60_u64))]
+        within: u64,
+        /// Make what was written stable as well
+        #[arg(long)]
+        sync: bool,
+    },
+    /// Let disks go on that are held still
+    Resume,
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
     /// Show what happens, as it happens, until extentd ends

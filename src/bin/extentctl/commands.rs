@@ -5,7 +5,7 @@ use std::path::Path;
 use extentd::operator::metrics;
 use extentd::options::byte_range::ByteRange;
 use extentd::options::size;
-use extentd::protocol::done::{Advised, OptionsNow, PathNow, Resized, Retried};
+use extentd::protocol::done::{Advised, OptionsNow, PathNow, Quiesced, Resized, Retried};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
 use extentd::protocol::{Advice, Request};
@@ -28,7 +28,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Advise {
             advice: Advice::Pin,
             ..
-        } => LONG_PATIENCE,
+        }
+        | Request::Quiesce { .. } => LONG_PATIENCE,
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
@@ -38,6 +39,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Advise { .. } => advised(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
         Request::Retry {} => retried(&understand(&json)?),
+        Request::Quiesce { .. } => quiesced(&understand(&json)?),
+        Request::Resume {} => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
             if !understand::<Selftest>(&json)?.holds {
@@ -142,6 +145,19 @@ fn retried(done: &Retried) -> String {
         1 => "1 request is tried again\n".to_owned(),
         many => format!("{many} requests are tried again\n"),
     }
+}
+
+fn quiesced(done: &Quiesced) -> String {
+    let stable = if done.synced {
+        ", and all is stable"
+    } else {
+        ""
+    };
+    format!(
+        "nothing is in flight (after {} ms){stable}; the disk goes on by itself in {} s\n",
+        done.drained_ms,
+        done.left_ms / 1000
+    )
 }
 
 fn resized(done: &Resized) -> String {

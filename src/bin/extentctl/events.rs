@@ -165,6 +165,9 @@ fn sentence(event: &Event) -> String {
         Event::Resized { size_bytes } => {
             format!("{} ({size_bytes} bytes)", size::display(*size_bytes))
         }
+        Event::Quiesced {} => "nothing is in flight".to_owned(),
+        Event::Resumed { by_itself: true } => "by itself: nobody has resumed it".to_owned(),
+        Event::Resumed { by_itself: false } => "as it was told to".to_owned(),
         Event::GuardLate { seconds } => {
             format!("the guard has not looked at the lease for {seconds} s")
         }

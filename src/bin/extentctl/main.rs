@@ -83,6 +83,22 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             range: *range,
         }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
+        Command::Quiesce { hold, within, sync } => {
+            let held = show(Request::Quiesce {
+                hold_ms: hold * 1000,
+                within_ms: within * 1000,
+                sync: *sync,
+            });
+            if held.is_err() && paths.len() > 1 {
+                // All or none: those that are held are let go.
+                for path in paths {
+                    let _ = commands::request(&Request::Resume {}, path);
+                }
+                output::complain("quiesce: not all can be held, so all of them go on");
+            }
+            held
+        }
+        Command::Resume => show(Request::Resume {}),
         Command::Limits(set) => show(Request::Limits { set: *set }),
         Command::OnError { enospc, io_error } => show(Request::OnError {
             enospc: *enospc,

@@ -42,21 +42,10 @@ pub(super) struct Filters {
     kinds: Vec<(Kind, BpfProgram)>,
 }
 
-/// Kinds with a list of their own.
-const LISTED: [Kind; 12] = [
-    Kind::Session,
-    Kind::Worker,
-    Kind::Guard,
-    Kind::Lookout,
-    Kind::Lease,
-    Kind::Filler,
-    Kind::Pinner,
-    Kind::Log,
-    Kind::Signals,
-    Kind::Control,
-    Kind::Metrics,
-    Kind::Watch,
-];
+/// Kinds with a list of their own: a program that the keeper becomes has none.
+fn listed() -> impl Iterator<Item = Kind> {
+    Kind::ALL.into_iter().filter(|kind| *kind != Kind::Keeper)
+}
 
 impl Filters {
     /// Compiles all of them.
@@ -67,7 +56,7 @@ impl Filters {
         if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
             return Err(Unfit::Architecture);
         }
-        let kinds = LISTED.iter().map(|&kind| {
+        let kinds = listed().map(|kind| {
             let trap = program(of_kind(kind)?, SeccompAction::Trap, SeccompAction::Allow)?;
             Ok((kind, trap))
         });
@@ -241,7 +230,7 @@ mod tests {
     #[test]
     fn nothing_is_allowed_that_no_start_needs() {
         let never: Vec<_> = lists::never().collect();
-        for kind in LISTED {
+        for kind in listed() {
             for call in of_kind(kind).unwrap().keys() {
                 assert!(!never.contains(call), "{kind:?}: {call}");
             }

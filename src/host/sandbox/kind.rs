@@ -52,8 +52,8 @@ impl Kind {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) const ALL: [Kind; 13] = [
+    /// Each of them.
+    pub(super) const ALL: [Kind; 13] = [
         Kind::Session,
         Kind::Worker,
         Kind::Guard,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use front_end::Descriptor;
-use front_end::codes::descriptor::{NEXT, WRITE};
+use front_end::codes::descriptor::{INDIRECT, NEXT, WRITE};
 use rig::attached::{Attached, DATA};
 
 /// Where the header, the status byte, an indirect table and data are.
@@ -40,6 +40,21 @@ pub fn bytes(table: &[Descriptor]) -> Vec<u8> {
         bytes.extend(one.next.to_le_bytes());
     }
     bytes
+}
+
+/// One of them.
+pub fn entry(address: u64, length: u32, flags: u16, next: u16) -> Vec<u8> {
+    bytes(&[part(address, length, flags, next)])
+}
+
+/// Has every entry of the ring point to the table, and offers them all.
+pub fn offer_all(front: &mut Attached, table: u64, length: u32) {
+    for head in 0..front.driver.ring().memory().size() {
+        let indirect = part(table, length, INDIRECT, 0);
+        front.driver.ring().memory().set_descriptor(head, indirect);
+        front.driver.ring_mut().offer(head);
+    }
+    front.driver.publish().unwrap();
 }
 
 /// A header of so many bytes at most.

@@ -73,6 +73,10 @@ pub(crate) struct Gate {
     limits: Arc<Limits>,
     on: bool,
     now: u64,
+    /// Until when the disk is held still, and the last hold in which this
+    /// worker has said that it rests.
+    held: Option<u64>,
+    rested: u64,
     /// When the first limit may be open that somebody was held back by.
     until: Option<u64>,
     worker: usize,
@@ -115,6 +119,7 @@ impl Gate {
         let lifted = self.on && !on;
         self.on = on;
         self.until = None;
+        let was_held = self.held.is_some();
         if std::mem::take(&mut self.patient) {
             self.courteous = None;
         }
@@ -123,7 +128,30 @@ impl Gate {
         }
         self.now = sys::monotonic_ns();
         self.limits.look(self.now, false);
-        lifted
+        self.held = self.limits.hold.until(self.now);
+        // What a predecessor had in flight has no kick that would wake anybody.
+        self.until = self.held;
+        let ended = was_held && self.held.is_none();
+        if ended {
+            self.limits.set_on();
+        }
+        lifted || ended
+    }
+
+    /// The disk is held still: nothing is fetched.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// This worker has nothing in flight, and has shown all that has ended.
+    #[cold]
+    pub(crate) fn rest(&mut self) {
+        if self.is_held()
+            && let Some(round) = self.limits.hold.is_new(self.rested)
+        {
+            self.rested = round;
+            self.limits.hold.rests(round);
+        }
     }
 
     /// All queues had their turn: others see what this worker waits for until
@@ -180,6 +208,10 @@ impl Gate {
     /// Whether a queue that has something may fetch it.
     #[cold]
     pub(crate) fn admits(&mut self, waiter: &mut Waiter) -> bool {
+        if self.is_held() {
+            waiter.since.get_or_insert(self.now);
+            return false;
+        }
         let limits = &*self.limits;
         let mut blocked = self.blocked;
         let mut until = None;

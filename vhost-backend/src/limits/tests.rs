@@ -1,5 +1,6 @@
 use std::os::unix::fs::FileExt;
 
+use super::gate::{Gate, Waiter};
 use super::*;
 
 const IOPS: LimitKey = LimitKey::Rate(Limited::Iops);
@@ -83,5 +84,46 @@ fn any_content_is_a_limit() {
     for (index, bucket) in limits.buckets.iter().enumerate() {
         let due = bucket.open(limits.owner(index).unwrap(), now);
         assert!(due.err().unwrap_or(now) - now < 10_000_000_000, "{due:?}");
+    }
+}
+
+#[test]
+fn a_disk_is_held_once_all_workers_rest_and_not_if_one_does_not() {
+    use std::time::Duration;
+
+    let limits = Arc::new(Limits::default());
+    let wakers = [0; 2].map(|_| Arc::new(EventFd::new(0).unwrap()));
+    for waker in &wakers {
+        limits.wake_by(Arc::clone(waker));
+    }
+    let long = Duration::from_secs(1000);
+    let holds = |patience| {
+        let limits = Arc::clone(&limits);
+        std::thread::spawn(move || limits.hold(long, patience))
+    };
+    let late = holds(Duration::from_millis(10));
+    assert!(matches!(late.join().unwrap(), Err(HoldError::Late(_))));
+    assert_eq!(limits.held(), None);
+    assert!(!limits.on.load(Ordering::Relaxed));
+
+    let held = holds(long);
+    let mut gates = [0, 1].map(|worker| Gate::new(Arc::clone(&limits), worker));
+    for (gate, waker) in gates.iter_mut().zip(&wakers) {
+        // Woken when it begins, as it was twice by the one before.
+        while !gate.is_held() {
+            waker.read().unwrap();
+            gate.begin_turn();
+        }
+        assert!(!gate.admits(&mut Waiter::default()));
+        gate.rest();
+        // That is counted once.
+        gate.rest();
+    }
+    assert_eq!(held.join().unwrap(), Ok(()));
+    assert!(matches!(limits.hold(long, long), Err(HoldError::Held(_))));
+    assert!(limits.let_go() && !limits.let_go());
+    for gate in &mut gates {
+        gate.begin_turn();
+        assert!(!gate.is_held() && gate.admits(&mut Waiter::default()));
     }
 }

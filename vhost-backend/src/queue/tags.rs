@@ -46,6 +46,11 @@ impl Tags {
         self.owners.len()
     }
 
+    /// No request is in flight.
+    pub(crate) fn all_are_free(&self) -> bool {
+        self.free.len() == self.owners.len()
+    }
+
     /// None is free.
     #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
