@@ -124,38 +124,6 @@ impl Queue {
         }
     }
 
-    /// Carries out what a predecessor has fetched and not answered (VU-32), as
-    /// far as there are tags; the rest comes first when there are some again.
-    /// It is in flight whether or not the ring is enabled by now.
-    pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
-        if !self.recovered.is_empty() {
-            log::info!(
-                "queue {}: {} requests are carried out again",
-                self.number,
-                self.recovered.len()
-            );
-        }
-        self.resubmit_some(common);
-    }
-
-    /// Returns how many.
-    fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
-        if common.gate.is_held() {
-            return 0;
-        }
-        let mut heads = std::mem::take(&mut self.recovered);
-        let mut count = 0;
-        while common.may_fetch()
-            && let Some(head) = heads.get(count)
-        {
-            self.take(*head, Origin::Record, common);
-            count += 1;
-        }
-        heads.drain(..count);
-        self.recovered = heads;
-        count
-    }
-
     /// Where writes to the used ring are logged, if this log is kept.
     pub(crate) fn set_used_log(&mut self, at: Option<u64>, log: Option<&Arc<Log>>) {
         self.used_log = at;
@@ -387,6 +355,8 @@ impl Queue {
                 self.complain("has a request in memory that cannot be reached", head);
                 (Status::IoErr, 0)
             }
+            // The disk is held still, and its ring waits for an answer.
+            Parsed::Io(..) if origin == Origin::Hold && gate.is_held() => (Status::IoErr, 0),
             Parsed::Io(op, data) => {
                 let (pieces, writes) = match data {
                     Data::None => (Some(&[][..]), 0),

@@ -201,7 +201,8 @@ impl<D: Device> Worker<D> {
         let polled = self.served().any(Queue::needs_polling);
         let polled = polled.then_some(POLL_INTERVAL);
         let limited = self.common.gate.timeout();
-        let held = self.common.holding.timeout();
+        let still = self.common.gate.is_held();
+        let held = self.common.holding.timeout().filter(|_| !still);
         let timeout = [polled, limited, held].into_iter().flatten().min();
         pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
@@ -209,7 +210,11 @@ impl<D: Device> Worker<D> {
     /// Fetches some from each queue; returns how many requests. Where there
     /// is too little room, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
-        if self.common.holding.is_on() {
+        self.common.scratch.begin_turn();
+        if self.common.gate.begin_turn() {
+            self.queues.iter_mut().for_each(Queue::wait_no_more);
+        }
+        if self.common.holding.is_on() && !self.common.gate.is_held() {
             self.try_held_again();
         }
         let Self {
@@ -219,10 +224,6 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
-        common.scratch.begin_turn();
-        if common.gate.begin_turn() {
-            queues.iter_mut().for_each(Queue::wait_no_more);
-        }
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         if common.gate.is_on() {

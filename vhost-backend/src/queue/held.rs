@@ -69,6 +69,10 @@ impl Queue {
         most: usize,
         common: &mut Common<D>,
     ) -> usize {
+        let still = common.gate.is_held();
+        if still && self.held.fate != Fate::Answered {
+            return 0;
+        }
         let mut count = 0;
         while count < most && self.held.due > 0 && common.may_fetch() {
             let Some(head) = self.held.heads.pop_front() else {
@@ -76,12 +80,17 @@ impl Queue {
                 break;
             };
             self.held.due -= 1;
-            common.holding.try_again();
+            if !still {
+                common.holding.try_again();
+            }
             self.take(head, Origin::Hold, common);
             let slot = self.slots.get(usize::from(head));
             if slot.is_some_and(Option::is_none) && !self.held.has(head) {
                 // It was answered at once.
                 common.holding.let_go(1);
+                if still {
+                    common.holding.fail();
+                }
             }
             count += 1;
         }
@@ -108,7 +117,8 @@ impl Queue {
         self.held.due = 0;
     }
 
-    /// What is held is tried once more, and answered however that ends.
+    /// What is held is tried once more, and answered however that ends; without
+    /// a try where the disk is held still.
     pub(super) fn hold_no_more(&mut self) {
         let count = self.held.heads.len();
         if count > 0 {

@@ -3,10 +3,12 @@
 
 use std::sync::mpsc::SyncSender;
 
-use super::Queue;
+use super::common::Common;
 use super::epochs::Epochs;
 use super::ring::Ring;
+use super::{Origin, Queue};
 use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::device::Device;
 use crate::held::Holding;
 
 impl Queue {
@@ -59,6 +61,38 @@ impl Queue {
             self.interrupts.interrupt();
         }
         true
+    }
+
+    /// Carries out what a predecessor has fetched and not answered (VU-32), as
+    /// far as there are tags; the rest comes first when there are some again.
+    /// It is in flight whether or not the ring is enabled by now.
+    pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
+        if !self.recovered.is_empty() {
+            log::info!(
+                "queue {}: {} requests are carried out again",
+                self.number,
+                self.recovered.len()
+            );
+        }
+        self.resubmit_some(common);
+    }
+
+    /// Returns how many.
+    pub(super) fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
+        if common.gate.is_held() {
+            return 0;
+        }
+        let mut heads = std::mem::take(&mut self.recovered);
+        let mut count = 0;
+        while common.may_fetch()
+            && let Some(head) = heads.get(count)
+        {
+            self.take(*head, Origin::Record, common);
+            count += 1;
+        }
+        heads.drain(..count);
+        self.recovered = heads;
+        count
     }
 
     /// Fetches no more; the answer comes from [`settle`](Self::settle). What is
