@@ -7,9 +7,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::done::{
-    Advised, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
-};
+use super::done::{Advised, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried};
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::Page;
 use super::failure::Code;

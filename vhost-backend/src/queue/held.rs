@@ -1,4 +1,13 @@
 //! Requests of a queue that could not be carried out yet.
+//!
+//! None waits for another. One that is held is in flight, as it is not answered,
+//! and virtio promises no order among requests in flight: one that overlaps it
+//! may be answered before it, and is written over when it lands. The same is so
+//! with any disk that takes long, and after a kill, when what the record has
+//! comes after what was answered. A driver that wants an order waits for the
+//! answer before it submits the next: page caches, journals and swap do. Keeping
+//! ranges of all queues would cost each request a look, and gain nobody anything.
+//! A FLUSH covers what was answered before it, so it does not wait either.
 
 use super::common::Common;
 use super::epochs::Epochs;

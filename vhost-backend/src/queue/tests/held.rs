@@ -1,7 +1,12 @@
 //! Requests that the channel gives back.
 
+use std::time::Duration;
+
+use virtio_bindings::virtio_blk::VIRTIO_BLK_T_FLUSH;
+
 use super::*;
 use crate::held::{Due, HeldRequests};
+use crate::limits::Limits;
 
 impl Rig {
     /// The disk cannot carry out request `i` now.
@@ -116,4 +121,68 @@ fn a_pause_without_a_record_ends_it_and_the_next_one_is_held_again() {
     rig.fetch();
     rig.give_back(1);
     assert_eq!((rig.status(1), shared.counts().now), (0xff, 1));
+}
+
+/// Either may be the last one: both are in flight.
+#[test]
+fn what_overlaps_a_held_request_does_not_wait_for_it_and_nor_does_a_flush() {
+    let mut rig = rig();
+    rig.shared();
+    rig.offer(0, VIRTIO_BLK_T_OUT);
+    rig.fetch();
+    rig.give_back(0);
+    let head = rig.prepare(1, VIRTIO_BLK_T_OUT);
+    rig.driver
+        .guest
+        .write(DATA + 0x1000, &header(VIRTIO_BLK_T_OUT, 0));
+    rig.driver.offer(head);
+    rig.fetch();
+    let write = Op::Write {
+        offset: 0,
+        stable: true,
+    };
+    assert_eq!(rig.io.pending()[0].op, write);
+    rig.end(1, Status::Ok);
+    let head = rig.prepare(2, VIRTIO_BLK_T_FLUSH);
+    rig.driver
+        .guest
+        .write(DATA + 0x2000, &header(VIRTIO_BLK_T_FLUSH, 0));
+    rig.driver.offer(head);
+    rig.fetch();
+    rig.end(2, Status::Ok);
+    assert_eq!((rig.status(0), rig.status(1)), (0xff, 0));
+    assert!(rig.queue.held_are_due(false));
+    rig.fetch();
+    assert_eq!(rig.io.pending()[0].op, write, "it lands last");
+    rig.end(0, Status::Ok);
+    assert_eq!(rig.status(0), 0);
+}
+
+#[test]
+fn nothing_is_tried_again_while_the_disk_is_held_still() {
+    let mut rig = rig();
+    let shared = rig.shared();
+    let limits = Arc::<Limits>::default();
+    rig.common.gate = Gate::new(Arc::clone(&limits), 0);
+    for i in 0..2 {
+        rig.offer(i, VIRTIO_BLK_T_OUT);
+    }
+    rig.fetch();
+    for i in 0..2 {
+        rig.give_back(i);
+    }
+    let long = Duration::from_secs(3600);
+    limits.hold(long, long).unwrap();
+    rig.common.gate.begin_turn();
+    assert!(rig.queue.held_are_due(true));
+    assert_eq!(rig.fetch(), 0);
+    // An end does not wait until it goes on.
+    let stopped = rig.stop();
+    assert_eq!(rig.fetch(), 2);
+    assert!(rig.io.pending().is_empty());
+    assert!(rig.queue.settle());
+    assert_eq!(stopped.recv().unwrap(), Answer::Stopped(Some(2)));
+    assert_eq!((rig.status(0), rig.status(1)), (1, 1));
+    let counts = shared.counts();
+    assert_eq!((counts.now, counts.failed, counts.retries), (0, 2, 0));
 }
