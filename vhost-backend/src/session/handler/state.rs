@@ -31,6 +31,7 @@ impl<D: Device> Handler<D> {
             .filter_map(|queue| self.inflight_region(queue))
             .any(|region| region.has_requests())
         {
+            log::warn!("the state is not saved: {}", StateError::Held);
             return Err(StateError::Held.into());
         }
         state.save(pipe)?;
