@@ -11,6 +11,7 @@ mod approach;
 mod bounced;
 mod bulk;
 mod pieces;
+mod policy;
 mod shared;
 mod stats;
 mod straight;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vhost_backend::device::SECTOR;
-use vhost_backend::{Completion, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
+use vhost_backend::{Completion, GivenBack, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
 
 use self::approach::{Choice, choose};
 use self::bulk::Bulk;
@@ -68,6 +69,8 @@ pub struct BlockIo<E> {
     /// Never longer than its first capacity, so that tasks stay where they are.
     tasks: Vec<Task>,
     ended: Vec<Completion>,
+    /// Requests that the host has failed, and that are tried again later.
+    held: Vec<GivenBack>,
     /// Tasks that wait for a buffer, a block or their turn to punch.
     stalled: VecDeque<u32>,
     results: Vec<(u32, i32)>,
@@ -131,6 +134,7 @@ impl<E: Engine> BlockIo<E> {
             counts: Counts::default(),
             tasks: Vec::with_capacity(slots),
             ended: Vec::with_capacity(slots),
+            held: Vec::with_capacity(slots),
             stalled: VecDeque::with_capacity(slots),
             results: Vec::with_capacity(slots),
             pool: Pool::new(BUFFERS, BUFFER_BYTES)?,
@@ -170,16 +174,6 @@ impl<E: Engine> BlockIo<E> {
 
     fn end(&mut self, tag: u32, status: Status) {
         let task = &mut self.tasks[tag as usize];
-        if let Some(buffer) = task.buffer.take() {
-            self.pool.give_back(buffer);
-        }
-        if std::mem::take(&mut task.owns_blocks) {
-            self.shared.release_blocks(task.chunk_start, task.chunk_end);
-        }
-        if let Way::Change(_) = task.way {
-            self.shared.changed();
-        }
-        task.leave_way();
         match task.op {
             Op::Read { .. } => {
                 self.counts.reads += 1;
@@ -195,10 +189,22 @@ impl<E: Engine> BlockIo<E> {
             }
             other => self.counts.end_of_other(other.kind()),
         }
-        task.pieces.forget();
+        task.let_all_go(&mut self.pool, &self.shared);
         self.ended.push(Completion {
             tag: Tag(tag),
             status,
+        });
+    }
+
+    /// The host cannot carry a task out now: it is tried again from its
+    /// beginning.
+    #[cold]
+    fn hold(&mut self, tag: u32, longest: Duration, errno: i32) {
+        self.tasks[tag as usize].let_all_go(&mut self.pool, &self.shared);
+        self.held.push(GivenBack {
+            tag: Tag(tag),
+            longest,
+            why: errno,
         });
     }
 
@@ -309,8 +315,12 @@ impl<E: Engine> BlockIo<E> {
                 }
                 _ => {}
             }
+            // A sync that is made again proves nothing: the kernel has told
+            // once what it lost.
             if matches!(self.tasks[tag as usize].step, Step::Sync(..)) {
                 self.shared.lose_writes();
+            } else if let Some(longest) = self.shared.policy.holds(-result) {
+                return self.hold(tag, longest, -result);
             }
             self.shared.report(self.tasks[tag as usize].op, -result);
             return self.end(tag, Status::IoErr);
@@ -375,7 +385,7 @@ impl<E: Engine> BlockIo<E> {
 
 /// Whether raw I/O may be given to the kernel at the moment that it is asked.
 fn may_submit(raw: &mut Option<Worker>) -> impl FnMut() -> Option<Permit> {
-    || match raw {
+    move || match raw {
         Some(raw) => raw.may_submit(),
         None => Some(Permit::unconditional()),
     }
@@ -449,6 +459,13 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         self.counts.publish();
         for completion in self.ended.drain(..) {
             done(completion);
+        }
+    }
+
+    #[inline(always)]
+    fn give_back(&mut self, back: &mut impl FnMut(GivenBack)) {
+        while let Some(one) = self.held.pop() {
+            back(one);
         }
     }
 

@@ -14,7 +14,9 @@ use mapping::DiskPath;
 use mapping::lease::LeaseError;
 use mapping::path::{Aside, Obstacle};
 use vhost_backend::device::SECTOR;
-use vhost_backend::{Device, DiscardLimits, DiskInfo, IoChannel, Topology, WriteZeroesLimits};
+use vhost_backend::{
+    Device, DiscardLimits, DiskInfo, HeldRequests, IoChannel, Topology, WriteZeroesLimits,
+};
 
 use crate::block_io::{BlockIo, ByKind, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
@@ -33,10 +35,12 @@ mod description;
 mod device_claim;
 mod error;
 mod holders;
+mod holding;
 mod image_file;
 mod image_lock;
 mod reports;
 mod resize;
+pub(crate) mod room;
 pub(crate) mod snapshots;
 mod ways;
 
@@ -78,6 +82,10 @@ pub struct Disk {
     lock: Option<ImageLock>,
     pinner: Option<Arc<Pinner>>,
     tallies: Mutex<Vec<Arc<Tally>>>,
+    /// Requests that wait for the host.
+    held: Arc<HeldRequests>,
+    /// Of the image's file system.
+    room: room::Seen,
     opened: Instant,
 }
 
@@ -218,12 +226,15 @@ impl Disk {
             lock,
             pinner: pinner(options),
             tallies: Mutex::default(),
+            held: Arc::default(),
+            room: room::Seen::default(),
             opened: Instant::now(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
         if disk.whole(bytes) == 0 {
             return Err(DiskError::TooSmall(path.to_owned(), disk.block()));
         }
+        disk.hold_on(Some(options.on_enospc), Some(options.on_io_error));
         disk.set_size(bytes);
         disk.take_for_swap()?;
         Ok(disk)

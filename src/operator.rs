@@ -43,12 +43,12 @@ use crate::host::feed::Feed;
 use crate::host::logging;
 use crate::host::sandbox::{self, InForce};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::{IoPath, LogLevel};
+use crate::options::config::{IoPath, LogLevel, OnError};
 use crate::options::limit;
 use crate::options::settings::Settings;
 use crate::protocol::done::{
-    Advised, LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList,
-    SnapshotTaken,
+    Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
+    SnapshotList, SnapshotTaken,
 };
 use crate::protocol::events::Event;
 use crate::protocol::extents::{Heat, Page};
@@ -90,6 +90,8 @@ pub(crate) enum Done {
     LogLevel(LogLevelNow),
     IoPath(PathNow),
     Options(OptionsNow),
+    OnError(OnErrorNow),
+    Retry(Retried),
     Quiesce(Quiesced),
     Resume(Resumed),
     Snapshot(SnapshotTaken),
@@ -224,11 +226,40 @@ impl Operator {
                 self.limits.replace(&lists.copied().collect::<Vec<_>>());
                 Ok(())
             }
+            "on-enospc" => {
+                self.disk.hold_on(Some(args.on_enospc), None);
+                Ok(())
+            }
+            "on-io-error" => {
+                self.disk.hold_on(None, Some(args.on_io_error));
+                Ok(())
+            }
             _ => {
                 logging::show(args.log_level.map(Into::into));
                 Ok(())
             }
         });
+    }
+
+    /// Chooses what becomes of requests that the host fails.
+    pub(crate) fn on_error(
+        &self,
+        enospc: Option<OnError>,
+        io_error: Option<OnError>,
+    ) -> OnErrorNow {
+        self.disk.hold_on(enospc, io_error);
+        for (key, what) in [("on-enospc", enospc), ("on-io-error", io_error)] {
+            if let Some(what) = what {
+                self.options.note(key, Some(what.as_str()));
+            }
+        }
+        OnErrorNow::new(self.disk.on_errors(), self.disk.held().counts().now)
+    }
+
+    fn retry(&self) -> Retried {
+        let requests = self.disk.held().counts().now;
+        self.disk.held().retry();
+        Retried::new(requests)
     }
 
     /// Tells the guest and others of another size; whether it is one.
@@ -404,6 +435,10 @@ impl Controlled for Operator {
                 self.options.note("limit", given.as_deref());
                 Ok(Done::Limits(now))
             }
+            Request::OnError { enospc, io_error } => {
+                Ok(Done::OnError(self.on_error(enospc, io_error)))
+            }
+            Request::Retry {} => Ok(Done::Retry(self.retry())),
             Request::Options {} => Ok(Done::Options(self.options.describe())),
         };
         match done {

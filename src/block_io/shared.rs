@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Op, OpKind};
 
+use super::policy::Policy;
 use super::stats::ByKind;
 use crate::host::switches;
 use crate::host::sys::DirectAlign;
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     pub align: DirectAlign,
     /// Bytes that can be freed or zeroed by the file system: a power of two.
     pub unit: u32,
+    /// Which errors are waited out.
+    pub policy: Policy,
     punch: AtomicBool,
     zero_range: AtomicBool,
     /// Bytes that the guest may change.
@@ -53,6 +56,7 @@ impl Shared {
         Self {
             align,
             unit,
+            policy: Policy::default(),
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             capacity: AtomicU64::new(u64::MAX),

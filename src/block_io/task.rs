@@ -7,7 +7,7 @@ use super::bulk::Flight;
 use super::pieces::Pieces;
 use super::shared::Shared;
 use crate::engine::Target;
-use crate::engine::bounce::Buffer;
+use crate::engine::bounce::{Buffer, Pool};
 use mapping::path::{Claim, Piece, Plan};
 
 /// What a task's operation in the kernel, or its last one, is for.
@@ -179,6 +179,23 @@ impl Task {
             }
             Op::Flush => self.len = 0,
         }
+    }
+
+    /// It is over: nothing is kept for it. What it has changed by the file
+    /// counts, whether or not that was all.
+    #[inline(always)]
+    pub(super) fn let_all_go(&mut self, pool: &mut Pool, shared: &Shared) {
+        if let Some(buffer) = self.buffer.take() {
+            pool.give_back(buffer);
+        }
+        if std::mem::take(&mut self.owns_blocks) {
+            shared.release_blocks(self.chunk_start, self.chunk_end);
+        }
+        if let Way::Change(_) = self.way {
+            shared.changed();
+        }
+        self.leave_way();
+        self.pieces.forget();
     }
 
     /// Where the request begins in the image.

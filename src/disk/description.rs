@@ -25,6 +25,7 @@ impl Disk {
             Err(reason) => (self.block_device, reason.to_owned(), 0),
         };
         let path = self.disk_path().ok();
+        let (on_enospc, on_io_error) = self.on_errors();
         DiskInfo {
             image: self.path.display().to_string(),
             kind: if self.block_device {
@@ -55,6 +56,10 @@ impl Disk {
                 .map(|time| time.map_or(0, |time| time.as_secs())),
             guard: path.map(|path| path.guard_state().into()),
             operations: self.sums().into(),
+            on_enospc,
+            on_io_error,
+            held_requests: self.held.counts().now,
+            room: self.room.now(),
             device: path.and_then(|path| Some(path.device().path()?.display().to_string())),
             device_io: match self.raw.as_ref().map_or(self.manner, |way| way.manner) {
                 Manner::Queued => DeviceIo::Queued.into(),

@@ -93,6 +93,7 @@ impl Family {
             (_, None) => false,
             (Samples::Map(_) | Samples::Extents, Some(of)) => of.map.is_some(),
             (Samples::Lease, Some(of)) => of.lease_held.is_some(),
+            (Samples::Room(_), Some(of)) => of.room.is_some(),
             (_, Some(_)) => true,
         }
     }
@@ -128,6 +129,10 @@ impl Family {
                 let held = of.lease_held.is_some_and(|held| held);
                 self.sample(&with(None), u64::from(held), encoder)
             }
+            (Samples::Room(count), _) => match &of.room {
+                Some(room) => self.sample(&with(None), count(room), encoder),
+                None => Ok(()),
+            },
             (Samples::Operations(counts), _) => {
                 let mut counts = counts(of).named().into_iter();
                 counts.try_for_each(|(name, count)| {

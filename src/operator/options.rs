@@ -9,7 +9,7 @@ use crate::options::usage;
 use crate::protocol::done::OptionsNow;
 
 /// Options that can change while a disk is served.
-const LIVE: [&str; 3] = ["io-path", "limit", "log-level"];
+const LIVE: [&str; 5] = ["io-path", "limit", "log-level", "on-enospc", "on-io-error"];
 
 /// The options of this process.
 #[derive(Debug)]

@@ -47,6 +47,7 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits, server: &Handle) -> Statistic
     let failed = disk.errors();
     let waits = limits.waits();
     let sums = disk.sums();
+    let held = disk.held().counts();
     let description = disk.describe();
     let path = disk.disk_path().ok();
     Statistics {
@@ -55,12 +56,16 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits, server: &Handle) -> Statistic
         path_reason: description.path_reason,
         path_entries: description.path_entries,
         requests: sums.requests.iter().sum(),
-        failed_requests: failed.iter().sum(),
+        failed_requests: failed.iter().sum::<u64>().saturating_add(held.failed),
         disk_operations: sums.disk_operations,
         file_operations: sums.file_operations,
         zero_fills: sums.zero_fills,
         read_bytes: sums.read_bytes,
         written_bytes: sums.written_bytes,
+        held_requests: held.now,
+        held_requests_ever: held.ever,
+        held_retries: held.retries,
+        room: description.room,
         limit_waits: waits.count,
         limit_waited_us: microseconds(waits.time),
         held_for_us: limits.held_for().map(microseconds),

@@ -11,7 +11,7 @@ use crate::host::socket;
 use crate::options::address::{self, Address};
 use crate::options::config::{
     Config, ConfigError, DiskOptions, IoPath, LimitOptions, LogLevel, MAX_QUEUE_SIZE, MAX_QUEUES,
-    MIN_QUEUE_SIZE, Socket, Swap,
+    MIN_QUEUE_SIZE, OnError, Socket, Swap,
 };
 use crate::options::limit::{self, LimitList};
 use crate::options::size;
@@ -112,6 +112,14 @@ pub struct Args {
     /// Share the limits with all who have this file, on a tmpfs such as /run
     #[arg(long, value_name = "FILE")]
     pub limit_group: Option<PathBuf>,
+
+    /// What becomes of writes for which the image's file system has no room
+    #[arg(long, value_enum, value_name = "hold|report", default_value_t = OnError::Hold)]
+    pub on_enospc: OnError,
+
+    /// What becomes of requests that the disk under the image fails
+    #[arg(long, value_enum, value_name = "hold|report", default_value_t = OnError::Report)]
+    pub on_io_error: OnError,
 
     /// Listen here for extentctl
     #[arg(long, value_name = "PATH")]
@@ -241,6 +249,8 @@ impl Args {
                 pin_guest_memory: self.pin_guest_memory,
                 pin_reserve: self.pin_reserve,
                 swap,
+                on_enospc: self.on_enospc,
+                on_io_error: self.on_io_error,
                 may_poll: self.poll_us != PollTime::Never,
             },
             server: vhost_backend::Options {

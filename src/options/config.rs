@@ -66,6 +66,10 @@ pub struct DiskOptions {
     pub pin_reserve: u64,
     /// Swap-grade mode, and how strictly.
     pub swap: Option<Swap>,
+    /// What becomes of requests for which there is no room.
+    pub on_enospc: OnError,
+    /// What becomes of requests that the disk fails.
+    pub on_io_error: OnError,
     /// A device with queues that never interrupt is looked at for the ends of
     /// requests.
     pub may_poll: bool,
@@ -104,6 +108,27 @@ pub enum IoPath {
     Disk,
     /// Direct I/O on the image file
     File,
+}
+
+/// What becomes of a request that the host fails.
+// The lines of the values are help texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// It waits, and is tried again
+    Hold,
+    /// The guest is told
+    Report,
+}
+
+impl OnError {
+    /// As it is typed.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Report => "report",
+        }
+    }
 }
 
 /// How much is logged. The lines of the values are help texts.

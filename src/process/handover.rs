@@ -14,9 +14,11 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use vhost_backend::{LimitKey, Limits};
 
 use crate::host::sys;
+use crate::options::config::OnError;
 use crate::options::limit::{self, LimitList};
 
 /// Where LISTEN_FDS begins.
@@ -32,6 +34,10 @@ const BEGUN_SANDBOX: &str = "EXTENTD_HANDOVER_SANDBOX";
 
 /// Tells the new program the limits by now, as `--limit` has them.
 const LIMITS: &str = "EXTENTD_HANDOVER_LIMITS";
+
+/// Tells the new program what becomes of requests that the host fails by now:
+/// where there is no room, and where the disk fails.
+const ON_ERRORS: &str = "EXTENTD_HANDOVER_ON_ERRORS";
 
 /// Everything that is needed later, gathered at the start: by then another
 /// file has the binary's name, which is how it is upgraded.
@@ -90,11 +96,16 @@ impl Handover {
     }
 
     /// Becomes the binary. `begun` is the boot time in nanoseconds at which
-    /// the disk was last served without a break.
+    /// the disk was last served without a break; `on_errors` is what becomes of
+    /// requests that the host fails.
     ///
     /// # Errors
     /// It cannot be run. It does not return otherwise.
-    pub(crate) fn go(&self, begun: u64) -> io::Result<Infallible> {
+    pub(crate) fn go(
+        &self,
+        begun: u64,
+        (no_room, io_error): (OnError, OnError),
+    ) -> io::Result<Infallible> {
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).env(BEGUN, begun.to_string());
         if self.number.is_none() {
@@ -109,6 +120,8 @@ impl Handover {
         let values = self.limits.values();
         let limits: Vec<_> = LimitKey::all().map(|key| (key, values.get(key))).collect();
         command.env(LIMITS, limit::display(&limits));
+        let words = [no_room, io_error].map(OnError::as_str);
+        command.env(ON_ERRORS, words.join(","));
         let number = self.number.unwrap_or(FIRST);
         let image = sys::inheritable_copy(&self.image, number + 1)?;
         command.env(IMAGE, image.as_raw_fd().to_string());
@@ -138,6 +151,15 @@ pub(crate) fn limits() -> Option<Vec<(LimitKey, u64)>> {
             None
         }
     }
+}
+
+/// For a process that another one became: what became of requests that the
+/// host failed, where there was no room and where the disk failed.
+pub(crate) fn on_errors() -> Option<(OnError, OnError)> {
+    let text = std::env::var(ON_ERRORS).ok()?;
+    let (no_room, io_error) = text.split_once(',')?;
+    let word = |text| OnError::from_str(text, false).ok();
+    word(no_room).zip(word(io_error))
 }
 
 /// For a process that another one became: that one has given up what no start

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use vhost_backend::{Endpoint, Handle, Limits, Server, Visit};
 
 use crate::disk::snapshots::{SnapshotError, SnapshotFolder};
-use crate::disk::{Disk, DiskError};
+use crate::disk::{Disk, DiskError, room};
 use crate::host::allocations;
 use crate::host::feed::{self, Feed, Listener};
 use crate::host::keeper::{self, Keeper};
@@ -103,7 +103,14 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     let limits = process_limits::begin(&config.limits, handover::limits())?;
     let disk = Arc::new(open_disk(config, handed)?);
     disk.report_to(feed.clone());
-    let mut server = Server::with_limits(Arc::clone(&disk), config.server.clone(), &limits)?;
+    watch::look_at(Arc::clone(disk.held()));
+    room::watch(&disk, feed.clone()).map_err(host("start the thread that looks for room"))?;
+    let mut server = Server::with_limits(
+        Arc::clone(&disk),
+        config.server.clone(),
+        &limits,
+        disk.held(),
+    )?;
     server.observe(visits(feed.clone()));
     let handle = server.handle();
     let swap = match config.disk.swap {
@@ -127,6 +134,9 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
         settings,
         feed,
     );
+    if let Some((no_room, io_error)) = handover::on_errors() {
+        operator.on_error(Some(no_room), Some(io_error));
+    }
     let operator = Arc::new(operator.with_snapshots(snapshots));
     // They are removed when this is dropped, however this ends.
     let mut files = SocketFiles::new(&keeper);
@@ -169,7 +179,8 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
             path.unwant();
         }
         let successor = Arc::clone(successor);
-        let result = keeper.have(move || successor.go(begun));
+        let on_errors = disk.on_errors();
+        let result = keeper.have(move || successor.go(begun, on_errors));
         result
             .and_then(|result| result)
             .map_err(host("run the new binary"))?;

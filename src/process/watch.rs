@@ -3,11 +3,12 @@
 //! that must turn do turn. When the process is to stop and does not, it ends it.
 
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pulse::{Change, Watch};
+use vhost_backend::HeldRequests;
 
 use crate::host::feed::Feed;
 use crate::host::hardening::SMALL_STACK;
@@ -22,12 +23,18 @@ const STOP: Duration = Duration::from_secs(50);
 /// The same where a thread stands still that no disk keeps.
 const STOP_STANDING: Duration = Duration::from_secs(10);
 
+static HELD: OnceLock<Arc<HeldRequests>> = OnceLock::new();
 static STOPPING: OnceLock<Instant> = OnceLock::new();
 
 /// From now on the process is to stop. It ends within a bound, whatever its
 /// threads wait for; what is in flight then stays in the front-end's record.
 pub(crate) fn stopping() {
     STOPPING.get_or_init(Instant::now);
+}
+
+/// From now on it is told when these begin to be held, and when none is.
+pub(crate) fn look_at(held: Arc<HeldRequests>) {
+    HELD.get_or_init(|| held);
 }
 
 /// Starts the thread, for the life of the process.
@@ -52,6 +59,7 @@ fn watch(interval: Option<Duration>, feed: &Feed<Event>) {
     let mut watch = Watch::default();
     let mut last = Instant::now();
     let mut told: Option<Instant> = None;
+    let mut held = Held::default();
     loop {
         let next = watch.next();
         let next = interval.map_or(next, |interval| next.min(interval));
@@ -62,6 +70,7 @@ fn watch(interval: Option<Duration>, feed: &Feed<Event>) {
             feed.tell(event(change));
         }
         last = now;
+        held.look(feed);
         let due = interval.filter(|&interval| told.is_none_or(|at| now - at >= interval));
         if due.is_some() && !stands() {
             service_manager::tell(&NotifyState::Watchdog);
@@ -131,6 +140,48 @@ fn say(change: &Change) {
             "thread {} goes on after {} s",
             one.thread,
             one.time.as_secs()
+        ),
+    }
+}
+
+/// What was told of requests that are held.
+#[derive(Debug, Default)]
+struct Held {
+    since: Option<Instant>,
+    ever: u64,
+}
+
+impl Held {
+    fn look(&mut self, feed: &Feed<Event>) {
+        let Some(requests) = HELD.get() else { return };
+        let counts = requests.counts();
+        let some = counts.ever != self.ever || counts.now > 0;
+        self.ever = counts.ever;
+        if some && self.since.is_none() {
+            self.since = Some(Instant::now());
+            let reason = reason(counts.why);
+            log::warn!("requests are held, and the guest waits: {reason}");
+            feed.tell(Event::RequestsHeld { reason });
+        }
+        if counts.now == 0
+            && let Some(since) = self.since.take()
+        {
+            let seconds = since.elapsed().as_secs();
+            log::info!("no request is held any more, after {seconds} s");
+            feed.tell(Event::RequestsReleased { seconds });
+        }
+    }
+}
+
+/// Why, and what to do about it.
+fn reason(errno: i32) -> String {
+    match errno {
+        libc::ENOSPC | libc::EDQUOT => {
+            "the image's file system is full: make room, and they go on by themselves".to_owned()
+        }
+        _ => format!(
+            "{}: they go on when the disk works again, or at extentctl retry",
+            io::Error::from_raw_os_error(errno)
         ),
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::requests::Advice;
 use super::words::{Named, Way};
-use crate::options::config::LogLevel;
+use crate::options::config::{LogLevel, OnError};
 
 /// The disk has another size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -54,6 +54,42 @@ pub struct PathNow {
     pub path: Named<Way>,
     /// Why: one sentence.
     pub path_reason: String,
+}
+
+/// What becomes of requests that the host fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct OnErrorNow {
+    /// Where the image's file system has no room.
+    pub on_enospc: OnError,
+    /// Where the disk under the image fails.
+    pub on_io_error: OnError,
+    /// Requests that are held now.
+    pub held_requests: u64,
+}
+
+impl OnErrorNow {
+    pub(crate) fn new((on_enospc, on_io_error): (OnError, OnError), held_requests: u64) -> Self {
+        Self {
+            on_enospc,
+            on_io_error,
+            held_requests,
+        }
+    }
+}
+
+/// Requests that are held are tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Retried {
+    /// So many.
+    pub requests: u64,
+}
+
+impl Retried {
+    pub(crate) fn new(requests: u64) -> Self {
+        Self { requests }
+    }
 }
 
 /// An image was prepared to be swapped on. Nobody is asked for this one:

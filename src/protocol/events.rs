@@ -60,6 +60,29 @@ pub enum Event {
     },
     /// It looks again.
     GuardOnTime {},
+    /// The host fails requests, which are held and tried again.
+    RequestsHeld {
+        /// What it says: for people.
+        reason: String,
+    },
+    /// No request is held any more.
+    RequestsReleased {
+        /// For how long some were, in seconds.
+        seconds: u64,
+    },
+    /// The image's file system has little room, and less than the guest may
+    /// ask for.
+    RoomLow {
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// Bytes of the image that have no blocks yet.
+        unallocated_bytes: u64,
+    },
+    /// It has enough again.
+    RoomEnough {
+        /// Bytes that are free.
+        free_bytes: u64,
+    },
     /// A thread stands still.
     ThreadStands {
         /// Its name.
@@ -106,6 +129,14 @@ pub enum EventKind {
     GuardLate,
     /// It looks again
     GuardOnTime,
+    /// Requests are held, as the host fails them
+    RequestsHeld,
+    /// None is any more
+    RequestsReleased,
+    /// The image's file system has little room
+    RoomLow,
+    /// It has enough again
+    RoomEnough,
     /// A thread stands still
     ThreadStands,
     /// It goes on
@@ -127,6 +158,10 @@ impl Event {
             Event::SnapshotTaken { .. } => EventKind::SnapshotTaken,
             Event::GuardLate { .. } => EventKind::GuardLate,
             Event::GuardOnTime {} => EventKind::GuardOnTime,
+            Event::RequestsHeld { .. } => EventKind::RequestsHeld,
+            Event::RequestsReleased { .. } => EventKind::RequestsReleased,
+            Event::RoomLow { .. } => EventKind::RoomLow,
+            Event::RoomEnough { .. } => EventKind::RoomEnough,
             Event::ThreadStands { .. } => EventKind::ThreadStands,
             Event::ThreadGoesOn { .. } => EventKind::ThreadGoesOn,
         }

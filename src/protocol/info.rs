@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::LimitsNow;
 use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
-use crate::options::config::Swap;
+use crate::options::config::{OnError, Swap};
 
 mod hexadecimal;
 mod properties;
@@ -107,6 +107,15 @@ pub struct DiskInfo {
     pub guard: Option<Guard>,
     /// What was done so far.
     pub operations: Operations,
+    /// What becomes of requests for which there is no room.
+    pub on_enospc: OnError,
+    /// What becomes of requests that the disk fails.
+    pub on_io_error: OnError,
+    /// Requests that are held now.
+    pub held_requests: u64,
+    /// The room of the image's file system; `None` for a block device, for a
+    /// read-only disk, and where it is not known.
+    pub room: Option<Room>,
     /// The block device under the image, if raw I/O to it is possible.
     pub device: Option<String>,
     /// How the device is read and written.
@@ -119,6 +128,21 @@ pub struct DiskInfo {
     pub pinned_guest_memory: String,
     /// The image lock is used.
     pub lock: bool,
+}
+
+/// The room that the image's file system has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Room {
+    /// Bytes that are free, but for what is kept for root.
+    pub free_bytes: u64,
+    /// Bytes of the image that have no blocks yet: the guest may ask for as
+    /// many. Blocks that it shares with other files come to that.
+    pub unallocated_bytes: u64,
+    /// That is more than is free.
+    pub overcommitted: bool,
+    /// And little is free: less than a twentieth of the file system, and than
+    /// 10 GiB.
+    pub low: bool,
 }
 
 /// The thread that takes the lease and gives it back.

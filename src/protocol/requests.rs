@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::events::EventKind;
 use super::limits::{self, LimitNumbers};
 use crate::options::byte_range::ByteRange;
-use crate::options::config::{IoPath, LogLevel};
+use crate::options::config::{IoPath, LogLevel, OnError};
 use crate::options::limit;
 
 /// What may be asked of a disk.
@@ -66,6 +66,18 @@ pub enum Request {
         /// The way.
         path: IoPath,
     },
+    /// Choose what becomes of requests that the host fails, if there is
+    /// something to choose; what is in force.
+    OnError {
+        /// Where the image's file system has no room; null: as it is.
+        #[serde(default)]
+        enospc: Option<OnError>,
+        /// Where the disk under the image fails; null: as it is.
+        #[serde(default)]
+        io_error: Option<OnError>,
+    },
+    /// Have all requests that are held tried again now.
+    Retry {},
     /// Hold the disk still: nothing is fetched, and the answer comes when
     /// nothing is in flight. It goes on when it is told to, or by itself.
     Quiesce {
@@ -148,6 +160,8 @@ impl Request {
             Request::Info {}
                 | Request::Stats {}
                 | Request::Limits { .. }
+                | Request::OnError { .. }
+                | Request::Retry {}
                 | Request::Options {}
                 | Request::LogLevel { .. }
                 | Request::Resume {}
@@ -176,6 +190,15 @@ impl Request {
                 let name = path.as_ref().map_or("", |path| path.get_name());
                 Some(format!("io-path {name}"))
             }
+            Request::OnError { enospc, io_error } => {
+                let one = |name: &str, what: &Option<OnError>| {
+                    what.map(|what| format!(" {name}={}", what.as_str()))
+                };
+                let all = [one("enospc", enospc), one("io-error", io_error)];
+                let text: String = all.into_iter().flatten().collect();
+                (!text.is_empty()).then(|| format!("on-error{text}"))
+            }
+            Request::Retry {} => Some("retry".to_owned()),
             Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
             Request::Resume {} => Some("resume".to_owned()),
             Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),

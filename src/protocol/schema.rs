@@ -8,8 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::done::{
-    Advised, LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, SnapshotList,
-    SnapshotTaken,
+    Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
+    SnapshotList, SnapshotTaken,
 };
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::{Heat, Page};
@@ -34,6 +34,8 @@ const OF_DISK: &[Row] = &[
     ("heat", of::<Heat>),
     ("log-level", of::<LogLevelNow>),
     ("io-path", of::<PathNow>),
+    ("on-error", of::<OnErrorNow>),
+    ("retry", of::<Retried>),
     ("quiesce", of::<Quiesced>),
     ("resume", of::<Resumed>),
     ("snapshot", of::<SnapshotTaken>),

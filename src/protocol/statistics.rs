@@ -7,6 +7,7 @@ use mapping::{Kind, KindName};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::info::Room;
 use super::words::{Named, Way};
 
 mod kinds;
@@ -39,6 +40,16 @@ pub struct Statistics {
     pub read_bytes: u64,
     /// Bytes of writes that ended well.
     pub written_bytes: u64,
+    /// Requests that are held now: the host has failed them, and they are tried
+    /// again.
+    pub held_requests: u64,
+    /// Those that were, since the start.
+    pub held_requests_ever: u64,
+    /// How often one of them was tried again.
+    pub held_retries: u64,
+    /// The room of the image's file system; `None` for a block device, and
+    /// where it is not known.
+    pub room: Option<Room>,
     /// How often a queue with something to fetch was held back by a limit.
     pub limit_waits: u64,
     /// For how long in all, in microseconds.

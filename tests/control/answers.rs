@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use extentd::protocol::done::{Advised, LogLevelNow, PathNow, Resized};
+use extentd::protocol::done::{Advised, LogLevelNow, OnErrorNow, PathNow, Resized, Retried};
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::{Info, Selftest};
 use extentd::protocol::limits::LimitsNow;
@@ -63,6 +63,8 @@ fn understood_by_its_struct(command: &str, answer: &Value) {
         "limits" => understood::<LimitsNow>(answer),
         "log-level" => understood::<LogLevelNow>(answer),
         "map" => understood::<Page>(answer),
+        "on-error" => understood::<OnErrorNow>(answer),
+        "retry" => understood::<Retried>(answer),
         "resize" => understood::<Resized>(answer),
         "selftest" => understood::<Selftest>(answer),
         "stats" => understood::<Statistics>(answer),
@@ -109,6 +111,8 @@ fn answers_keep_their_form_on_the_disk_path() {
         &["map", "--limit", "1"],
         &["log-level", "debug"],
         &["limits", "--iops", "1000"],
+        &["on-error", "--io-error", "hold"],
+        &["retry"],
         &["resize", "16M"],
     ];
     assert_eq!(forms(&rig, "disk", commands), kept("disk"));

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use extentd::disk::{Disk, DiskOptions};
-use extentd::options::config::IoPath;
+use extentd::options::config::{IoPath, OnError};
 use front_end::load::{Pattern, Plan};
 use vhost_backend::{Device, DiskInfo, Endpoint, Options, PollTime, Server};
 
@@ -117,6 +117,8 @@ fn count(image: &Image, load: Plan, requests: u64) -> u64 {
         map_budget: 64 << 20,
         pin_reserve: 0,
         pin_guest_memory: false,
+        on_enospc: OnError::Report,
+        on_io_error: OnError::Report,
         may_poll: true,
         swap: None,
     };

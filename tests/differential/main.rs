@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use extentd::disk::{Disk, DiskOptions};
-use extentd::options::config::IoPath;
+use extentd::options::config::{IoPath, OnError};
 use front_end::codes::{feature, protocol};
 use front_end::{Connection, Like, Session, Wanted};
 use rig::attached::Attached;
@@ -35,6 +35,8 @@ fn open(image: &Path, read_only: bool) -> Arc<Disk> {
         io_path: IoPath::File,
         map_budget: 1 << 20,
         pin_guest_memory: false,
+        on_enospc: OnError::Report,
+        on_io_error: OnError::Report,
         may_poll: true,
         swap: None,
         pin_reserve: 0,

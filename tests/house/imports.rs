@@ -64,32 +64,35 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("error", &["memory", "sys"]),
             ("command", &["memory"]),
             ("options", &["error"]),
+            ("held", &["device", "sys"]),
             ("limits", &["device", "memory", "sys"]),
             ("meter", &["device", "sys"]),
             (
                 "queue",
                 &[
-                    "command", "crash", "device", "limits", "memory", "meter", "probes", "sys",
+                    "command", "crash", "device", "held", "limits", "memory", "meter", "probes",
+                    "sys",
                 ],
             ),
             (
                 "worker",
                 &[
-                    "command", "device", "error", "limits", "memory", "meter", "options", "probes",
-                    "queue",
-                    "sys",
+                    "command", "device", "error", "held", "limits", "memory", "meter", "options",
+                    "probes", "queue", "sys",
                 ],
             ),
             (
                 "session",
                 &[
-                    "aside", "command", "device", "error", "limits", "memory", "meter", "options",
-                    "peer", "status", "sys", "worker",
+                    "aside", "command", "device", "error", "held", "limits", "memory", "meter",
+                    "options", "peer", "status", "sys", "worker",
                 ],
             ),
             (
                 "testing",
-                &["command", "device", "limits", "memory", "queue", "session"],
+                &[
+                    "command", "device", "held", "limits", "memory", "queue", "session",
+                ],
             ),
         ],
     ),

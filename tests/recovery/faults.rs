@@ -44,14 +44,14 @@ fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl 
 
 /// A disk in a file of a small file system in memory, so that it fails where
 /// that has no room.
-struct Thin {
+pub struct Thin {
     folder: tempfile::TempDir,
-    device: String,
+    pub device: String,
 }
 
 impl Thin {
     /// `None`, with the reason printed, where this host cannot.
-    fn new() -> Option<Thin> {
+    pub fn new() -> Option<Thin> {
         let folder = tempfile::tempdir().unwrap();
         let mount = run(Command::new("mount")
             .args(["-t", "tmpfs", "-o", "size=4m", "none"])
@@ -76,12 +76,25 @@ impl Thin {
         Some(thin)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     fn filler(&self) -> PathBuf {
         self.path("filler")
+    }
+
+    /// It fails where nothing was written.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.filler()).unwrap();
+        let mut zeros = std::io::repeat(0);
+        let full = std::io::copy(&mut zeros, &mut filler).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    /// It works everywhere.
+    pub fn free(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
     }
 }
 
@@ -98,24 +111,18 @@ fn a_disk_fails_where_it_has_no_room(arguments: &[&str]) {
     let Some(thin) = Thin::new() else {
         return;
     };
-    let fill = || {
-        let mut filler = File::create(thin.filler()).unwrap();
-        let mut zeros = std::io::repeat(0);
-        let full = std::io::copy(&mut zeros, &mut filler).unwrap_err();
-        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
-    };
-    let free = || std::fs::remove_file(thin.filler()).unwrap();
-    half_fails(Path::new(&thin.device), arguments, fill, free);
+    let device = Path::new(&thin.device);
+    half_fails(device, arguments, || thin.fill(), || thin.free());
 }
 
 #[test]
 fn a_disk_that_fails_in_places_fails_those_requests() {
-    a_disk_fails_where_it_has_no_room(&[]);
+    a_disk_fails_where_it_has_no_room(&["--on-enospc", "report"]);
 }
 
 #[test]
 fn a_disk_that_fails_in_places_fails_those_requests_by_file() {
-    a_disk_fails_where_it_has_no_room(&["--io-path", "file"]);
+    a_disk_fails_where_it_has_no_room(&["--io-path", "file", "--on-enospc", "report"]);
 }
 
 #[test]
@@ -134,7 +141,7 @@ fn a_full_file_system_fails_the_writes_that_need_room() {
         std::fs::remove_file(host.path("filler")).unwrap();
         sync(&host);
     };
-    half_fails(&image, &[], fill, free);
+    half_fails(&image, &["--on-enospc", "report"], fill, free);
 }
 
 /// The image ends earlier than the disk does: transfers come out short.

@@ -5,6 +5,7 @@
 
 mod devices;
 mod faults;
+mod held;
 mod kills;
 mod resize;
 mod upgrade;

@@ -78,8 +78,10 @@ pub(crate) enum Command {
     /// Serve a ring.
     Start { queue: usize, setup: RingSetup },
     /// Stop fetching, finish what was fetched, forget the ring; answered with
-    /// the next avail index. Answered with `None` if it was not started.
-    Stop { queue: usize },
+    /// the next avail index. Answered with `None` if it was not started. What
+    /// is held is left to whoever comes next if `leave` is set and it is
+    /// recorded; else it is tried once more, and answered.
+    Stop { queue: usize, leave: bool },
     /// The ring has moved (its addresses were sent again while it runs).
     Move {
         queue: usize,
@@ -91,8 +93,9 @@ pub(crate) enum Command {
     /// is in flight of which nobody has noted what it writes.
     Log { logging: Logging },
     /// Stop fetching; answered once nothing is in flight and all that has
-    /// ended is published.
-    Pause { queue: usize },
+    /// ended is published. What is held stays so if `leave` is set and it is
+    /// recorded; else it is tried once more, and answered.
+    Pause { queue: usize, leave: bool },
     /// Execute requests, or leave them in the ring.
     Enable { queue: usize, on: bool },
     /// Replace the kick of a running ring.

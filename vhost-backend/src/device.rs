@@ -241,6 +241,18 @@ pub struct Completion {
     pub status: Status,
 }
 
+/// A request that cannot be carried out now; its buffers are not touched any
+/// more. It is not answered, and submitted again later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenBack {
+    /// Which one.
+    pub tag: Tag,
+    /// It is tried again after a pause that grows up to this.
+    pub longest: Duration,
+    /// Why: an errno, for people.
+    pub why: i32,
+}
+
 /// A region of guest memory as it is mapped into this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostRegion {
@@ -273,7 +285,7 @@ pub trait IoChannel {
     /// itself is only borrowed for this call. Their sum is a multiple of 512; the
     /// pieces have any length and alignment. Every request that is taken is
     /// reported by [`reap`](Self::reap) exactly once, also when it could not be
-    /// issued.
+    /// issued, unless it is [given back](Self::give_back).
     ///
     /// # Safety
     /// Each piece is memory that is mapped for reads and writes until the
@@ -296,6 +308,14 @@ pub trait IoChannel {
 
     /// Reports the requests that have ended, each once.
     fn reap(&mut self, done: &mut impl FnMut(Completion));
+
+    /// Names the requests that cannot be carried out now, each once: it has
+    /// ended as far as the channel is concerned. Called after each
+    /// [`reap`](Self::reap). A disk that answers all with what the host says
+    /// may leave it out.
+    fn give_back(&mut self, back: &mut impl FnMut(GivenBack)) {
+        let _ = back;
+    }
 
     /// [`reap`](Self::reap) may have something to report. Asked many times
     /// while a worker looks for work, so it costs no more than a few loads.

@@ -91,6 +91,10 @@ pub(crate) enum StateError {
     Rings(usize, usize),
     #[error("rings are running")]
     Running,
+    #[error(
+        "requests are held, and would be lost with the record that they are left in: make room, or have errors reported (extentctl on-error)"
+    )]
+    Held,
     #[error("no state was asked for, or it was refused before")]
     Nothing,
     #[error("{0}")]

@@ -17,6 +17,7 @@ mod aside;
 mod command;
 mod crash;
 mod error;
+mod held;
 mod limits;
 mod memory;
 mod meter;
@@ -32,10 +33,11 @@ mod testing;
 mod worker;
 
 pub use device::{
-    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, OpKind, Status, Tag,
-    Topology, WriteZeroesLimits,
+    Completion, Device, DiscardLimits, DiskInfo, GivenBack, HostRegion, IoChannel, Op, OpKind,
+    Status, Tag, Topology, WriteZeroesLimits,
 };
 pub use error::Error;
+pub use held::{HeldCounts, HeldRequests};
 pub use limits::{
     GroupError, HoldError, LEAST_BURST_MS, LimitKey, LimitValues, Limited, Limits, Waits,
 };

@@ -7,6 +7,8 @@ mod common;
 pub(crate) mod descriptor;
 pub(crate) mod disk;
 pub(crate) mod epochs;
+mod heads;
+mod held;
 pub(crate) mod interrupts;
 mod lifetime;
 pub(crate) mod request;
@@ -16,11 +18,10 @@ pub(crate) mod tags;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use vmm_sys_util::eventfd::EventFd;
-
 use self::chain::Walked;
 pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
+use self::heads::HeldHeads;
 use self::interrupts::{Interrupts, TurnClock};
 use self::request::{Data, Parsed};
 use self::ring::{Popped, Ring};
@@ -28,8 +29,9 @@ use self::tags::Owner;
 use crate::command::Answer;
 use crate::crash;
 use crate::device::{Completion, Device, IoChannel, Status, Tag};
+use crate::held::Holding;
 use crate::limits::gate::Waiter;
-use crate::memory::dirty::{Log, Tracker, UsedLog, mark};
+use crate::memory::dirty::{Tracker, mark};
 use crate::meter::Meter;
 use crate::meter::probe::{Mark, Probe};
 use crate::probes;
@@ -49,6 +51,19 @@ struct Slot {
     writes: u32,
     /// Whether its stages are timed.
     mark: Mark,
+    /// It is tried again: it was held before.
+    again: bool,
+}
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The driver has offered it just now.
+    Driver,
+    /// A predecessor has recorded it.
+    Record,
+    /// It was held.
+    Hold,
 }
 
 /// A queue, started or not. Requests of a stopped queue are still answered
@@ -66,6 +81,8 @@ pub(crate) struct Queue {
     /// What a predecessor has fetched and not answered, until it is carried
     /// out.
     recovered: Vec<u16>,
+    /// What could not be carried out yet.
+    held: HeldHeads,
     /// Where writes to the used ring are logged, while there is a log.
     used_log: Option<u64>,
     enabled: bool,
@@ -97,6 +114,7 @@ impl Queue {
             in_flight: 0,
             ring: None,
             recovered: Vec::new(),
+            held: HeldHeads::default(),
             used_log: None,
             enabled: false,
             polled: false,
@@ -111,77 +129,22 @@ impl Queue {
         }
     }
 
-    /// Carries out what a predecessor has fetched and not answered (VU-32), as
-    /// far as there are tags; the rest comes first when there are some again.
-    /// It is in flight whether or not the ring is enabled by now.
-    pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
-        if !self.recovered.is_empty() {
-            log::info!(
-                "queue {}: {} requests are carried out again",
-                self.number,
-                self.recovered.len()
-            );
-        }
-        self.resubmit_some(common);
-    }
-
-    /// Returns how many.
-    fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
-        if common.gate.is_held() {
-            return 0;
-        }
-        let mut heads = std::mem::take(&mut self.recovered);
-        let mut count = 0;
-        while common.may_fetch()
-            && let Some(head) = heads.get(count)
-        {
-            self.take(*head, false, common);
-            count += 1;
-        }
-        heads.drain(..count);
-        self.recovered = heads;
-        count
-    }
-
-    /// Where writes to the used ring are logged, if this log is kept.
-    pub(crate) fn set_used_log(&mut self, at: Option<u64>, log: Option<&Arc<Log>>) {
-        self.used_log = at;
-        self.set_log(log);
-    }
-
-    /// Logs writes to the used ring there, if they are to be.
-    pub(crate) fn set_log(&mut self, log: Option<&Arc<Log>>) {
-        if let Some(ring) = &mut self.ring {
-            ring.log_used(log.zip(self.used_log).map(|(log, at)| UsedLog {
-                log: Arc::clone(log),
-                at,
-            }));
-        }
-    }
-
     pub(crate) fn enable(&mut self, on: bool) {
         self.waiter.leave();
         self.enabled = on;
+        if on {
+            self.held.keep();
+        }
     }
 
     pub(crate) fn set_polled(&mut self, polled: bool) {
         self.polled = polled;
     }
 
-    /// What was answered before may have been told to the last one only, which
-    /// nobody listens to any more; one interrupt too many does no harm.
-    pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
-        self.interrupts.set_call(fd);
-        self.interrupts.interrupt();
-    }
-
-    pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
-        self.interrupts.set_err(fd);
-    }
-
-    /// Requests that were fetched, here or by a predecessor, and not answered.
+    /// Requests that were fetched, here or by a predecessor, and are not answered
+    /// or held.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight + self.recovered.len()
+        self.in_flight + self.recovered.len() + self.held.due()
     }
 
     /// Entries of the ring that is served; 0 if there is none.
@@ -268,6 +231,9 @@ impl Queue {
         if !self.recovered.is_empty() {
             return self.resubmit_some(common);
         }
+        if self.held.due() > 0 {
+            return self.try_held_again(most, common);
+        }
         for count in 0..most {
             if common.gate.is_on() && common.may_fetch() && !self.is_admitted(common) {
                 return count;
@@ -281,7 +247,7 @@ impl Queue {
             }
             match popped {
                 Popped::Empty => return count,
-                Popped::Head(head) => self.take(head, true, common),
+                Popped::Head(head) => self.take(head, Origin::Driver, common),
                 Popped::OutOfRange(head) => self.complain("offers a chain beyond its table", head),
                 Popped::Broken => {
                     log::error!(
@@ -298,7 +264,7 @@ impl Queue {
 
     /// Carries out a request: a new one, or one that was fetched before.
     #[inline(always)]
-    fn take<D: Device>(&mut self, head: u16, is_new: bool, common: &mut Common<D>) {
+    fn take<D: Device>(&mut self, head: u16, origin: Origin, common: &mut Common<D>) {
         let Common {
             channel,
             epochs,
@@ -308,13 +274,14 @@ impl Queue {
             dirty,
             gate,
             timed,
+            ..
         } = common;
         let (Some(ring), Some(slot)) = (&mut self.ring, self.slots.get_mut(usize::from(head)))
         else {
             return;
         };
-        if is_new {
-            if slot.is_some() {
+        if origin == Origin::Driver {
+            if slot.is_some() || self.held.has(head) {
                 // It will be answered once, for the first time it was offered
                 // (RING-21).
                 self.complain("offers a chain again that is in flight", head);
@@ -328,7 +295,10 @@ impl Queue {
         };
         let Some(tag) = tags.take(owner) else {
             // Whoever calls this has looked; it would come first next time.
-            self.recovered.push(head);
+            match origin {
+                Origin::Hold => self.held.put_back(head),
+                Origin::Driver | Origin::Record => self.recovered.push(head),
+            }
             return;
         };
         let walked = epochs.walk(scratch, ring, head);
@@ -364,6 +334,8 @@ impl Queue {
                 self.complain("has a request in memory that cannot be reached", head);
                 (Status::IoErr, 0)
             }
+            // The disk is held still, and its ring waits for an answer.
+            Parsed::Io(..) if origin == Origin::Hold && gate.is_held() => (Status::IoErr, 0),
             Parsed::Io(op, data) => {
                 let (pieces, writes) = match data {
                     Data::None => (Some(&[][..]), 0),
@@ -371,7 +343,7 @@ impl Queue {
                     Data::Writable(bytes) => (chain.writable_pieces(), bytes),
                 };
                 if let Some(pieces) = pieces {
-                    if gate.is_on() {
+                    if gate.is_on() && origin != Origin::Hold {
                         let bytes = pieces.iter().map(|piece| piece.iov_len as u64).sum();
                         gate.charge(&mut self.waiter, &op, bytes);
                     }
@@ -384,6 +356,7 @@ impl Queue {
                         held: epochs.hold(status),
                         writes,
                         mark,
+                        again: origin == Origin::Hold,
                     });
                     self.in_flight += 1;
                     crash::point();
@@ -422,6 +395,7 @@ impl Queue {
         Completion { tag, status }: Completion,
         epochs: &mut Epochs,
         dirty: &mut Option<Tracker>,
+        holding: &mut Holding,
     ) {
         let Some(slot) = self.slots.get_mut(usize::from(head)).and_then(Option::take) else {
             log::error!(
@@ -436,6 +410,9 @@ impl Queue {
             self.probe.ended(slot.mark, is_answered);
         }
         probes::ended(self.index, head);
+        if slot.again {
+            holding.end(status);
+        }
         if status != Status::Ok && self.abandoned {
             epochs.leave(&slot.held);
             mark(dirty, tag.0);

@@ -17,6 +17,7 @@ use self::spin::Spin;
 use self::watch::Watch;
 use crate::command::{Answer, Command, Order, RingSetup};
 use crate::device::{Device, IoChannel};
+use crate::held::Due;
 use crate::memory::dirty::{Logging, Tracker};
 use crate::probes;
 use crate::queue::chain::MOST_RANGES;
@@ -211,13 +212,22 @@ impl<D: Device> Worker<D> {
         let polled = self.served().any(Queue::needs_polling);
         let polled = polled.then_some(POLL_INTERVAL);
         let limited = self.common.gate.timeout();
-        let timeout = [polled, limited].into_iter().flatten().min();
+        let still = self.common.gate.is_held();
+        let held = self.common.holding.timeout().filter(|_| !still);
+        let timeout = [polled, limited, held].into_iter().flatten().min();
         pulse::during(Doing::Resting, || self.common.channel.wait(timeout));
     }
 
     /// Fetches some from each queue; returns how many requests. Where there
     /// is too little room, another queue is the first to get some each time.
     fn fetch(&mut self) -> usize {
+        self.common.scratch.begin_turn();
+        if self.common.gate.begin_turn() {
+            self.queues.iter_mut().for_each(Queue::wait_no_more);
+        }
+        if self.common.holding.is_on() && !self.common.gate.is_held() {
+            self.try_held_again();
+        }
         let Self {
             queues,
             served,
@@ -225,10 +235,6 @@ impl<D: Device> Worker<D> {
             common,
             ..
         } = self;
-        common.scratch.begin_turn();
-        if common.gate.begin_turn() {
-            queues.iter_mut().for_each(Queue::wait_no_more);
-        }
         let (turn, count) = (*first, *served);
         let order = (turn..count).chain(0..turn.min(count));
         if common.gate.is_on() {
@@ -275,23 +281,39 @@ impl<D: Device> Worker<D> {
         fetched
     }
 
+    /// Has requests that are held tried again, if it is time.
+    #[cold]
+    fn try_held_again(&mut self) {
+        let due = self.common.holding.due();
+        if due == Due::Nothing {
+            return;
+        }
+        let mut some = false;
+        for queue in self.queues.iter_mut().take(self.served) {
+            some |= queue.held_are_due(due == Due::All);
+        }
+        if !some {
+            self.common.holding.rest();
+        }
+    }
+
     fn execute(&mut self, order: Order) {
         let Order { command, answer } = order;
         let reply = match command {
-            Command::Stop { queue } => {
+            Command::Stop { queue, leave } => {
                 let index = queue / self.workers;
                 match self.queues.get_mut(index) {
                     Some(queue) => {
-                        queue.stop(answer);
+                        queue.stop(answer, leave, &mut self.common.holding);
                         self.served = self.served.max(index + 1);
                     }
                     None => drop(answer.send(Answer::Stopped(None))),
                 }
                 return;
             }
-            Command::Pause { queue } => {
+            Command::Pause { queue, leave } => {
                 match self.queues.get_mut(queue / self.workers) {
-                    Some(queue) => queue.pause(answer),
+                    Some(queue) => queue.pause(answer, leave),
                     None => drop(answer.send(Answer::Refused)),
                 }
                 return;
@@ -311,7 +333,9 @@ impl<D: Device> Worker<D> {
                 true
             }
             Command::Abandon { over } => {
-                self.queues.iter_mut().for_each(Queue::abandon);
+                let holding = &mut self.common.holding;
+                let queues = self.queues.iter_mut();
+                queues.for_each(|queue| queue.abandon(holding));
                 self.common.channel.abandon(over);
                 true
             }
@@ -338,7 +362,10 @@ impl<D: Device> Worker<D> {
                 }
                 true
             }
-            Command::Enable { queue, on } => self.with(queue, |queue| queue.enable(on)),
+            Command::Enable { queue, on } => {
+                self.common.holding.look_soon();
+                self.with(queue, |queue| queue.enable(on))
+            }
             Command::Kick { queue, fd } => {
                 let index = queue / self.workers;
                 let watched = self.watch.set_kick(index, fd, &mut self.common.channel);

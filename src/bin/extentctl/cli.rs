@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 use extentd::options::address::{self, Address};
 use extentd::options::byte_range::{self, TypedRange};
-use extentd::options::config::{IoPath, LogLevel};
+use extentd::options::config::{IoPath, LogLevel, OnError};
 use extentd::options::size;
 use extentd::options::usage;
 use extentd::process::prepare_command::PrepareCommand;
@@ -75,6 +75,9 @@ places, so a file that was defragmented differs where its bytes do not, and what
 
 A and B are clones of one image on one XFS or btrfs (cp --reflink=always, or a snapshot). On different file systems all is told \
 that is not zeros in both. Where the disk of --control-path is compared, its requests go by the file for some seconds afterwards.";
+
+const ON_ERROR: &str = "\
+hold: the request waits, the guest sees no error, and it is tried again by itself and by retry. report: the guest is told; what is held is tried once more, and told if it fails again. The choice lasts until extentd ends.";
 
 const TOP: &str = "\
 On a terminal it is one screen that follows the counters until q or Ctrl-C is pressed: requests and bytes a second, how long requests take, by which way they go, and the map. Where standard output is no terminal, screens are printed one after the other: the first has totals only, each later one the rates since the screen before. With --json each is one line with all counters.";
@@ -204,6 +207,18 @@ pub enum Command {
     /// Show limits on requests and bytes per second, and change those that are given
     #[command(after_long_help = LIMITS)]
     Limits(LimitNumbers),
+    /// Choose what becomes of requests that the host fails; show what is in force
+    #[command(after_long_help = ON_ERROR)]
+    OnError {
+        /// Where the image's file system has no room
+        #[arg(long, value_enum, value_name = "hold|report")]
+        enospc: Option<OnError>,
+        /// Where the disk under the image fails
+        #[arg(long, value_enum, value_name = "hold|report")]
+        io_error: Option<OnError>,
+    },
+    /// Have requests that are held tried again now
+    Retry,
     /// Hold disks still: nothing is fetched, and nothing is in flight when this returns
     #[command(after_long_help = QUIESCE)]
     Quiesce {

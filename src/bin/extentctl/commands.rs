@@ -8,7 +8,7 @@ use extentd::options::byte_range::TypedRange;
 use extentd::options::size;
 use extentd::protocol::Request;
 use extentd::protocol::done::{
-    LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, SnapshotList, SnapshotTaken,
+    LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Retried, SnapshotList, SnapshotTaken,
 };
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
@@ -42,6 +42,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Resize { .. } => resized(&understand(&json)?),
         Request::LogLevel { .. } => logged(&understand(&json)?),
         Request::IoPath { .. } => way(&understand(&json)?),
+        Request::Retry {} => retried(&understand(&json)?),
         Request::Quiesce { .. } => quiesced(&understand(&json)?),
         Request::Snapshot { .. } => taken(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
@@ -193,6 +194,14 @@ fn as_file(now: &OptionsNow) -> String {
         }
     };
     now.options.iter().map(line).collect()
+}
+
+fn retried(done: &Retried) -> String {
+    match done.requests {
+        0 => "no request is held\n".to_owned(),
+        1 => "1 request is tried again\n".to_owned(),
+        many => format!("{many} requests are tried again\n"),
+    }
 }
 
 fn quiesced(done: &Quiesced) -> String {

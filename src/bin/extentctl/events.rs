@@ -173,6 +173,17 @@ fn sentence(event: &Event) -> String {
             format!("the guard has not looked at the lease for {seconds} s")
         }
         Event::GuardOnTime {} => "the guard looks at the lease again".to_owned(),
+        Event::RequestsHeld { reason } => reason.clone(),
+        Event::RequestsReleased { seconds } => format!("none is held any more, after {seconds} s"),
+        Event::RoomLow {
+            free_bytes,
+            unallocated_bytes,
+        } => format!(
+            "{} free, and {} may be asked for",
+            size::display(*free_bytes),
+            size::display(*unallocated_bytes)
+        ),
+        Event::RoomEnough { free_bytes } => format!("{} free", size::display(*free_bytes)),
         Event::ThreadStands {
             thread,
             seconds,

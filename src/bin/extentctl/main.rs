@@ -156,6 +156,11 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             }
         }
         Command::Limits(set) => show(Request::Limits { set: *set }),
+        Command::OnError { enospc, io_error } => show(Request::OnError {
+            enospc: *enospc,
+            io_error: *io_error,
+        }),
+        Command::Retry => show(Request::Retry {}),
         Command::Metrics => disks::show_all(paths, by_name, args.json, commands::exposition),
         Command::Map {
             range,

@@ -80,6 +80,7 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
     row("operations by file", |of| of.file_operations);
     row("zero fills", |of| of.zero_fills);
     row("waits for a limit", |of| of.limit_waits);
+    row("held requests", |of| of.held_requests_ever);
     let mut row = |name: &str, get: fn(&Statistics) -> u64| {
         let rate = before.map_or_else(none, |before| size::display(per_second(now, before, get)));
         counters.add_row([name.to_owned(), rate, size::display(get(now))]);
@@ -95,12 +96,22 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
         of_map = format!("\n{}", map_rows(map));
     }
     format!(
-        "extentd, up {}; by the {}: {}\n\n{}{of_map}",
+        "extentd, up {}; by the {}: {}\n{}\n{}{of_map}",
         up(now.uptime_ms),
         harmless(now.path.as_str()),
         harmless(&now.path_reason),
+        held(now.held_requests),
         drawn(counters)
     )
+}
+
+/// A line that is there only where something waits.
+fn held(requests: u64) -> String {
+    match requests {
+        0 => String::new(),
+        1 => "1 request is held\n".to_owned(),
+        many => format!("{many} requests are held\n"),
+    }
 }
 
 /// How many lookups since `before` have found something.

@@ -2,6 +2,7 @@
 //! means. docs/metrics.md has the same list.
 
 use super::scraped::Scraped;
+use crate::protocol::info::Room;
 use crate::protocol::statistics::{ByOperation, MapStatistics, Statistics};
 use crate::protocol::words::Way;
 
@@ -43,6 +44,8 @@ pub(super) enum Samples {
     Disk(&'static [Sample<Statistics>]),
     /// From the map, where there is one.
     Map(&'static [Sample<MapStatistics>]),
+    /// From the room of the image's file system, where that is known.
+    Room(fn(&Room) -> u64),
     /// One for each kind of extent in the map.
     Extents,
     /// Whether there is a lease, where there could be one.
@@ -229,6 +232,42 @@ pub(super) const FAMILIES: &[Family] = &[
         Gauge,
         "1 while the kernel says that the lease on the image is ours.",
         Samples::Lease,
+    ),
+    family(
+        "held_requests",
+        Gauge,
+        "Requests that the host has failed and that are tried again.",
+        Disk(&[(None, |of| of.held_requests)]),
+    ),
+    family(
+        "requests_held",
+        Counter,
+        "Requests that were held, each once.",
+        Disk(&[(None, |of| of.held_requests_ever)]),
+    ),
+    family(
+        "held_retries",
+        Counter,
+        "Times that a request that was held was tried again.",
+        Disk(&[(None, |of| of.held_retries)]),
+    ),
+    family(
+        "file_system_free",
+        GaugeOfBytes,
+        "Free bytes of the image's file system.",
+        Samples::Room(|room| room.free_bytes),
+    ),
+    family(
+        "image_unallocated",
+        GaugeOfBytes,
+        "Bytes of the image that have no blocks yet.",
+        Samples::Room(|room| room.unallocated_bytes),
+    ),
+    family(
+        "room_low",
+        Gauge,
+        "1 while little is free, and less than the guest may ask for.",
+        Samples::Room(|room| u64::from(room.low)),
     ),
     family(
         "limit_waits",

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use serde_json::Value;
 
 use super::*;
+use crate::protocol::info::Room;
 use crate::protocol::statistics::{ExtentCounts, MapStatistics, Statistics};
 use crate::protocol::words::Way;
 
@@ -19,6 +20,12 @@ fn sample() -> Statistics {
         lease_held: Some(true),
         limit_waited_us: 1_500_000,
         held_for_us: Some(2_500_000),
+        room: Some(Room {
+            free_bytes: 7,
+            unallocated_bytes: 8,
+            overcommitted: true,
+            low: true,
+        }),
         map: Some(MapStatistics {
             hits: 5,
             resident_bytes: 96,

@@ -181,11 +181,10 @@ fn storm(kind: Kind) -> Option<Outcome> {
     }
     let block = run(Command::new("stat").args(["-fc", "%S"]).arg(host.root()));
 
-    let arguments = if kind.swap {
-        vec!["--swap=best-effort"]
-    } else {
-        Vec::new()
-    };
+    let mut arguments = vec!["--on-enospc", "report"];
+    if kind.swap {
+        arguments.push("--swap=best-effort");
+    }
     let mut variables = vec![("EXTENTD_TEST_LEASE_DELAY", LEASE_DELAY)];
     if !kind.guarded {
         variables.push(("EXTENTD_TEST_UNGUARDED", "1"));

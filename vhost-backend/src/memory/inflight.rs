@@ -205,6 +205,13 @@ impl Region {
         }
     }
 
+    /// Somebody has fetched requests and not answered them.
+    pub(crate) fn has_requests(&self) -> bool {
+        let in_flight = |head| self.u8(Self::entry(head, IN_FLIGHT_AT));
+        self.u16(VERSION_AT).load(Ordering::Acquire) == VERSION
+            && (0..self.entries).any(|head| in_flight(head).load(Ordering::Relaxed) != 0)
+    }
+
     /// Takes the record over for a ring of `size` entries whose used index in
     /// guest memory is `used`. Returns with it the heads that a predecessor
     /// has fetched and not answered, in the order in which it fetched them.

@@ -7,6 +7,7 @@ use super::disk::Disk;
 use super::epochs::Epochs;
 use super::tags::Tags;
 use crate::device::{Device, IoChannel};
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::dirty::Tracker;
 
@@ -25,6 +26,8 @@ pub(crate) struct Common<D: Device> {
     pub gate: Gate,
     /// A request was fetched whose stages are timed.
     pub timed: bool,
+    /// What could not be carried out yet.
+    pub holding: Holding,
 }
 
 impl<D: Device> Common<D> {
@@ -47,6 +50,7 @@ impl<D: Device> Common<D> {
             epochs,
             tags,
             dirty,
+            holding,
             ..
         } = self;
         let mut ended = 0;
@@ -55,11 +59,22 @@ impl<D: Device> Common<D> {
             let owner = tags.give_back(completion.tag.0);
             let queue = owner.and_then(|owner| queues.get_mut(usize::from(owner.queue)));
             match owner.zip(queue) {
-                Some((owner, queue)) => queue.complete(owner.head, completion, epochs, dirty),
+                Some((owner, queue)) => {
+                    queue.complete(owner.head, completion, epochs, dirty, holding)
+                }
                 None => log::error!(
                     "a request was reported that does not exist: {:?}",
                     completion.tag
                 ),
+            }
+        });
+        channel.give_back(&mut |back| {
+            ended += 1;
+            let owner = tags.give_back(back.tag.0);
+            if let Some(owner) = owner
+                && let Some(queue) = queues.get_mut(usize::from(owner.queue))
+            {
+                queue.hold(owner.head, back, epochs, dirty, holding);
             }
         });
         ended

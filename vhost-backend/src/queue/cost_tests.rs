@@ -21,6 +21,7 @@ use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::{Completion, DiskInfo, HostRegion, Op};
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::dirty::tests::log;
 use crate::memory::inflight::{self, Inflight, Shape};
@@ -127,6 +128,7 @@ fn serve(kept: Kept, batches: u32) {
         dirty: (kept == Kept::Log || kept == Kept::NoLog).then(tracker),
         gate: Gate::default(),
         timed: false,
+        holding: Holding::default(),
     };
     let shape = Shape {
         queues: 1,

@@ -15,6 +15,7 @@ use super::disk::Disk;
 use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::inflight::{self, Inflight, Shape};
 use crate::testing::fake::{FakeDisk, Io, Submitted};
@@ -155,6 +156,7 @@ impl Life {
             dirty: None,
             gate: Gate::default(),
             timed: false,
+            holding: Holding::default(),
         };
         let next_avail = match world.base {
             Base::Used => world.driver.used_idx().load(Ordering::Acquire),

@@ -11,8 +11,10 @@ use super::disk::Disk;
 use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::dirty::tests::{log, take_pages};
+use crate::memory::dirty::{Log, UsedLog};
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, NEXT, WRITE, header};
 
@@ -55,6 +57,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         )),
         gate: Gate::default(),
         timed: false,
+        holding: Holding::default(),
     };
     let setup = crate::command::RingSetup {
         size: SIZE,

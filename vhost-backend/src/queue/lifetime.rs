@@ -1,12 +1,19 @@
 //! How a queue begins, moves, pauses and ends, and what becomes of it when
 //! the memory is lost that it lies in.
 
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use super::Queue;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::common::Common;
 use super::epochs::Epochs;
 use super::ring::Ring;
+use super::{Origin, Queue};
 use crate::command::{Answer, RingAddresses, RingSetup};
+use crate::device::Device;
+use crate::held::Holding;
+use crate::memory::dirty::{Log, UsedLog};
 
 impl Queue {
     /// Begins to serve a ring; `false` if it cannot be served. What is to be
@@ -47,6 +54,7 @@ impl Queue {
         }
         self.ring = Some(ring);
         self.slots = (0..setup.size).map(|_| None).collect();
+        self.held.begin(setup.size);
         self.used_log = setup.used_log;
         self.enabled = setup.enabled;
         self.polled = setup.kick.is_none();
@@ -60,9 +68,75 @@ impl Queue {
         true
     }
 
-    /// Fetches no more; the answer comes from [`settle`](Self::settle).
-    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>) {
+    /// Where writes to the used ring are logged, if this log is kept.
+    pub(crate) fn set_used_log(&mut self, at: Option<u64>, log: Option<&Arc<Log>>) {
+        self.used_log = at;
+        self.set_log(log);
+    }
+
+    /// Logs writes to the used ring there, if they are to be.
+    pub(crate) fn set_log(&mut self, log: Option<&Arc<Log>>) {
+        if let Some(ring) = &mut self.ring {
+            ring.log_used(log.zip(self.used_log).map(|(log, at)| UsedLog {
+                log: Arc::clone(log),
+                at,
+            }));
+        }
+    }
+
+    /// What was answered before may have been told to the last one only, which
+    /// nobody listens to any more; one interrupt too many does no harm.
+    pub(crate) fn set_call(&mut self, fd: Option<EventFd>) {
+        self.interrupts.set_call(fd);
+        self.interrupts.interrupt();
+    }
+
+    pub(crate) fn set_err(&mut self, fd: Option<EventFd>) {
+        self.interrupts.set_err(fd);
+    }
+
+    /// Carries out what a predecessor has fetched and not answered (VU-32), as
+    /// far as there are tags; the rest comes first when there are some again.
+    /// It is in flight whether or not the ring is enabled by now.
+    pub(crate) fn resubmit<D: Device>(&mut self, common: &mut Common<D>) {
+        if !self.recovered.is_empty() {
+            log::info!(
+                "queue {}: {} requests are carried out again",
+                self.number,
+                self.recovered.len()
+            );
+        }
+        self.resubmit_some(common);
+    }
+
+    /// Returns how many.
+    pub(super) fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
+        if common.gate.is_held() {
+            return 0;
+        }
+        let mut heads = std::mem::take(&mut self.recovered);
+        let mut count = 0;
+        while common.may_fetch()
+            && let Some(head) = heads.get(count)
+        {
+            self.take(*head, Origin::Record, common);
+            count += 1;
+        }
+        heads.drain(..count);
+        self.recovered = heads;
+        count
+    }
+
+    /// Fetches no more; the answer comes from [`settle`](Self::settle). What is
+    /// held is left in the record, if that is wanted and there is one; else it
+    /// is tried once more and answered.
+    pub(crate) fn stop(&mut self, answer: SyncSender<Answer>, leave: bool, holding: &mut Holding) {
         self.wait_no_more();
+        if leave && self.is_recorded() {
+            self.leave_held(holding);
+        } else {
+            self.hold_no_more();
+        }
         // Only a session that has gone would have left an earlier one behind.
         if let Some(earlier) = self.stopping.replace(answer) {
             let _ = earlier.send(Answer::Refused);
@@ -71,7 +145,8 @@ impl Queue {
 
     /// Nobody waits for its requests, which whoever comes next may find in the
     /// record of those in flight, or offered again: nothing more is fetched.
-    pub(crate) fn abandon(&mut self) {
+    pub(crate) fn abandon(&mut self, holding: &mut Holding) {
+        self.leave_held(holding);
         self.abandoned = true;
         self.enabled = false;
         self.recovered.clear();
@@ -139,9 +214,15 @@ impl Queue {
         }
     }
 
-    /// As [`stop`](Self::stop), until it is enabled again.
-    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>) {
+    /// As [`stop`](Self::stop), until it is enabled again; what is held stays
+    /// so until then instead of being left.
+    pub(crate) fn pause(&mut self, answer: SyncSender<Answer>, leave: bool) {
         self.enable(false);
+        if leave && self.is_recorded() {
+            self.rest_held();
+        } else {
+            self.hold_no_more();
+        }
         if let Some(earlier) = self.pausing.replace(answer) {
             let _ = earlier.send(Answer::Refused);
         }

@@ -162,6 +162,11 @@ impl Ring {
         })
     }
 
+    /// What is in flight is recorded.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| !record.is_lost())
+    }
+
     /// Keeps a record of what is in flight, and takes over what a predecessor
     /// has left in it: returns the heads it has fetched and not answered, in
     /// that order. They are carried out before anything is fetched, which

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
-use vmm_sys_util::eventfd::EFD_NONBLOCK;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::Scratch;
 use super::disk::Disk;
@@ -10,10 +10,13 @@ use super::tags::Tags;
 use super::*;
 use crate::command::Mode;
 use crate::device::Op;
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::Memory;
 use crate::testing::fake::{FakeDisk, Io};
 use crate::testing::guest::{Driver, Guest, WRITE, header};
+
+mod held;
 
 const SIZE: u16 = 32;
 /// Request `i` has its header, data and status from here on.
@@ -41,6 +44,7 @@ fn rig() -> Rig {
         dirty: None,
         gate: Gate::default(),
         timed: false,
+        holding: Holding::default(),
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
     let mut queue = Queue::new(0, 0, Arc::default());
@@ -120,7 +124,7 @@ impl Rig {
 
     fn stop(&mut self) -> Receiver<Answer> {
         let (answer, answered) = sync_channel(1);
-        self.queue.stop(answer);
+        self.queue.stop(answer, true, &mut self.common.holding);
         answered
     }
 }
@@ -328,12 +332,17 @@ fn ring_21_a_head_in_flight_is_not_served_twice() {
 fn a_completion_that_nobody_waits_for_is_ignored() {
     let mut rig = rig();
     for head in [3, u16::MAX] {
-        let Common { epochs, dirty, .. } = &mut rig.common;
+        let Common {
+            epochs,
+            dirty,
+            holding,
+            ..
+        } = &mut rig.common;
         let completion = Completion {
             tag: Tag(0),
             status: Status::Ok,
         };
-        rig.queue.complete(head, completion, epochs, dirty);
+        rig.queue.complete(head, completion, epochs, dirty, holding);
     }
     rig.queue.publish();
     assert_eq!(rig.driver.take_used(), []);
@@ -496,7 +505,7 @@ fn what_is_abandoned_is_not_answered_unless_it_ends_well() {
         rig.offer(i, VIRTIO_BLK_T_IN);
     }
     rig.fetch();
-    rig.queue.abandon();
+    rig.queue.abandon(&mut rig.common.holding);
     rig.offer(3, VIRTIO_BLK_T_IN);
     assert_eq!(rig.fetch(), 0);
     rig.end(0, Status::Ok);

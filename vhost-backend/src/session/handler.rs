@@ -279,7 +279,7 @@ impl<D: Device> Handler<D> {
             return Ok(());
         }
         let kick = std::mem::take(&mut ring.kick);
-        self.stop_worker(queue);
+        self.stop_worker(queue, self.may_leave_held());
         let (_, ring) = self.ring(index)?;
         ring.kick = kick;
         ring.base = base;
@@ -290,7 +290,7 @@ impl<D: Device> Handler<D> {
     /// index (VU-14).
     pub(crate) fn stop(&mut self, index: u32) -> Result<u16, Refusal> {
         let (queue, _) = self.ring(index)?;
-        self.stop_worker(queue);
+        self.stop_worker(queue, self.may_leave_held());
         self.release_unused_image();
         let (_, ring) = self.ring(index)?;
         ring.kick = Kick::Missing;
@@ -334,7 +334,9 @@ impl<D: Device> Handler<D> {
     /// Back to the initial state; the session, its memory, and where
     /// interrupts go stay (VU-29).
     pub(crate) fn reset(&mut self) {
-        self.stop_all();
+        // Whoever is reset does not ask for what it had in flight: only one that
+        // has gone does, or another one for it.
+        self.stop_all(self.leaves.is_some());
         for ring in &mut self.vrings {
             *ring = Vring::default();
         }
@@ -405,7 +407,8 @@ impl<D: Device> Handler<D> {
             let command = if on {
                 Command::Enable { queue, on }
             } else {
-                Command::Pause { queue }
+                let leave = self.may_leave_held();
+                Command::Pause { queue, leave }
             };
             self.workers.tell(queue, command, &self.for_whom());
         }

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::command::Mode;
 use crate::device::Device;
 use crate::error::{Error, of_host};
+use crate::held::HeldRequests;
 use crate::limits::Limits;
 use crate::meter::{Activity, Meters};
 use crate::options::Options;
@@ -105,15 +106,17 @@ pub enum Visit {
 }
 
 impl<D: Device> Server<D> {
-    /// As [`with_limits`](Self::with_limits), and there are none.
+    /// As [`with_limits`](Self::with_limits), and there are none, and nobody
+    /// else knows of what is held.
     ///
     /// # Errors
     /// As there.
     pub fn new(device: Arc<D>, options: Options) -> Result<Self, Error> {
-        Self::with_limits(device, options, &Arc::default())
+        Self::with_limits(device, options, &Arc::default(), &Arc::default())
     }
 
-    /// Starts the workers and opens their I/O; they keep these limits.
+    /// Starts the workers and opens their I/O; they keep these limits, and
+    /// count there what they hold.
     ///
     /// # Errors
     /// An option is outside its limits, or the host refuses a thread or its
@@ -122,12 +125,19 @@ impl<D: Device> Server<D> {
         device: Arc<D>,
         options: Options,
         limits: &Arc<Limits>,
+        held: &Arc<HeldRequests>,
     ) -> Result<Self, Error> {
         options.check()?;
         let event =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::os("create an eventfd"))?;
         let mode = Arc::new(Mode::default());
-        let workers = Workers::spawn(Arc::clone(&device), Arc::clone(&mode), limits, &options)?;
+        let workers = Workers::spawn(
+            Arc::clone(&device),
+            Arc::clone(&mode),
+            limits,
+            held,
+            &options,
+        )?;
         let meters = workers.meters().clone();
         let handler = Handler::new(device, workers, mode, &options);
         let bell = Bell {

@@ -12,8 +12,8 @@ use libc::iovec;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::{
-    Completion, Device, DiscardLimits, DiskInfo, HostRegion, IoChannel, Op, Status, Tag, Topology,
-    WriteZeroesLimits,
+    Completion, Device, DiscardLimits, DiskInfo, GivenBack, HostRegion, IoChannel, Op, Status, Tag,
+    Topology, WriteZeroesLimits,
 };
 
 /// A request as a channel was given it.
@@ -29,6 +29,7 @@ pub(crate) struct Submitted {
 struct Desk {
     submitted: Vec<Submitted>,
     ended: Vec<Completion>,
+    back: Vec<GivenBack>,
     /// Requests end at once.
     instant: bool,
     waits: usize,
@@ -110,6 +111,20 @@ impl Io {
             .unwrap();
         desk.submitted.remove(index);
         desk.ended.push(Completion { tag, status });
+        drop(desk);
+        self.wake.write(1).unwrap();
+    }
+
+    /// Gives a pending request back, as one that cannot be carried out now.
+    #[cfg(test)]
+    pub(crate) fn give_back(&self, tag: Tag) {
+        let mut desk = self.desk();
+        desk.submitted.retain(|request| request.tag != tag);
+        desk.back.push(GivenBack {
+            tag,
+            longest: Duration::from_secs(1),
+            why: libc::ENOSPC,
+        });
         drop(desk);
         self.wake.write(1).unwrap();
     }
@@ -268,6 +283,15 @@ impl IoChannel for FakeChannel {
     }
 
     fn flush_submissions(&mut self) {}
+
+    fn give_back(&mut self, back: &mut impl FnMut(GivenBack)) {
+        let mine = |one: &mut GivenBack| self.mine.contains(&one.tag);
+        let given: Vec<_> = self.io.desk().back.extract_if(.., mine).collect();
+        for one in given {
+            self.mine.retain(|tag| *tag != one.tag);
+            back(one);
+        }
+    }
 
     fn reap(&mut self, done: &mut impl FnMut(Completion)) {
         let mut ended = std::mem::take(&mut self.ended);

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use crate::command::{Answer, Mode, RingAddresses, RingSetup};
 use crate::device::{DiskInfo, Op, Status};
+use crate::held::Holding;
 use crate::limits::gate::Gate;
 use crate::memory::copy::Unreachable;
 use crate::memory::{Memory, RegionSpec};
@@ -137,6 +138,7 @@ impl Rig {
                 dirty: None,
                 gate: Gate::default(),
                 timed: false,
+                holding: Holding::default(),
             },
             stopping: None,
         }
@@ -234,7 +236,7 @@ impl Rig {
     /// Fetches no more.
     pub fn stop(&mut self) {
         let (answer, receiver) = sync_channel(1);
-        self.queue.stop(answer);
+        self.queue.stop(answer, true, &mut self.common.holding);
         self.stopping = Some(receiver);
     }
 

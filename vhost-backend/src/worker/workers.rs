@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::command::{Answer, Command, Mode, Order};
 use crate::device::Device;
 use crate::error::Error;
+use crate::held::{HeldRequests, Holding};
 use crate::limits::Limits;
 use crate::limits::gate::Gate;
 use crate::memory::Memory;
@@ -113,6 +114,7 @@ impl Workers {
         device: Arc<D>,
         mode: Arc<Mode>,
         limits: &Arc<Limits>,
+        held: &Arc<HeldRequests>,
         options: &Options,
     ) -> Result<Self, Error> {
         options.check()?;
@@ -126,12 +128,16 @@ impl Workers {
                 worker,
                 Arc::clone(&device),
                 Arc::clone(&mode),
-                limits,
-                workers.meters.another(),
+                Share {
+                    gate: Gate::new(Arc::clone(limits), worker),
+                    holding: Holding::new(Arc::clone(held)),
+                    meter: workers.meters.another(),
+                },
                 options,
             )
             .map_err(failed)?;
             limits.wake_by(Arc::clone(&handle.wake));
+            held.wake_by(Arc::clone(&handle.wake));
             workers.handles.push(handle);
         }
         Ok(workers)
@@ -221,13 +227,19 @@ impl Drop for Workers {
     }
 }
 
+/// What a worker has with all others.
+struct Share {
+    gate: Gate,
+    holding: Holding,
+    meter: Arc<Meter>,
+}
+
 /// Starts one thread and waits until it can serve.
 fn start<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
-    limits: &Arc<Limits>,
-    meter: Arc<Meter>,
+    share: Share,
     options: &Options,
 ) -> io::Result<Handle> {
     let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
@@ -241,7 +253,6 @@ fn start<D: Device>(
         .get(worker % options.cpus.len().max(1))
         .copied();
     let options = options.clone();
-    let share = (Gate::new(Arc::clone(limits), worker), meter);
     let name = format!("worker-{worker}");
     let thread = Builder::new()
         .name(name.clone())
@@ -289,7 +300,7 @@ fn build<D: Device>(
     worker: usize,
     device: Arc<D>,
     mode: Arc<Mode>,
-    (gate, meter): (Gate, Arc<Meter>),
+    share: Share,
     options: &Options,
     commands: EventFd,
     orders: Receiver<Order>,
@@ -297,7 +308,7 @@ fn build<D: Device>(
     let numbers = (worker..usize::from(options.queues)).step_by(options.workers);
     let queues: Box<[_]> = numbers
         .zip(0..)
-        .map(|(number, index)| Queue::new(number, index, Arc::clone(&meter)))
+        .map(|(number, index)| Queue::new(number, index, Arc::clone(&share.meter)))
         .collect();
     let slots = (queues.len() * usize::from(options.queue_size)).min(MAX_IN_FLIGHT);
     let mut channel = device.channel(worker, slots)?;
@@ -309,8 +320,9 @@ fn build<D: Device>(
         disk: Disk::new(device, mode),
         tags: Tags::new(slots),
         dirty: None,
-        gate,
+        gate: share.gate,
         timed: false,
+        holding: share.holding,
     };
     Ok(Worker {
         common,
@@ -320,7 +332,7 @@ fn build<D: Device>(
         workers: options.workers,
         slots,
         watch,
-        spin: Spin::new(options.poll, meter),
+        spin: Spin::new(options.poll, share.meter),
         orders,
         retiring: Vec::new(),
         logging: Logging::default(),

@@ -66,6 +66,8 @@ fn vu_31_the_fields_are_where_the_specification_has_them() {
     assert_eq!([8, 10, 12, 14].map(|at| u16_of(&file, at)), [1, 8, 0, 7]);
     record.fetched(3);
     record.fetched(5);
+    let region = || open(&file).unwrap().region(0).unwrap();
+    assert!(region().has_requests());
     assert_eq!(in_flight(&file), [0, 0, 0, 1, 0, 1, 0, 0]);
     assert_eq!(u16_of(&file, 16 + 16 * 5 + 8), 1, "counter");
     record.answered(5);
@@ -74,6 +76,7 @@ fn vu_31_the_fields_are_where_the_specification_has_them() {
     assert_eq!(u16_of(&file, 16 + 16 * 3 + 6), 5, "next");
     assert_eq!(in_flight(&file), [0, 0, 0, 1, 0, 1, 0, 0]);
     record.published(2, 9);
+    assert!(!region().has_requests());
     assert_eq!(in_flight(&file), [0; 8]);
     assert_eq!(u16_of(&file, 14), 9, "used_idx");
     // The other queue's region was not touched.

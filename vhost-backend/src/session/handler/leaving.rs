@@ -40,7 +40,8 @@ impl<D: Device> Handler<D> {
         }
     }
 
-    pub(super) fn stop_all(&mut self) {
+    /// Stops all rings; what they hold is left in the record with `leave`.
+    pub(super) fn stop_all(&mut self, leave: bool) {
         let running: Vec<usize> = (0..self.vrings.len())
             .filter(|queue| {
                 self.vrings
@@ -57,7 +58,7 @@ impl<D: Device> Handler<D> {
             self.workers.tell(*queue, order, &self.for_whom());
         }
         for queue in running {
-            self.stop_worker(queue);
+            self.stop_worker(queue, leave);
         }
         for ring in &mut self.vrings {
             ring.kick = Kick::Missing;
@@ -65,12 +66,18 @@ impl<D: Device> Handler<D> {
         self.release_unused_image();
     }
 
-    pub(super) fn stop_worker(&mut self, queue: usize) {
+    /// Where a ring goes on that is stopped or paused now, this record says what
+    /// it holds: not in another process, where the guest moves to.
+    pub(super) fn may_leave_held(&self) -> bool {
+        !self.negotiated.logs_data()
+    }
+
+    pub(super) fn stop_worker(&mut self, queue: usize, leave: bool) {
         let runs = |ring: &&mut Vring| ring.running.is_some();
         if self.vrings.get_mut(queue).filter(runs).is_none() {
             return;
         }
-        let order = Command::Stop { queue };
+        let order = Command::Stop { queue, leave };
         let next_avail = match self.workers.tell(queue, order, &self.for_whom()) {
             Answer::Stopped(next_avail) => next_avail,
             Answer::Done | Answer::Refused => None,

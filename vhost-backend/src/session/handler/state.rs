@@ -25,7 +25,16 @@ impl<D: Device> Handler<D> {
     /// Saves the state through a pipe of the front-end.
     pub(crate) fn save_state(&mut self, pipe: File) -> Result<(), Refusal> {
         self.transfer = Transfer::None;
-        self.at_rest()?.save(pipe)?;
+        let state = self.at_rest()?;
+        let queues = 0..self.vrings.len();
+        if queues
+            .filter_map(|queue| self.inflight_region(queue))
+            .any(|region| region.has_requests())
+        {
+            log::warn!("the state is not saved: {}", StateError::Held);
+            return Err(StateError::Held.into());
+        }
+        state.save(pipe)?;
         self.transfer = Transfer::Saved;
         Ok(())
     }

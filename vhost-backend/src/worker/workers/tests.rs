@@ -41,7 +41,8 @@ pub(super) fn rig(queues: u16, workers: usize, instant: bool) -> Rig {
 }
 
 fn spawn(disk: Arc<FakeDisk>, options: &Options) -> Result<Workers, Error> {
-    Workers::spawn(disk, Arc::default(), &Arc::default(), options)
+    let (mode, limits, held) = Default::default();
+    Workers::spawn(disk, mode, &limits, &held, options)
 }
 
 pub(super) fn rig_of(options: &Options, instant: bool) -> Rig {
@@ -111,7 +112,7 @@ impl Rig {
     }
 
     fn stop(&self, queue: usize) -> Answer {
-        self.tell(queue, Command::Stop { queue })
+        self.tell(queue, Command::Stop { queue, leave: true })
     }
 }
 
