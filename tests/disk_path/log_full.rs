@@ -205,7 +205,7 @@ fn failures_are_answered(left_out: &str) -> Option<bool> {
     drop(image);
     let mut log = Log::new(Kind::Pipe)?;
     let variables = [("EXTENTD_TEST_WITHOUT", left_out)];
-    let served = Served::start_to(&path, &["--on-enospc", "report"], &variables, log.stderr());
+    let served = Served::start_to(&path, &[], &variables, log.stderr());
     let mut guest = Guest::attach(&served);
     served.wait_disk();
     Others::default().occupy(&host, "new");

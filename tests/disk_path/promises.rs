@@ -43,7 +43,7 @@ fn with_disk(made: Made, test: impl FnOnce(&Mounted, &Image, &Served, &mut Guest
         return;
     };
     let image = Image::scattered(&host);
-    let served = Served::start(&image.path, &["--on-enospc", "report"], &[]);
+    let served = Served::start(&image.path, &[], &[]);
     let mut guest = Guest::attach(&served);
     served.wait_disk();
     test(&host, &image, &served, &mut guest);

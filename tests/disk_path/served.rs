@@ -58,11 +58,13 @@ impl Info {
     }
 }
 
-/// What every process here is told besides `arguments`.
+/// What every process here is told besides `arguments`. Guests are told where there is no room: here
+/// nobody makes any.
 fn with_common(control: &Path, arguments: &[&str]) -> Vec<String> {
     let queues = QUEUES.to_string();
     let mut all = vec!["--num-queues", &queues, "--threads", &queues];
     all.extend(["--control-path", control.to_str().unwrap()]);
+    all.extend(["--on-enospc", "report"]);
     all.extend(arguments);
     all.into_iter().map(str::to_owned).collect()
 }

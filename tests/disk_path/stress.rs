@@ -140,11 +140,7 @@ fn stress(made: Made, guarded: bool) -> Option<Outcome> {
         &[("EXTENTD_TEST_UNGUARDED", "1")]
     };
     // e4defrag leaves a locked file alone.
-    let served = Served::start(
-        &image.path,
-        &["--lock", "off", "--on-enospc", "report"],
-        variables,
-    );
+    let served = Served::start(&image.path, &["--lock", "off"], variables);
     let Guest {
         session,
         memory,

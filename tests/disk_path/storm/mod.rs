@@ -181,7 +181,7 @@ fn storm(kind: Kind) -> Option<Outcome> {
     }
     let block = run(Command::new("stat").args(["-fc", "%S"]).arg(host.root()));
 
-    let mut arguments = vec!["--on-enospc", "report"];
+    let mut arguments = Vec::new();
     if kind.swap {
         arguments.push("--swap=best-effort");
     }
