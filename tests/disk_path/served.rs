@@ -58,8 +58,8 @@ impl Info {
     }
 }
 
-/// What every process here is told besides `arguments`. Guests are told where there is no room: here
-/// nobody makes any.
+/// What every process here is told besides `arguments`. Guests are told where there is no room:
+/// here nobody makes any.
 fn with_common(control: &Path, arguments: &[&str]) -> Vec<String> {
     let queues = QUEUES.to_string();
     let mut all = vec!["--num-queues", &queues, "--threads", &queues];
