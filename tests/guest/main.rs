@@ -21,6 +21,7 @@ mod downtime;
 mod features;
 mod filesystem;
 mod firmware;
+mod full;
 mod hotplug;
 mod killed;
 mod load;
