@@ -30,7 +30,7 @@ fn a_guest_that_fills_the_hosts_file_system_sees_no_error_over_a_kill_and_all_la
     create(&image, DISK).sync_all().unwrap();
     let filler = disk.path("filler");
     let free = || {
-        let stat = rustix::fs::statvfs(&disk.root()).unwrap();
+        let stat = rustix::fs::statvfs(disk.root()).unwrap();
         stat.f_bfree * stat.f_frsize
     };
     let file = create(&filler, 0);

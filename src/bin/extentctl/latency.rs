@@ -1,88 +1,45 @@
-//! Times of requests, as far as an extentd tells them in its counters.
+//! Times of requests, as `top` shows them.
 
-use serde::Deserialize;
-use serde_json::Value;
+use extentd::protocol::statistics::{Latency, Times};
+use vhost_backend::BOUNDS;
 
-/// The longest time of the first bucket, in nanoseconds; each next one is
-/// twice that.
-const FIRST_NS: u64 = 1024;
 /// What is shown of the times.
 const PERCENTILES: [(&str, u64); 3] = [("p50", 500), ("p99", 990), ("p99.9", 999)];
 
-/// How often something took how long.
-#[derive(Clone, Default, Deserialize)]
-struct Times {
-    count: u64,
-    sum_ns: u64,
-    buckets: Vec<u64>,
-}
-
-#[derive(Clone, Default, Deserialize)]
-struct ByOperation {
-    #[serde(default)]
-    read: Times,
-    #[serde(default)]
-    write: Times,
-}
-
-/// What `stats` tells of times.
-#[derive(Clone, Default, Deserialize)]
-pub struct Latency {
-    requests: ByOperation,
-}
-
-impl Latency {
-    /// Of an answer to `stats`, if it has any.
-    pub fn of(answer: &Value) -> Option<Self> {
-        Self::deserialize(answer.get("latency")?).ok()
+/// What was added since `before`.
+fn since(now: &Times, before: Option<&Times>) -> Times {
+    let Some(before) = before else {
+        return now.clone();
+    };
+    let earlier = before.buckets.iter().copied().chain(std::iter::repeat(0));
+    let mut added = now.clone();
+    added.count = added.count.saturating_sub(before.count);
+    added.sum_ns = added.sum_ns.saturating_sub(before.sum_ns);
+    for (bucket, before) in added.buckets.iter_mut().zip(earlier) {
+        *bucket = bucket.saturating_sub(before);
     }
+    added
 }
 
-impl Times {
-    fn since(&self, before: Option<&Times>) -> Times {
-        let Some(before) = before else {
-            return self.clone();
-        };
-        let earlier = before.buckets.iter().copied().chain(std::iter::repeat(0));
-        Times {
-            count: self.count.saturating_sub(before.count),
-            sum_ns: self.sum_ns.saturating_sub(before.sum_ns),
-            buckets: self
-                .buckets
-                .iter()
-                .zip(earlier)
-                .map(|(now, before)| now.saturating_sub(before))
-                .collect(),
+/// So many of a thousand took at most this, in nanoseconds; `None` without
+/// any, and for those that no bucket bounds.
+fn percentile(times: &Times, permille: u64) -> Option<u64> {
+    let all: u64 = times.buckets.iter().sum();
+    let mut left = (u128::from(all) * u128::from(permille)).div_ceil(1000);
+    for (bound, count) in BOUNDS.into_iter().zip(&times.buckets) {
+        left = left.saturating_sub(u128::from(*count));
+        if all > 0 && left == 0 {
+            return Some(bound);
         }
     }
-
-    /// So many of a thousand took at most this, in nanoseconds; `None` without
-    /// any, and for those that no bucket bounds.
-    fn percentile(&self, permille: u64) -> Option<u64> {
-        let all: u64 = self.buckets.iter().sum();
-        let mut left = (u128::from(all) * u128::from(permille)).div_ceil(1000);
-        let bounded = self.buckets.len().checked_sub(1)?;
-        for (power, count) in (0u32..).zip(self.buckets.iter().take(bounded)) {
-            left = left.saturating_sub(u128::from(*count));
-            if all > 0 && left == 0 {
-                return FIRST_NS.checked_shl(power);
-            }
-        }
-        None
-    }
+    None
 }
 
 /// A line for reads and one for writes, of the time since `before`; with so
 /// many requests a second in all also how many are in flight on average.
 pub fn shown(now: &Latency, before: Option<&Latency>, requests: Option<u64>) -> [String; 2] {
-    let read = now
-        .requests
-        .read
-        .since(before.map(|one| &one.requests.read));
-    let write = now
-        .requests
-        .write
-        .since(before.map(|one| &one.requests.write));
+    let read = since(&now.requests.read, before.map(|one| &one.requests.read));
+    let write = since(&now.requests.write, before.map(|one| &one.requests.write));
     // Little's law; those that are timed stand for all.
     let count = u128::from(read.count) + u128::from(write.count);
     let time = u128::from(read.sum_ns) + u128::from(write.sum_ns);
@@ -99,7 +56,7 @@ pub fn shown(now: &Latency, before: Option<&Latency>, requests: Option<u64>) -> 
 
 fn line(name: &str, times: &Times) -> String {
     let parts = PERCENTILES.map(|(label, permille)| {
-        let bound = times.percentile(permille);
+        let bound = percentile(times, permille);
         let bound = bound.map_or_else(|| "-".to_owned(), |ns| format!("<={}", short(ns)));
         format!("{label} {bound}")
     });
@@ -117,20 +74,25 @@ fn short(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
-    fn latency(buckets: &[u64], sum_ns: u64) -> Latency {
-        let count: u64 = buckets.iter().sum();
-        let read = json!({ "count": count, "sum_ns": sum_ns, "buckets": buckets });
-        Latency::of(&json!({ "latency": { "requests": { "read": read } } })).unwrap()
+    /// The last number is of those without a bound.
+    fn latency(buckets: [u64; 4], sum_ns: u64) -> Latency {
+        let mut latency = Latency::default();
+        let read = &mut latency.requests.read;
+        let [rest @ .., unbounded] = buckets;
+        read.count = buckets.iter().sum();
+        read.sum_ns = sum_ns;
+        read.buckets = rest.to_vec();
+        read.buckets.resize(BOUNDS.len(), 0);
+        read.buckets.push(unbounded);
+        latency
     }
 
     #[test]
     fn percentiles_are_of_the_time_between() {
-        let before = latency(&[1000, 0, 0, 0], 5);
-        let now = latency(&[1500, 490, 9, 1], 100_000_005);
+        let before = latency([1000, 0, 0, 0], 5);
+        let now = latency([1500, 490, 9, 1], 100_000_005);
         let [read, write] = shown(&now, Some(&before), Some(20_000));
         // 1000 in between: half of them in the first bucket, and the last without a bound.
         assert_eq!(
@@ -138,14 +100,12 @@ mod tests {
             "read  p50 <=1.0 us  p99 <=2.0 us  p99.9 <=4.0 us   depth 2.0"
         );
         assert_eq!(write, "write p50 -  p99 -  p99.9 -");
-        let slow = latency(&[0, 0, 0, 7], 0);
+        let slow = latency([0, 0, 0, 7], 0);
         assert!(shown(&slow, None, None)[0].starts_with("read  p50 -  p99 -"));
     }
 
     #[test]
-    fn what_tells_no_times_has_none() {
-        assert!(Latency::of(&json!({ "requests": 7 })).is_none());
-        assert!(Latency::of(&json!({ "latency": 7 })).is_none());
+    fn times_are_short() {
         for (ns, text) in [
             (1024, "1.0 us"),
             (2_097_152, "2.0 ms"),

@@ -18,7 +18,7 @@ use ratatui::widgets::{Block, LineGauge, Paragraph, Sparkline};
 use serde_json::Value;
 
 use crate::ask::{PATIENCE, ask, understand};
-use crate::latency::{Latency, shown};
+use crate::latency::shown;
 use crate::output::harmless;
 use crate::status::{Failure, Status};
 use crate::top::{hit_rate, per_second, up};
@@ -31,17 +31,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A name, and what is counted under it.
 type Way = (&'static str, fn(&Statistics) -> u64);
 
-/// What one answer tells.
-struct Sample {
-    counters: Statistics,
-    latency: Option<Latency>,
-}
-
 /// What is on the screen.
 pub struct Screen {
     name: String,
-    now: Option<Sample>,
-    before: Option<Sample>,
+    now: Option<Statistics>,
+    before: Option<Statistics>,
     /// Requests and bytes a second, the newest first.
     requests: VecDeque<u64>,
     bytes: VecDeque<u64>,
@@ -151,16 +145,11 @@ impl Screen {
     /// # Errors
     /// It is none.
     pub fn add(&mut self, answer: &Value) -> Result<(), Failure> {
-        let counters: Statistics = understand(answer)?;
-        let sample = Sample {
-            latency: Latency::of(answer),
-            counters,
-        };
-        let before = self.now.replace(sample);
+        let before = self.now.replace(understand(answer)?);
         // A restart begins to count anew.
-        self.before = before.filter(|before| before.counters.uptime_ms < self.uptime());
+        self.before = before.filter(|before| before.uptime_ms < self.uptime());
         if let (Some(now), Some(before)) = (&self.now, &self.before) {
-            let rate = |get| per_second(&now.counters, &before.counters, get);
+            let rate = |get| per_second(now, before, get);
             self.requests.push_front(rate(|of| of.requests));
             self.bytes
                 .push_front(rate(|of| of.read_bytes.saturating_add(of.written_bytes)));
@@ -171,7 +160,7 @@ impl Screen {
     }
 
     fn uptime(&self) -> u64 {
-        self.now.as_ref().map_or(0, |now| now.counters.uptime_ms)
+        self.now.as_ref().map_or(0, |now| now.uptime_ms)
     }
 
     /// Draws it, in whatever room there is.
@@ -194,8 +183,8 @@ impl Screen {
         self.draw_map(frame, map, now);
     }
 
-    fn draw_head(&self, frame: &mut Frame<'_>, area: Rect, now: &Sample) {
-        let of = &now.counters;
+    fn draw_head(&self, frame: &mut Frame<'_>, area: Rect, now: &Statistics) {
+        let of = &now;
         let way = format!("by the {}", harmless(of.path.as_str()));
         let lines = vec![
             Line::from(vec![
@@ -211,8 +200,8 @@ impl Screen {
         frame.render_widget(Paragraph::new(lines), area);
     }
 
-    fn draw_rates(&self, frame: &mut Frame<'_>, requests: Rect, bytes: Rect, now: &Sample) {
-        let of = &now.counters;
+    fn draw_rates(&self, frame: &mut Frame<'_>, requests: Rect, bytes: Rect, now: &Statistics) {
+        let of = &now;
         let iops = self.requests.front().map_or_else(dash, u64::to_string);
         let title = format!("requests/s {iops}  failed {}", of.failed_requests);
         let line = Sparkline::default()
@@ -221,7 +210,7 @@ impl Screen {
             .style(Style::new().fg(Color::Green));
         frame.render_widget(line, requests);
         let rate = |get| {
-            let of = |before: &Sample| size::display(per_second(of, &before.counters, get));
+            let of = |before: &Statistics| size::display(per_second(of, before, get));
             self.before.as_ref().map_or_else(dash, of)
         };
         let (read, written) = (rate(|of| of.read_bytes), rate(|of| of.written_bytes));
@@ -232,21 +221,16 @@ impl Screen {
         frame.render_widget(line, bytes);
     }
 
-    fn draw_latency(&self, frame: &mut Frame<'_>, area: Rect, now: &Sample) {
+    fn draw_latency(&self, frame: &mut Frame<'_>, area: Rect, now: &Statistics) {
         let before = self.before.as_ref();
-        let lines = match &now.latency {
-            Some(latency) => {
-                let earlier = before.and_then(|before| before.latency.as_ref());
-                let requests = self.requests.front().copied();
-                shown(latency, earlier, requests).map(Line::from).to_vec()
-            }
-            None => vec![Line::from("this extentd tells no times".dim())],
-        };
+        let earlier = before.map(|before| &before.latency);
+        let requests = self.requests.front().copied();
+        let lines = shown(&now.latency, earlier, requests).map(Line::from);
         let block = Block::bordered().title("latency (some requests are timed)");
-        frame.render_widget(Paragraph::new(lines).block(block), area);
+        frame.render_widget(Paragraph::new(lines.to_vec()).block(block), area);
     }
 
-    fn draw_ways(&self, frame: &mut Frame<'_>, area: Rect, now: &Sample) {
+    fn draw_ways(&self, frame: &mut Frame<'_>, area: Rect, now: &Statistics) {
         let block = Block::bordered().title("way of operations");
         let inner = block.inner(area);
         frame.render_widget(block, area);
@@ -257,11 +241,8 @@ impl Screen {
             ("zeros", |of| of.zero_fills),
         ];
         let grown = ways.map(|(_, get)| {
-            let before = self
-                .before
-                .as_ref()
-                .map_or(0, |before| get(&before.counters));
-            get(&now.counters).saturating_sub(before)
+            let before = self.before.as_ref().map_or(0, |before| get(before));
+            get(now).saturating_sub(before)
         });
         let all: u64 = grown.iter().sum();
         for (((name, _), part), line) in ways.into_iter().zip(grown).zip(lines) {
@@ -278,13 +259,13 @@ impl Screen {
         }
     }
 
-    fn draw_map(&self, frame: &mut Frame<'_>, area: Rect, now: &Sample) {
+    fn draw_map(&self, frame: &mut Frame<'_>, area: Rect, now: &Statistics) {
         let block = Block::bordered().title("map");
-        let lines = match &now.counters.map {
+        let lines = match &now.map {
             None => vec![Line::from("there is none, as there is no disk path".dim())],
             Some(map) => {
                 let before = self.before.as_ref();
-                let earlier = before.and_then(|before| before.counters.map.as_ref());
+                let earlier = before.and_then(|before| before.map.as_ref());
                 let rate = earlier.map_or_else(dash, |earlier| hit_rate(map, earlier));
                 let total = hit_rate(map, &MapStatistics::default());
                 vec![
@@ -330,11 +311,11 @@ mod tests {
         sample.read_bytes = requests << 12;
         (sample.disk_operations, sample.file_operations) = (requests * 3 / 4, requests / 4);
         sample.path_reason = "the image is exclusively ours".to_owned();
-        let mut value = serde_json::to_value(sample).unwrap();
-        // A thousand times at most 1.024 us, and one that is slow.
-        let times = json!({ "count": requests, "sum_ns": requests * 1000, "buckets": [requests - 1, 0, 0, 1] });
-        value["latency"] = json!({ "requests": { "read": times } });
-        value
+        // All at most 1.024 us, but for one that is slow.
+        let read = &mut sample.latency.requests.read;
+        (read.count, read.sum_ns) = (requests, requests * 1000);
+        read.buckets = vec![requests - 1, 0, 0, 1];
+        serde_json::to_value(sample).unwrap()
     }
 
     fn text(screen: &Screen, width: u16, height: u16) -> String {
@@ -377,17 +358,13 @@ mod tests {
     }
 
     #[test]
-    fn an_extentd_without_a_map_or_times_is_shown_as_well() {
+    fn an_extentd_without_a_map_is_shown_as_well() {
         let mut screen = Screen::new("disk");
         let mut plain = answer(1000, 1000);
-        plain.as_object_mut().unwrap().remove("latency");
         plain["map"] = Value::Null;
         screen.add(&plain).unwrap();
         let text = text(&screen, 80, 24);
-        assert!(
-            text.contains("tells no times") && text.contains("no disk path"),
-            "{text}"
-        );
+        assert!(text.contains("no disk path"), "{text}");
         assert!(screen.add(&json!({})).is_err());
     }
 
