@@ -241,7 +241,7 @@ impl Screen {
             ("zeros", |of| of.zero_fills),
         ];
         let grown = ways.map(|(_, get)| {
-            let before = self.before.as_ref().map_or(0, |before| get(before));
+            let before = self.before.as_ref().map_or(0, &get);
             get(now).saturating_sub(before)
         });
         let all: u64 = grown.iter().sum();
