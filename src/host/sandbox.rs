@@ -71,7 +71,7 @@ pub(crate) fn begin(plan: &Plan) {
     if let Err(error) = set_no_new_privs(true) {
         log::warn!("sandbox: new privileges cannot be renounced: {error}");
     }
-    let filters = Filters::compile()
+    let filters = Filters::compile(plan.folder.is_some())
         .and_then(|filters| {
             denied::watch().map_err(filters::Unfit::from)?;
             if !plan.begun {

@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// The threads of a process that does all there is, by their names.
-const THREADS: [&str; 13] = [
+const THREADS: [&str; 14] = [
     "control",
     "extentd",
     "guard",
@@ -30,6 +30,7 @@ const THREADS: [&str; 13] = [
     "map-lease",
     "metrics",
     "pinner",
+    "room",
     "signals",
     "watch",
     "worker-0",

@@ -122,7 +122,8 @@ fn writes_on_a_full_file_system(left_out: &str) -> Option<Vec<u8>> {
     fs.create("disk").set_len(IMAGE).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let binary = without(directory.path(), left_out, &rig::extentd!());
-    let served = Served::run(&binary, &fs.path("disk"), &[]);
+    let report = ["--on-enospc", "report"];
+    let served = Served::run(&binary, &fs.path("disk"), &report);
     // Others fill it up.
     let filler = fs.create("filler");
     let bytes = vec![1; 1 << 20];

@@ -48,16 +48,20 @@ fn listed() -> impl Iterator<Item = Kind> {
 }
 
 impl Filters {
-    /// Compiles all of them.
+    /// Compiles all of them; `makes_files`: operators may have files made.
     ///
     /// # Errors
     /// There are no lists for this architecture.
-    pub(super) fn compile() -> Result<Self, Unfit> {
+    pub(super) fn compile(makes_files: bool) -> Result<Self, Unfit> {
         if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
             return Err(Unfit::Architecture);
         }
         let kinds = listed().map(|kind| {
-            let trap = program(of_kind(kind)?, SeccompAction::Trap, SeccompAction::Allow)?;
+            let trap = program(
+                of_kind(kind, makes_files)?,
+                SeccompAction::Trap,
+                SeccompAction::Allow,
+            )?;
             Ok((kind, trap))
         });
         Ok(Self {
@@ -156,8 +160,11 @@ const IOCTLS: [u64; 12] = [
 const CLONES: u64 = 0x4004_9409;
 
 /// The list of a kind, with the calls whose arguments matter.
-fn of_kind(kind: Kind) -> Result<Rules, Unfit> {
+fn of_kind(kind: Kind, makes_files: bool) -> Result<Rules, Unfit> {
+    let makes_files = makes_files && kind == Kind::Control;
+    let making = lists::MAKING.iter().copied().filter(|_| makes_files);
     let mut rules: Rules = lists::allowed(kind)
+        .chain(making)
         .map(|call| (call, Vec::new()))
         .collect();
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
@@ -171,7 +178,7 @@ fn of_kind(kind: Kind) -> Result<Rules, Unfit> {
     rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS)?);
     if !matches!(kind, Kind::Log | Kind::Pinner | Kind::Lease) {
         let mut requests = IOCTLS.to_vec();
-        if kind == Kind::Control {
+        if makes_files {
             requests.push(CLONES);
         }
         rules.insert(libc::SYS_ioctl, one_of(1, &requests)?);
@@ -227,7 +234,7 @@ mod tests {
 
     #[test]
     fn every_kind_but_the_keeper_has_a_list_that_compiles() {
-        let filters = Filters::compile().unwrap();
+        let filters = Filters::compile(true).unwrap();
         for kind in Kind::ALL {
             let listed = filters.kinds.iter().any(|(one, _)| *one == kind);
             assert_eq!(listed, kind != Kind::Keeper, "{kind:?}");
@@ -238,7 +245,7 @@ mod tests {
     fn nothing_is_allowed_that_no_start_needs() {
         let never: Vec<_> = lists::never().collect();
         for kind in listed() {
-            for call in of_kind(kind).unwrap().keys() {
+            for call in of_kind(kind, true).unwrap().keys() {
                 assert!(!never.contains(call), "{kind:?}: {call}");
             }
         }

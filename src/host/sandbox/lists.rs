@@ -213,8 +213,6 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
             WAITING,
             older::WAITING,
             RINGS,
-            // Snapshots; landlock opens no folder but theirs.
-            &[libc::SYS_renameat2, libc::SYS_unlinkat, libc::SYS_flock],
         ],
         Kind::Metrics => &[LOOKING, older::LOOKING, SOCKETS, WAITING, older::WAITING],
         Kind::Watch => &[NOTIFYING],
@@ -227,6 +225,10 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
 fn all(parts: &[&[c_long]]) -> std::vec::IntoIter<c_long> {
     parts.concat().into_iter()
 }
+
+/// What whoever answers operators does besides where snapshots are made;
+/// landlock opens no folder but theirs.
+pub(super) const MAKING: &[c_long] = &[libc::SYS_renameat2, libc::SYS_unlinkat, libc::SYS_flock];
 
 /// What no start needs, of this program or of any that it becomes: other
 /// processes, the system, and the kernel's less used ends.
