@@ -25,13 +25,14 @@ const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 /// What a lane has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Numbers {
+    /// All are larger; those of guests before it are not.
+    pub base: u64,
     /// The last one that was acknowledged.
     pub acknowledged: u64,
     /// The last one that was sent.
     pub sent: u64,
 }
 
-#[derive(Default)]
 struct Lane {
     acknowledged: AtomicU64,
     sent: AtomicU64,
@@ -39,6 +40,7 @@ struct Lane {
 
 /// The guest at work, until this is dropped.
 pub struct Stamps {
+    base: u64,
     lanes: Arc<[Lane; LANES]>,
     stop: Arc<AtomicBool>,
     lost: Arc<AtomicBool>,
@@ -57,8 +59,16 @@ fn place(lane: usize, number: u64) -> u64 {
 
 impl Stamps {
     pub fn start(socket: &Path) -> Self {
+        Self::start_at(socket, 0)
+    }
+
+    /// Counts from there on, so that nothing is taken for what an earlier guest has written.
+    pub fn start_at(socket: &Path, base: u64) -> Self {
         let mut guest = Attached::new(socket, Like::Qemu, Wanted::default());
-        let lanes: Arc<[Lane; LANES]> = Arc::new(std::array::from_fn(|_| Lane::default()));
+        let lanes: Arc<[Lane; LANES]> = Arc::new(std::array::from_fn(|_| Lane {
+            acknowledged: AtomicU64::new(base),
+            sent: AtomicU64::new(base),
+        }));
         let stop = Arc::new(AtomicBool::new(false));
         let lost = Arc::new(AtomicBool::new(false));
         let (all, stopped) = (Arc::clone(&lanes), Arc::clone(&stop));
@@ -86,6 +96,7 @@ impl Stamps {
             }
         });
         Self {
+            base,
             lanes,
             stop,
             lost,
@@ -96,6 +107,7 @@ impl Stamps {
     /// What each lane has done: acknowledged at least, sent at most.
     pub fn numbers(&self) -> Vec<Numbers> {
         let each = self.lanes.iter().map(|lane| Numbers {
+            base: self.base,
             acknowledged: lane.acknowledged.load(Ordering::SeqCst),
             sent: lane.sent.load(Ordering::SeqCst),
         });
@@ -176,11 +188,11 @@ pub fn assert_one_moment(bytes: &[u8], before: &[Numbers], after: &[Numbers]) {
         };
         let newest = (before.acknowledged..=after.sent)
             .rev()
-            .find(|&number| number == 0 || there(number));
+            .find(|&number| number == before.base || there(number));
         let Some(newest) = newest else {
             panic!("lane {lane} has nothing of {before:?} to {after:?}");
         };
-        let oldest = newest.saturating_sub(PLACES - 1).max(1);
+        let oldest = newest.saturating_sub(PLACES - 1).max(before.base + 1);
         for number in oldest..=newest {
             // The oldest may be the place that the next number was being written to.
             let may_be_next = number + PLACES == newest + 1 && number + PLACES <= after.sent;
