@@ -18,10 +18,6 @@ use crate::source::fiemap::Fiemap;
 use crate::sync::Arc;
 use crate::sys;
 
-const EXT4_MAGIC: i64 = 0xEF53;
-const XFS_MAGIC: i64 = 0x5846_5342;
-const BTRFS_MAGIC: i64 = 0x9123_683E;
-
 /// Extents of one file in memory at a time.
 const BATCH: usize = 512;
 
@@ -89,11 +85,11 @@ fn on_one_disk(one: &File, other: &File) -> io::Result<bool> {
     }
     // A stacked file system tells places of whichever is below; others have several disks with places of their own.
     let same = match magic {
-        EXT4_MAGIC => true,
+        sys::EXT4_MAGIC => true,
         // The realtime device has places of its own.
-        XFS_MAGIC => sys::is_realtime(one)? == sys::is_realtime(other)?,
+        sys::XFS_MAGIC => sys::is_realtime(one)? == sys::is_realtime(other)?,
         // Each subvolume has a device number of its own, and places are those of the whole.
-        BTRFS_MAGIC => return Ok(sys::btrfs_id(one)? == sys::btrfs_id(other)?),
+        sys::BTRFS_MAGIC => return Ok(sys::btrfs_id(one)? == sys::btrfs_id(other)?),
         _ => false,
     };
     Ok(same && one.metadata()?.dev() == other.metadata()?.dev())

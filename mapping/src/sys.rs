@@ -235,6 +235,13 @@ pub(crate) fn attributes(file: &File) -> io::Result<Attributes> {
     })
 }
 
+/// What [`filesystem`] tells of ext2, ext3 and ext4.
+pub(crate) const EXT4_MAGIC: i64 = 0xEF53;
+/// What it tells of XFS.
+pub(crate) const XFS_MAGIC: i64 = 0x5846_5342;
+/// What it tells of btrfs.
+pub(crate) const BTRFS_MAGIC: i64 = 0x9123_683E;
+
 /// The magic number of the file system.
 pub(crate) fn filesystem(file: &File) -> io::Result<i64> {
     let mut stat = MaybeUninit::<libc::statfs>::zeroed();

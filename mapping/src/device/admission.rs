@@ -11,9 +11,6 @@ use crate::device::flush::ext4_folder;
 use crate::device::refusal::{Refusal, failed};
 use crate::sys::{self, XFLAG_REALTIME, major, minor};
 
-const EXT4_MAGIC: i64 = 0xEF53;
-const XFS_MAGIC: i64 = 0x5846_5342;
-
 const STATX_IMMUTABLE: u64 = 0x10;
 const STATX_APPEND: u64 = 0x20;
 const STATX_ENCRYPTED: u64 = 0x800;
@@ -52,7 +49,7 @@ pub(crate) fn admit_file(file: &File) -> Result<(), Refusal> {
         return Err(Refusal::NotRegular);
     }
     let magic = sys::filesystem(file).map_err(failed("fstatfs"))?;
-    if magic != EXT4_MAGIC && magic != XFS_MAGIC {
+    if magic != sys::EXT4_MAGIC && magic != sys::XFS_MAGIC {
         return Err(Refusal::FileSystem(name_of(magic)));
     }
     let (major, minor) = (major(stat.dev()), minor(stat.dev()));
@@ -63,7 +60,7 @@ pub(crate) fn admit_file(file: &File) -> Result<(), Refusal> {
     check_attributes(attributes.bits)?;
     check_flags(sys::inode_flags(file).map_err(failed("FS_IOC_GETFLAGS"))?)?;
     check_extended(sys::extended_flags(file).map_err(failed("FS_IOC_FSGETXATTR"))?)?;
-    if magic == XFS_MAGIC && moves_always() {
+    if magic == sys::XFS_MAGIC && moves_always() {
         return Err(Refusal::AlwaysCow);
     }
     Ok(())

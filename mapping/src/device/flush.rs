@@ -11,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 use crate::sys::{self, major, minor};
 
-const EXT4_MAGIC: i64 = 0xEF53;
-
 /// More than ext4 has to say of its options.
 const ROOM: usize = 4096;
 
@@ -33,7 +31,7 @@ impl SyncReach {
     /// # Errors
     /// It cannot be asked what it is.
     pub fn of(file: &File) -> io::Result<SyncReach> {
-        if sys::filesystem(file)? != EXT4_MAGIC {
+        if sys::filesystem(file)? != sys::EXT4_MAGIC {
             return Ok(SyncReach(None));
         }
         let folder = ext4_folder(file.metadata()?.dev());

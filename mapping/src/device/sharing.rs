@@ -16,8 +16,6 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::sys;
 
-const XFS_MAGIC: i64 = 0x5846_5342;
-
 /// Extents that an inode has room for, at least.
 const IN_INODE: u64 = 9;
 /// Extents in a block of the tree that holds more of them, at least: half of what fits in 1 KiB.
@@ -31,7 +29,7 @@ const OTHER_BLOCKS: u64 = 16;
 /// # Errors
 /// The file system cannot be asked.
 pub fn can_share(file: &File) -> io::Result<bool> {
-    if sys::filesystem(file)? != XFS_MAGIC {
+    if sys::filesystem(file)? != sys::XFS_MAGIC {
         return Ok(false);
     }
     Ok(sys::has_reflink(file).unwrap_or(true))
