@@ -16,12 +16,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::clients::{Bounds, Client};
-use super::events::Subscription;
 use super::http::{self, Asked, Form};
 use super::http_socket::{self, Listener, Party, Stream};
 use super::metrics::{self, Format, Scraped};
 use super::metrics_listener;
-use super::serving::{self, Greeting, Heard, Service};
+use super::serving::{self, Heard, Service};
 use crate::host::limits;
 use crate::host::socket::SocketFile;
 use crate::host::sys;
@@ -130,10 +129,6 @@ impl Service for Scrapes {
         one == other
     }
 
-    fn greet(&self, _: Party) -> Greeting {
-        Greeting::None
-    }
-
     fn hear(&mut self, client: &mut Client<Stream, Party>) -> Heard {
         if !client.ended && !http::is_whole(&client.received) {
             return Heard::More;
@@ -155,10 +150,6 @@ impl Service for Scrapes {
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.outcome.event.as_fd()]
-    }
-
-    fn news(&self, _: &mut Subscription) -> Vec<u8> {
-        Vec::new()
     }
 
     fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {

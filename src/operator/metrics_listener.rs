@@ -7,11 +7,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::clients::{Bounds, Client};
-use super::events::Subscription;
 use super::http::{self, Asked, HEAD_BYTES};
 use super::http_socket::{Listener, Party, Stream};
 use super::metrics::Format;
-use super::serving::{self, Greeting, Heard, Service};
+use super::serving::{self, Heard, Service};
 
 use crate::host::sandbox::{self, Kind};
 
@@ -70,28 +69,12 @@ impl<F: Fn(Format) -> String + Send + 'static> Service for Metrics<F> {
         one == other
     }
 
-    fn greet(&self, _: Party) -> Greeting {
-        Greeting::None
-    }
-
     fn hear(&mut self, client: &mut Client<Stream, Party>) -> Heard {
         let received = &client.received;
         if !client.ended && !http::is_whole(received) {
             return Heard::More;
         }
         Heard::Last(answer(received, &self.text))
-    }
-
-    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
-    }
-
-    fn news(&self, _: &mut Subscription) -> Vec<u8> {
-        Vec::new()
-    }
-
-    fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
-        Vec::new()
     }
 }
 

@@ -58,7 +58,9 @@ pub(super) trait Service: Send + 'static {
 
     /// What is said to somebody who has just connected: before its first
     /// answer, or when it has been silent for a moment.
-    fn greet(&self, peer: Self::Peer) -> Greeting;
+    fn greet(&self, _peer: Self::Peer) -> Greeting {
+        Greeting::None
+    }
 
     /// Looks for a request at the beginning of what was received, and takes
     /// it out.
@@ -66,13 +68,19 @@ pub(super) trait Service: Send + 'static {
 
     /// What tells that a request has ended that was under way, or that there
     /// are news.
-    fn wakers(&self) -> Vec<BorrowedFd<'_>>;
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 
     /// Something that a client is told without asking; empty if nothing.
-    fn news(&self, of: &mut Subscription) -> Vec<u8>;
+    fn news(&self, _of: &mut Subscription) -> Vec<u8> {
+        Vec::new()
+    }
 
     /// Answers to what was under way, by the numbers of clients.
-    fn finished(&mut self) -> Vec<(u64, Vec<u8>)>;
+    fn finished(&mut self) -> Vec<(u64, Vec<u8>)> {
+        Vec::new()
+    }
 }
 
 /// How long connections are left alone when the host has no descriptors or
