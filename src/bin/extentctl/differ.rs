@@ -13,7 +13,7 @@ use mapping::difference::{Comparison, Difference};
 use serde_json::{Value, json};
 
 use crate::ask::{LONG_PATIENCE, PATIENCE, ask, understand};
-use crate::output::{self, harmless};
+use crate::output::{self, harmless, written};
 use crate::status::Failure;
 
 /// How long requests in flight may take to end, in milliseconds.
@@ -91,21 +91,17 @@ fn compare(from: &AtRest, to: &AtRest, as_json: bool) -> Result<(), Failure> {
         ))
     };
     let comparison = Comparison::new(&from.file, &to.file).map_err(failed)?;
-    let sizes = [from.size(), to.size()].map(|size| size.map_err(|error| error.to_string()));
-    let [from_bytes, to_bytes] = sizes;
-    let sizes = [from_bytes?, to_bytes?];
+    let size = |of: &AtRest| of.size().map_err(|error| Failure::from(error.to_string()));
+    let sizes = [size(from)?, size(to)?];
     let mut out = BufWriter::new(io::stdout().lock());
-    let head = |out: &mut dyn Write| {
-        if as_json {
-            head_json([from, to], sizes, comparison.one_disk(), out)
-        } else {
-            Ok(())
-        }
-    };
-    let written = |result: io::Result<()>| {
-        result.map_err(|error| Failure::from(format!("standard output: {error}")))
-    };
-    written(head(&mut out))?;
+    if as_json {
+        written(head_json(
+            [from, to],
+            sizes,
+            comparison.one_disk(),
+            &mut out,
+        ))?;
+    }
     let (mut bytes, mut count) = (0_u64, 0_u64);
     for one in comparison.differences() {
         let one = one.map_err(failed)?;
@@ -113,12 +109,10 @@ fn compare(from: &AtRest, to: &AtRest, as_json: bool) -> Result<(), Failure> {
         bytes = bytes.saturating_add(one.len);
         count = count.saturating_add(1);
     }
-    let end = if as_json {
-        writeln!(out, "\n  ],\n  \"different_bytes\": {bytes}\n}}")
-    } else {
-        Ok(())
-    };
-    written(end.and_then(|()| out.flush()))?;
+    if as_json {
+        written(writeln!(out, "\n  ],\n  \"different_bytes\": {bytes}\n}}"))?;
+    }
+    written(out.flush())?;
     if !as_json {
         let [from_bytes, to_bytes] = sizes.map(size::display);
         let bytes = size::display(bytes);

@@ -70,7 +70,11 @@ pub fn print_as_it_is(text: &str) -> Result<(), Failure> {
     written(result.and_then(|()| output.flush()))
 }
 
-fn written(result: io::Result<()>) -> Result<(), Failure> {
+/// What a write to standard output came to.
+///
+/// # Errors
+/// As [`print()`].
+pub fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| format!("standard output: {error}").into()),
