@@ -198,6 +198,13 @@ fn several_disks_are_held_together_or_not_at_all() {
     assert!(ask(&both, "resume"));
     guests.iter().for_each(|guest| guest.goes_on(20));
 
+    // Whoever holds one of them keeps it.
+    assert!(ask(&both[1..], "quiesce"));
+    assert!(!ask(&both, "quiesce"));
+    assert!(rigs[0].json(&["info"])["held_ms"].is_null());
+    assert!(rigs[1].json(&["info"])["held_ms"].is_u64());
+    assert!(ask(&both[1..], "resume"));
+
     let nowhere = std::path::Path::new("/nonexistent/control");
     assert!(!ask(&[both[0], nowhere, both[1]], "quiesce"));
     for (rig, guest) in rigs.iter().zip(&guests) {

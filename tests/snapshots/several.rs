@@ -58,6 +58,13 @@ fn snapshots_of_several_disks_are_of_one_moment() {
         assert!(!disk.names().contains(&"none".to_owned()));
         assert!(disk.json(&["info"])["held_ms"].is_null());
     }
+    // One that somebody else holds: likewise, and it stays so.
+    assert_eq!(disks[1].extentctl(&["quiesce"]).status, Some(0));
+    let refused = extentctl(&controls, &["snapshot", "none"]);
+    assert_eq!((refused.status, refused.out.as_str()), (Some(1), ""));
+    assert!(disks[0].json(&["info"])["held_ms"].is_null());
+    assert!(disks[1].json(&["info"])["held_ms"].is_u64());
+    assert_eq!(disks[1].extentctl(&["resume"]).status, Some(0));
     let before = done.load(Ordering::Acquire);
     while done.load(Ordering::Acquire) < before + 10 {
         std::thread::yield_now();

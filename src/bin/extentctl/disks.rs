@@ -67,7 +67,25 @@ pub fn of_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Has all disks asked at once, so that none waits for another one, and shows
+/// Asks all disks at once, so that none waits for another one; what each says,
+/// in their order.
+pub fn at_once<T: Send>(
+    paths: &[PathBuf],
+    ask: impl Fn(&Path) -> Result<T, Failure> + Sync,
+) -> Vec<Result<T, Failure>> {
+    thread::scope(|scope| {
+        let ask = &ask;
+        let asked = paths.iter().map(|path| scope.spawn(move || ask(path)));
+        let asked: Vec<_> = asked.collect();
+        let ended = asked.into_iter().map(|thread| thread.join());
+        let all = ended.map(|result| {
+            result.unwrap_or_else(|_| Err("it could not be asked".to_owned().into()))
+        });
+        all.collect()
+    })
+}
+
+/// Has all disks asked [`at_once`], and shows
 /// what each says; `named`: with its name, also where there is one only.
 ///
 /// # Errors
@@ -87,16 +105,7 @@ pub fn show_all(
         }
         return shown.failure.map_or(Ok(()), Err);
     }
-    let results: Vec<Result<Shown, Failure>> = thread::scope(|scope| {
-        let ask = &ask;
-        let asked = paths.iter().map(|path| scope.spawn(move || ask(path)));
-        let asked: Vec<_> = asked.collect();
-        let ended = asked.into_iter().map(|thread| thread.join());
-        let all = ended.map(|result| {
-            result.unwrap_or_else(|_| Err("it could not be asked".to_owned().into()))
-        });
-        all.collect()
-    });
+    let results = at_once(paths, ask);
     let mut worst: Option<Status> = None;
     let mut list = Vec::new();
     let mut text = String::new();

@@ -25,6 +25,7 @@ mod top;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use clap::CommandFactory;
 use extentd::options::usage;
@@ -125,19 +126,25 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         Command::LogLevel { level } => show(Request::LogLevel { level: *level }),
         Command::IoPath { path } => show(Request::IoPath { path: *path }),
         Command::Quiesce { hold, within, sync } => {
-            let held = show(Request::Quiesce {
+            let quiesce = Request::Quiesce {
                 hold_ms: hold * 1000,
                 within_ms: within * 1000,
                 sync: *sync,
+            };
+            let held = Mutex::new(Vec::new());
+            let all = disks::show_all(paths, by_name, args.json, |path| {
+                let shown = commands::request(&quiesce, path)?;
+                held.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(path.to_owned());
+                Ok(shown)
             });
-            if held.is_err() && paths.len() > 1 {
-                // All or none: those that are held are let go.
-                for path in paths {
-                    let _ = commands::request(&Request::Resume {}, path);
-                }
+            if all.is_err() && paths.len() > 1 {
+                // All or none; whoever else holds one keeps it.
+                together::release(&held.into_inner().unwrap_or_else(PoisonError::into_inner));
                 output::complain("quiesce: not all can be held, so all of them go on");
             }
-            held
+            all
         }
         Command::Resume => show(Request::Resume {}),
         Command::Snapshots => show(Request::Snapshots {}),

@@ -1,16 +1,21 @@
-//! Several disks at one moment: all are held still, something is done, and all go
-//! on.
+//! Several disks at one moment: all are held still, or none.
 
 use std::path::PathBuf;
-use std::thread;
 
 use extentd::protocol::Request;
+use serde_json::Value;
 
 use crate::ask::{LONG_PATIENCE, PATIENCE, ask};
+use crate::disks::at_once;
 use crate::status::Failure;
 
 /// They go on by themselves after so many milliseconds.
 const HOLD_MS: u64 = 60_000;
+
+/// Lets disks go on; what each says.
+pub fn release(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
+    at_once(paths, |path| ask(path, &Request::Resume {}, PATIENCE))
+}
 
 /// Holds all disks still while `act` is carried out.
 ///
@@ -27,29 +32,17 @@ pub fn at_one_moment(
         within_ms,
         sync: false,
     };
-    let each = |request: &Request, patience| -> Vec<Result<(), Failure>> {
-        thread::scope(|scope| {
-            let asked: Vec<_> = paths
-                .iter()
-                .map(|path| scope.spawn(move || ask(path, request, patience).map(drop)))
-                .collect();
-            let joined = asked.into_iter().map(|one| match one.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            });
-            joined.collect()
-        })
-    };
-    let held = each(&quiesce, LONG_PATIENCE);
-    let done = match held.iter().find_map(|one| one.as_ref().err()) {
-        None => act(),
-        Some(failure) => Err(failure.clone()),
-    };
-    // Who could not be held is not told to go on: somebody else may hold it.
-    let resumed = paths.iter().zip(&held).filter(|(_, held)| held.is_ok());
-    let resumed: Vec<_> = resumed
-        .map(|(path, _)| ask(path, &Request::Resume {}, PATIENCE))
-        .collect();
+    let (mut held, mut failed) = (Vec::new(), None);
+    let asked = at_once(paths, |path| ask(path, &quiesce, LONG_PATIENCE));
+    for (path, result) in paths.iter().zip(asked) {
+        match result {
+            // Who could not be held is not told to go on: somebody else may hold it.
+            Ok(_) => held.push(path.clone()),
+            Err(failure) => failed = failed.or(Some(failure)),
+        }
+    }
+    let done = failed.map_or_else(act, Err);
+    let resumed = release(&held);
     done?;
     match resumed.into_iter().find_map(Result::err) {
         None => Ok(()),
