@@ -242,6 +242,17 @@ pub fn holes(count: usize) -> std::ops::Range<usize> {
     first..first + count
 }
 
+/// A full file system, and a guest that has so many requests held; `None`,
+/// with the reason printed, where this host cannot.
+fn full(recorded: bool, count: usize) -> Option<(Small, Guest)> {
+    let small = Small::new()?;
+    let mut guest = Guest::new(&small.image, recorded, &[]);
+    small.fill();
+    guest.write(holes(count));
+    guest.wait_held(count);
+    Some((small, guest))
+}
+
 fn held_until_there_is_room(small: Option<Small>, arguments: &[&str]) {
     let Some(small) = small else { return };
     let mut guest = Guest::new(&small.image, true, arguments);
@@ -342,11 +353,9 @@ fn a_write_over_one_that_is_held_is_carried_out_and_written_over_later() {
 
 #[test]
 fn more_requests_than_a_worker_has_in_flight_are_held_and_others_go_on() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(1500));
-    guest.wait_held(1500);
+    let Some((small, mut guest)) = full(true, 1500) else {
+        return;
+    };
     guest.others_go_on();
     small.make_room();
     assert_eq!(guest.end(1500, status::OK), holes(1500).collect::<Vec<_>>());
@@ -356,11 +365,9 @@ fn more_requests_than_a_worker_has_in_flight_are_held_and_others_go_on() {
 
 #[test]
 fn what_is_held_is_told_the_guest_when_an_operator_says_so() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
+    let Some((_small, mut guest)) = full(true, 20) else {
+        return;
+    };
     let asked = Request::OnError {
         enospc: Some(OnError::Report),
         io_error: None,

@@ -7,13 +7,22 @@ use super::*;
 /// SET_DEVICE_STATE_FD, which saves with two zeros.
 const SET_DEVICE_STATE_FD: u32 = 42;
 
+/// Quiesces the disk; how often held requests were tried again by then.
+fn hold_still(guest: &Guest, sync: bool) -> Value {
+    let still = Request::Quiesce {
+        hold_ms: 60_000,
+        within_ms: 5000,
+        sync,
+    };
+    ask(&guest.control, &still);
+    guest.stats()["held_retries"].clone()
+}
+
 #[test]
 fn a_successor_holds_what_was_held_when_the_process_was_killed() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(40));
-    guest.wait_held(40);
+    let Some((small, mut guest)) = full(true, 40) else {
+        return;
+    };
     guest.next_process(|daemon| {
         daemon.kill().unwrap();
     });
@@ -37,11 +46,9 @@ fn a_successor_holds_what_was_held_when_the_process_was_killed() {
 
 #[test]
 fn a_pause_leaves_what_is_held_and_nothing_is_tried_meanwhile() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
+    let Some((small, mut guest)) = full(true, 20) else {
+        return;
+    };
     let start = Instant::now();
     let session = guest.session.as_ref().unwrap();
     session.connection.set_vring_enable(0, false).unwrap();
@@ -62,11 +69,9 @@ fn a_pause_leaves_what_is_held_and_nothing_is_tried_meanwhile() {
 
 #[test]
 fn a_ring_that_is_stopped_and_started_goes_on_with_what_it_held() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
+    let Some((small, mut guest)) = full(true, 20) else {
+        return;
+    };
     let start = Instant::now();
     let mut session = guest.session.take().unwrap();
     session.stop(1).unwrap();
@@ -177,11 +182,9 @@ fn a_state_is_not_saved_while_requests_are_held() {
 /// Whoever resets does not ask for it, so it may not be kept.
 #[test]
 fn a_reset_answers_what_is_held() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
+    let Some((_small, mut guest)) = full(true, 20) else {
+        return;
+    };
     let start = Instant::now();
     let session = guest.session.as_mut().unwrap();
     session.reset_device().unwrap();
@@ -194,18 +197,10 @@ fn a_reset_answers_what_is_held() {
 
 #[test]
 fn a_disk_that_is_held_still_tries_nothing_again() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, true, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
-    let still = Request::Quiesce {
-        hold_ms: 60_000,
-        within_ms: 5000,
-        sync: true,
+    let Some((small, mut guest)) = full(true, 20) else {
+        return;
     };
-    ask(&guest.control, &still);
-    let retries = guest.stats()["held_retries"].clone();
+    let retries = hold_still(&guest, true);
     small.make_room();
     ask(&guest.control, &Request::Retry {});
     // Longer than the longest time between two tries.
@@ -221,18 +216,10 @@ fn a_disk_that_is_held_still_tries_nothing_again() {
 /// An end does not wait for a disk that is held still.
 #[test]
 fn without_a_record_a_disk_that_is_held_still_answers_at_an_end() {
-    let Some(small) = Small::new() else { return };
-    let mut guest = Guest::new(&small.image, false, &[]);
-    small.fill();
-    guest.write(holes(20));
-    guest.wait_held(20);
-    let still = Request::Quiesce {
-        hold_ms: 60_000,
-        within_ms: 5000,
-        sync: false,
+    let Some((_small, mut guest)) = full(false, 20) else {
+        return;
     };
-    ask(&guest.control, &still);
-    let retries = guest.stats()["held_retries"].clone();
+    let retries = hold_still(&guest, false);
     let start = Instant::now();
     let connection = &guest.session.as_ref().unwrap().connection;
     connection.get_vring_base(0).unwrap();
