@@ -372,7 +372,8 @@ impl Disk {
         }
     }
 
-    fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {
+    /// What each worker counts, in their order.
+    pub(crate) fn tallies(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Tally>>> {
         self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

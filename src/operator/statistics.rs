@@ -5,9 +5,12 @@ use std::time::Duration;
 use mapping::Stats;
 use vhost_backend::{Handle, Limits, SAMPLED};
 
+use crate::block_io::Sums;
 use crate::disk::Disk;
 use crate::host::sandbox;
-use crate::protocol::statistics::{ByOperation, ExtentCounts, Latency, MapStatistics, Statistics};
+use crate::protocol::statistics::{
+    ByOperation, ExtentCounts, Latency, MapStatistics, Statistics, WorkerStatistics,
+};
 
 fn of_map(stats: &Stats, config: &mapping::Config) -> MapStatistics {
     MapStatistics {
@@ -39,6 +42,21 @@ fn microseconds(time: Duration) -> u64 {
 
 fn by_operation(counts: [u64; 5]) -> ByOperation<u64> {
     ByOperation::new(|kind| counts.get(kind.index()).copied().unwrap_or(0))
+}
+
+fn workers(disk: &Disk) -> Vec<WorkerStatistics> {
+    let tallies = disk.tallies();
+    let each = tallies.iter().zip(0..).map(|(tally, worker)| {
+        let mut sums = Sums::default();
+        tally.add_to(&mut sums);
+        WorkerStatistics {
+            worker,
+            disk_operations: sums.disk_operations,
+            file_operations: sums.file_operations,
+            zero_fills: sums.zero_fills,
+        }
+    });
+    each.collect()
 }
 
 /// The counters of `disk`, which has these limits and is offered by this server.
@@ -90,6 +108,8 @@ pub(crate) fn gather(disk: &Disk, limits: &Limits, server: &Handle) -> Statistic
         looks_vain_us: microseconds(activity.looks_vain_time),
         sandbox_denials: sandbox::in_force().map_or(0, |sandbox| sandbox.denied),
         latency: Latency::new(SAMPLED, &activity),
+        queues: activity.queues.iter().map(Into::into).collect(),
+        workers: workers(disk),
     }
 }
 

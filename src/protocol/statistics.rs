@@ -11,8 +11,10 @@ use super::info::Room;
 use super::words::{Named, Way};
 
 mod kinds;
+mod parts;
 
 pub use self::kinds::{ByOperation, ByStage, Latency, Times};
+pub use self::parts::{QueueStatistics, WorkerStatistics};
 
 /// All counters since the start, and the state now.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +103,13 @@ pub struct Statistics {
     pub sandbox_denials: u64,
     /// How long requests take.
     pub latency: Latency,
+    /// Queues that something was asked of, in their order.
+    #[serde(default)]
+    pub queues: Vec<QueueStatistics>,
+    /// Workers, in their order; queue q is served by worker q modulo their
+    /// number.
+    #[serde(default)]
+    pub workers: Vec<WorkerStatistics>,
 }
 
 /// The map of extents.

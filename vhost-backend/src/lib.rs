@@ -45,7 +45,7 @@ pub use memory::copy::{Unreachable, copy, zero};
 #[cfg(feature = "test-switches")]
 #[doc(hidden)]
 pub use memory::dirty::leave_pages_unmarked;
-pub use meter::{Activity, BOUNDS, BUCKETS, Meters, SAMPLED, Stage, Times};
+pub use meter::{Activity, BOUNDS, BUCKETS, Meters, QueueActivity, SAMPLED, Stage, Times};
 pub use options::{Options, PollTime};
 pub use peer::Peer;
 pub use session::listener::Endpoint;

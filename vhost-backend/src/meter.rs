@@ -6,6 +6,7 @@
 
 mod histogram;
 pub(crate) mod probe;
+mod queues;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +15,8 @@ use std::time::Duration;
 pub use self::histogram::{BOUNDS, BUCKETS, Times};
 use self::histogram::{Histogram, add};
 pub use self::probe::SAMPLED;
+pub use self::queues::QueueActivity;
+pub(crate) use self::queues::QueueMeter;
 use crate::device::OpKind;
 
 /// A part of a request's way.
@@ -128,25 +131,46 @@ pub struct Activity {
     /// From when a request's chain was read until the driver was shown the
     /// answer, by [`OpKind::index`]: one request in [`SAMPLED`].
     pub requests: [Times; OpKind::ALL.len()],
+    /// Queues that something was asked of, in their order.
+    pub queues: Vec<QueueActivity>,
 }
 
-/// The meters of all workers of a server.
+/// The meters of all workers and queues of a server.
 #[derive(Debug, Clone, Default)]
-pub struct Meters(Vec<Arc<Meter>>);
+pub struct Meters {
+    workers: Vec<Arc<Meter>>,
+    queues: Vec<Arc<QueueMeter>>,
+}
 
 impl Meters {
+    /// Those of so many queues, whose workers are still to come.
+    pub(crate) fn of_queues(queues: usize) -> Self {
+        Self {
+            workers: Vec::new(),
+            queues: (0..queues).map(|_| Arc::default()).collect(),
+        }
+    }
+
+    /// Of each queue.
+    pub(crate) fn queues(&self) -> &[Arc<QueueMeter>] {
+        &self.queues
+    }
+
     /// One for one more worker.
     pub(crate) fn another(&mut self) -> Arc<Meter> {
         let meter = Arc::new(Meter::default());
-        self.0.push(Arc::clone(&meter));
+        self.workers.push(Arc::clone(&meter));
         meter
     }
 
-    /// The sums over all workers.
+    /// The sums over all workers, and each queue.
     #[must_use]
     pub fn read(&self) -> Activity {
-        let mut sum = Activity::default();
-        for meter in &self.0 {
+        let mut sum = Activity {
+            queues: queues::used(&self.queues),
+            ..Activity::default()
+        };
+        for meter in &self.workers {
             let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             sum.interrupts += read(&meter.interrupts);
             sum.interrupts_saved += read(&meter.spared);

@@ -23,7 +23,7 @@ pub(crate) use self::common::Common;
 use self::epochs::{Epochs, Held};
 use self::heads::HeldHeads;
 use self::interrupts::{Interrupts, TurnClock};
-use self::request::{Data, Parsed};
+use self::request::{ChainReader, Data, Parsed};
 use self::ring::{Popped, Ring};
 use self::tags::Owner;
 use crate::command::Answer;
@@ -32,8 +32,8 @@ use crate::device::{Completion, Device, IoChannel, Status, Tag};
 use crate::held::Holding;
 use crate::limits::gate::Waiter;
 use crate::memory::dirty::{Tracker, mark};
-use crate::meter::Meter;
 use crate::meter::probe::{Mark, Probe};
+use crate::meter::{Meter, QueueMeter};
 use crate::probes;
 
 /// Chains that are fetched at a time at least, and at most.
@@ -105,8 +105,12 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A queue that is not started: `number` for messages, and `index` for its
-    /// worker, whose meter it is.
-    pub(crate) fn new(number: usize, index: u16, meter: Arc<Meter>) -> Self {
+    /// worker, whose meter comes first; the other one is its own.
+    pub(crate) fn new(
+        number: usize,
+        index: u16,
+        (meter, own): (Arc<Meter>, Arc<QueueMeter>),
+    ) -> Self {
         Self {
             number,
             index,
@@ -120,7 +124,7 @@ impl Queue {
             polled: false,
             waiter: Waiter::default(),
             interrupts: Interrupts::default(),
-            probe: Probe::new(meter),
+            probe: Probe::new(meter, own),
             stopping: None,
             pausing: None,
             complained: false,
@@ -223,7 +227,9 @@ impl Queue {
     pub(crate) fn fetch_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
         let waiting = self.active().map_or(0, |ring| usize::from(ring.waiting()));
         let most = (waiting + self.in_flight) / 4;
-        self.fetch(most.clamp(FEW, MANY), common)
+        let fetched = self.fetch(most.clamp(FEW, MANY), common);
+        self.probe.carries(self.in_flight);
+        fetched
     }
 
     /// Fetches up to `most` chains.
@@ -339,8 +345,14 @@ impl Queue {
             Parsed::Io(op, data) => {
                 let (pieces, writes) = match data {
                     Data::None => (Some(&[][..]), 0),
-                    Data::Readable => (chain.readable_pieces(), 0),
-                    Data::Writable(bytes) => (chain.writable_pieces(), bytes),
+                    Data::Readable => {
+                        self.probe.writes(chain.readable());
+                        (chain.readable_pieces(), 0)
+                    }
+                    Data::Writable(bytes) => {
+                        self.probe.reads(bytes);
+                        (chain.writable_pieces(), bytes)
+                    }
                 };
                 if let Some(pieces) = pieces {
                     if gate.is_on() && origin != Origin::Hold {
@@ -450,6 +462,7 @@ impl Queue {
                 self.interrupts.interrupt();
             }
             self.probe.told(untold, wanted);
+            self.probe.carries(self.in_flight);
         }
     }
 
@@ -467,6 +480,7 @@ impl Queue {
                 self.interrupts.interrupt_amid(clock);
             }
             self.probe.told(untold, wanted);
+            self.probe.carries(self.in_flight);
         }
     }
 }

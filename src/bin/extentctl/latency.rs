@@ -7,7 +7,7 @@ use vhost_backend::BOUNDS;
 const PERCENTILES: [(&str, u64); 3] = [("p50", 500), ("p99", 990), ("p99.9", 999)];
 
 /// What was added since `before`.
-fn since(now: &Times, before: Option<&Times>) -> Times {
+pub fn since(now: &Times, before: Option<&Times>) -> Times {
     let Some(before) = before else {
         return now.clone();
     };
@@ -23,7 +23,7 @@ fn since(now: &Times, before: Option<&Times>) -> Times {
 
 /// So many of a thousand took at most this, in nanoseconds; `None` without
 /// any, and for those that no bucket bounds.
-fn percentile(times: &Times, permille: u64) -> Option<u64> {
+pub fn percentile(times: &Times, permille: u64) -> Option<u64> {
     let all: u64 = times.buckets.iter().sum();
     let mut left = (u128::from(all) * u128::from(permille)).div_ceil(1000);
     for (bound, count) in BOUNDS.into_iter().zip(&times.buckets) {
@@ -63,7 +63,8 @@ fn line(name: &str, times: &Times) -> String {
     format!("{name} {}", parts.join("  "))
 }
 
-fn short(ns: u64) -> String {
+/// A time for people.
+pub fn short(ns: u64) -> String {
     let (tenths, unit) = match ns {
         0..1_000_000 => (ns / 100, "us"),
         1_000_000..1_000_000_000 => (ns / 100_000, "ms"),

@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::ask::{PATIENCE, ask, understand};
 use crate::latency::shown;
 use crate::output::harmless;
+use crate::queues::rows;
 use crate::status::{Failure, Status};
 use crate::top::{hit_rate, per_second, up};
 
@@ -166,10 +167,16 @@ impl Screen {
     /// Draws it, in whatever room there is.
     pub fn draw(&self, frame: &mut Frame<'_>) {
         let Some(now) = &self.now else { return };
-        let [head, rates, latency, ways, map] = Layout::vertical([
+        let lines = rows(now, self.before.as_ref());
+        // As many as there is room for below the rest.
+        let room = frame.area().height.saturating_sub(2 + 6 + 4 + 5 + 5);
+        let wanted = u16::try_from(lines.len() + 2).unwrap_or(u16::MAX);
+        let height = if room < 4 { 0 } else { wanted.min(room) };
+        let [head, rates, latency, queues, ways, map] = Layout::vertical([
             Constraint::Length(2),
             Constraint::Min(6),
             Constraint::Length(4),
+            Constraint::Length(height),
             Constraint::Length(5),
             Constraint::Length(5),
         ])
@@ -179,6 +186,7 @@ impl Screen {
             Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(rates);
         self.draw_rates(frame, requests, bytes, now);
         self.draw_latency(frame, latency, now);
+        draw_queues(frame, queues, lines);
         self.draw_ways(frame, ways, now);
         self.draw_map(frame, map, now);
     }
@@ -290,6 +298,13 @@ impl Screen {
     }
 }
 
+fn draw_queues(frame: &mut Frame<'_>, area: Rect, lines: Vec<String>) {
+    let block =
+        Block::bordered().title("queues (disk, file, zeros: of all that their worker does)");
+    let lines: Vec<_> = lines.into_iter().map(Line::from).collect();
+    frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
 fn dash() -> String {
     "-".to_owned()
 }
@@ -355,6 +370,25 @@ mod tests {
             let text = text(&screen, width, height);
             assert_eq!(text.lines().count(), usize::from(height));
         }
+    }
+
+    #[test]
+    fn queues_are_shown_where_there_is_room_for_them() {
+        let mut screen = Screen::new("disk");
+        let mut many = answer(1000, 1000);
+        let queue = |number: u64| {
+            json!({
+                "queue": number, "requests": 5, "read_bytes": 0, "written_bytes": 0, "in_flight": number + 40,
+                "latency": {"count": 0, "sum_ns": 0, "buckets": []},
+            })
+        };
+        many["queues"] = (0..20).map(queue).collect();
+        screen.add(&many).unwrap();
+        assert!(!text(&screen, 90, 24).contains("queues"));
+        let some = text(&screen, 90, 30);
+        assert!(some.contains(" 42 ") && !some.contains(" 59 "), "{some}");
+        let all = text(&screen, 90, 50);
+        assert!(all.contains(" 42 ") && all.contains(" 59 "), "{all}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod latency;
 mod live;
 mod output;
 mod picture;
+mod queues;
 mod screen_svg;
 mod status;
 mod strip;

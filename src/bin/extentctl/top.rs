@@ -10,6 +10,7 @@ use extentd::protocol::statistics::{MapStatistics, Statistics};
 
 use crate::ask::{PATIENCE, ask, understand};
 use crate::output::harmless;
+use crate::queues::rows;
 use crate::status::{Failure, Status};
 use crate::table::{align_right, columns, drawn, empty, widen};
 
@@ -95,8 +96,13 @@ fn screen(now: &Statistics, before: Option<&Statistics>) -> String {
         counters.add_row(["map hit rate".to_owned(), rate, total]);
         of_map = format!("\n{}", map_rows(map));
     }
+    let of_queues = match now.queues.len() {
+        // It does what the whole does.
+        0 | 1 => String::new(),
+        _ => format!("\n{}\n", rows(now, before).join("\n")),
+    };
     format!(
-        "extentd, up {}; by the {}: {}\n{}\n{}{of_map}",
+        "extentd, up {}; by the {}: {}\n{}\n{}{of_queues}{of_map}",
         up(now.uptime_ms),
         harmless(now.path.as_str()),
         harmless(&now.path_reason),

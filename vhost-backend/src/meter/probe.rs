@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use super::{Meter, Stage};
+use super::queues::Carried;
+use super::{Meter, QueueMeter, Stage};
 use crate::device::{Op, OpKind};
 use crate::sys;
 
@@ -48,6 +49,8 @@ struct Followed {
 #[derive(Debug)]
 pub(crate) struct Probe {
     meter: Arc<Meter>,
+    queue: Arc<QueueMeter>,
+    carried: Carried,
     /// Requests until the next one that is followed.
     left: u32,
     /// Some have ended, and the driver was not shown that.
@@ -58,9 +61,11 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    pub(crate) fn new(meter: Arc<Meter>) -> Self {
+    pub(crate) fn new(meter: Arc<Meter>, queue: Arc<QueueMeter>) -> Self {
         Self {
             meter,
+            queue,
+            carried: Carried::default(),
             left: 1,
             unpublished: false,
             untold: false,
@@ -100,6 +105,24 @@ impl Probe {
             since: now,
         };
         Mark(number)
+    }
+
+    /// The request that begins reads so many bytes.
+    #[inline(always)]
+    pub(crate) fn reads(&mut self, bytes: u32) {
+        self.carried.read += u64::from(bytes);
+    }
+
+    /// The request that begins writes so many bytes.
+    #[inline(always)]
+    pub(crate) fn writes(&mut self, bytes: u64) {
+        self.carried.written += bytes;
+    }
+
+    /// So many are in flight now.
+    #[inline(always)]
+    pub(crate) fn carries(&self, in_flight: usize) {
+        self.carried.show(&self.queue, in_flight);
     }
 
     /// What was fetched is given to the kernel.
@@ -145,6 +168,7 @@ impl Probe {
     #[inline(always)]
     pub(crate) fn told(&mut self, answers: u16, interrupt: bool) {
         self.meter.told(answers, interrupt);
+        self.queue.told(answers);
         if self.untold {
             self.tell(interrupt);
         }
@@ -170,6 +194,7 @@ impl Probe {
             if to == At::Published {
                 let whole = now.saturating_sub(one.fetched);
                 self.meter.request(one.kind, whole);
+                self.queue.took(whole);
             }
             one.at = to;
             one.since = now;
@@ -178,7 +203,11 @@ impl Probe {
 
     /// A ring begins: what is left of an earlier one is not followed further.
     pub(crate) fn restart(&mut self) {
-        *self = Self::new(Arc::clone(&self.meter));
+        self.carries(0);
+        *self = Self {
+            carried: self.carried,
+            ..Self::new(Arc::clone(&self.meter), Arc::clone(&self.queue))
+        };
     }
 }
 
@@ -197,7 +226,7 @@ mod tests {
     fn probe() -> (Meters, Probe) {
         let mut meters = Meters::default();
         let meter = meters.another();
-        (meters, Probe::new(meter))
+        (meters, Probe::new(meter, Arc::default()))
     }
 
     const READ: Op = Op::Read { offset: 0 };

@@ -146,7 +146,7 @@ fn serve(kept: Kept, batches: u32) {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0, Arc::default());
+    let mut queue = Queue::new(0, 0, <_>::default());
     assert!(queue.start(&setup, &common.epochs));
     queue.set_log(common.dirty.is_some().then_some(&log));
     if kept == Kept::NoLog {

@@ -175,7 +175,7 @@ impl Life {
             kick: None,
             enabled: true,
         };
-        let mut queue = Queue::new(0, 0, Arc::default());
+        let mut queue = Queue::new(0, 0, <_>::default());
         assert!(queue.start(&setup, &common.epochs));
         queue.resubmit(&mut common);
         queue.publish();

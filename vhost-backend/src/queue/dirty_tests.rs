@@ -69,7 +69,7 @@ fn rig(used_log: Option<u64>, event_idx: bool) -> Rig {
         kick: None,
         enabled: true,
     };
-    let mut queue = Queue::new(0, 0, Arc::default());
+    let mut queue = Queue::new(0, 0, <_>::default());
     assert!(queue.start(&setup, &common.epochs));
     queue.set_polled(false);
     queue.set_log(Some(&log));

@@ -47,7 +47,7 @@ fn rig() -> Rig {
         holding: Holding::default(),
     };
     let call = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut queue = Queue::new(0, 0, Arc::default());
+    let mut queue = Queue::new(0, 0, <_>::default());
     queue.set_call(Some(call.try_clone().unwrap()));
     assert_eq!(call.read().unwrap(), 1, "it is signalled when it is given");
     let mut rig = Rig {

@@ -128,7 +128,7 @@ impl Rig {
         };
         Self {
             io: Arc::clone(&disk.io),
-            queue: Queue::new(0, 0, Arc::default()),
+            queue: Queue::new(0, 0, <_>::default()),
             common: Common {
                 channel: disk.roomy_channel(usize::from(slots)),
                 epochs: Epochs::new(Arc::default()),

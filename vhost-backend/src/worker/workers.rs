@@ -18,7 +18,7 @@ use crate::limits::Limits;
 use crate::limits::gate::Gate;
 use crate::memory::Memory;
 use crate::memory::dirty::Logging;
-use crate::meter::{Meter, Meters};
+use crate::meter::{Meter, Meters, QueueMeter};
 use crate::options::Options;
 use crate::queue::chain::Scratch;
 use crate::queue::disk::Disk;
@@ -120,7 +120,7 @@ impl Workers {
         options.check()?;
         let mut workers = Self {
             handles: Vec::with_capacity(options.workers),
-            meters: Meters::default(),
+            meters: Meters::of_queues(usize::from(options.queues)),
         };
         for worker in 0..options.workers {
             let failed = |source| Error::Worker { worker, source };
@@ -132,6 +132,7 @@ impl Workers {
                     gate: Gate::new(Arc::clone(limits), worker),
                     holding: Holding::new(Arc::clone(held)),
                     meter: workers.meters.another(),
+                    queues: workers.meters.queues().to_vec(),
                 },
                 options,
             )
@@ -232,6 +233,8 @@ struct Share {
     gate: Gate,
     holding: Holding,
     meter: Arc<Meter>,
+    /// Of all queues, by number.
+    queues: Vec<Arc<QueueMeter>>,
 }
 
 /// Starts one thread and waits until it can serve.
@@ -306,9 +309,13 @@ fn build<D: Device>(
     orders: Receiver<Order>,
 ) -> io::Result<Worker<D>> {
     let numbers = (worker..usize::from(options.queues)).step_by(options.workers);
+    let own = share.queues.iter().skip(worker).step_by(options.workers);
     let queues: Box<[_]> = numbers
         .zip(0..)
-        .map(|(number, index)| Queue::new(number, index, Arc::clone(&share.meter)))
+        .zip(own)
+        .map(|((number, index), own)| {
+            Queue::new(number, index, (Arc::clone(&share.meter), Arc::clone(own)))
+        })
         .collect();
     let slots = (queues.len() * usize::from(options.queue_size)).min(MAX_IN_FLIGHT);
     let mut channel = device.channel(worker, slots)?;
