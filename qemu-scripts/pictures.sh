@@ -9,7 +9,8 @@ case ${1:-} in
 "") ;;
 -h | --help)
     say "usage: pictures.sh
-Writes docs/pictures/map.svg and top.svg from a real process. Needs root for a loop device, and mkfs.ext4. Environment:
+Writes docs/pictures/map.svg, top.svg and dashboard.svg from a real process. Needs root for a loop device, mkfs.ext4,
+prometheus and python3. Environment:
 EXTENTD=PATH uses that binary, and extentctl and extentd-load beside it, instead of building them; EXTENTD_TEST_DIR names
 the folder for the disk image (default /var/tmp)."
     exit 0
@@ -17,6 +18,9 @@ the folder for the disk image (default /var/tmp)."
 *) die "unknown argument '$1' (see --help)" ;;
 esac
 ((EUID == 0)) || die "needs root for a loop device"
+for program in prometheus python3; do
+    command -v "$program" >/dev/null || die "$program is missing: apt-get install $program"
+done
 
 if [[ -z ${EXTENTD:-} ]]; then
     cargo build --quiet --release --manifest-path "$ROOT/Cargo.toml" -p extentd -p extentd-front-end --bins || die "the build failed"
@@ -25,11 +29,15 @@ fi
 programs=$(dirname "$EXTENTD")
 work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-pictures.XXXXXX")
 load_pid=''
+exporter_pid=''
+prometheus_pid=''
 loop=''
 cleanup() {
     local status=$?
     trap - EXIT
     [[ -z $load_pid ]] || kill "$load_pid" 2>/dev/null || true
+    [[ -z $exporter_pid ]] || kill "$exporter_pid" 2>/dev/null || true
+    [[ -z $prometheus_pid ]] || { kill "$prometheus_pid" 2>/dev/null && wait "$prometheus_pid"; } || true
     stop_extentd || true
     umount "$work/mounted" 2>/dev/null || true
     [[ -z $loop ]] || losetup --detach "$loop" || true
@@ -56,9 +64,19 @@ done
 fallocate --offset 400M --length 64M "$image"
 truncate --size 512M "$image"
 
+# Free ports; where somebody takes one meanwhile, whoever wants it says so.
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+metrics=127.0.0.1:$(free_port)
+port=$(free_port)
 start_extentd "$work/socket" --blk-file "$image" --control-path "$work/vm1.control" --pin-reserve 1M --num-queues 2
+"$programs/extentctl" --control-path "$work/vm1.control" exporter --listen "$metrics" &
+exporter_pid=$!
+printf 'scrape_configs: [{job_name: extentd, scrape_interval: 1s, static_configs: [{targets: ["%s"]}]}]\n' "$metrics" >"$work/prometheus.yml"
+prometheus --config.file "$work/prometheus.yml" --storage.tsdb.path "$work/series" --web.listen-address "127.0.0.1:$port" \
+    >"$work/prometheus.log" 2>&1 &
+prometheus_pid=$!
 ctl() { "$programs/extentctl" --control-path "$work/vm1.control" "$@"; }
-"$programs/extentd-load" --socket-path "$work/socket" --pattern randrw --range 200M --depth 4 --queues 2 --seconds 60 >"$work/load.log" 2>&1 &
+"$programs/extentd-load" --socket-path "$work/socket" --pattern randrw --range 200M --depth 4 --queues 2 --seconds 90 >"$work/load.log" 2>&1 &
 load_pid=$!
 # Its rings start twice; once it is at work they stay.
 until ctl --json stats | grep -Eq '"requests": [0-9]{4,}' && ctl io-path disk >/dev/null 2>&1; do
@@ -70,5 +88,13 @@ ctl populate 0..256M >/dev/null
 mkdir -p "$ROOT/docs/pictures"
 ctl map --heat=4 --svg "$ROOT/docs/pictures/map.svg"
 ctl top --interval 0.25 --count 40 --svg "$ROOT/docs/pictures/top.svg"
+# A minute of series, while the load goes on and the map is used.
+for _ in $(seq 6); do
+    sleep 10
+    ctl advise dontneed 64M..256M >/dev/null
+done
+"$ROOT/qemu-scripts/dashboard.py" "$ROOT/packaging/grafana-dashboard.json" "http://127.0.0.1:$port" 60 "$ROOT/docs/pictures/dashboard.svg" ||
+    die "no picture of the dashboard; prometheus says: $(tail -n 3 "$work/prometheus.log")"
+sed -i "s|$work|/run/extentd|g" "$ROOT/docs/pictures/dashboard.svg"
 # The folder is another one each time.
 sed -i "s|$work|/run/extentd|g" "$ROOT/docs/pictures/top.svg"
