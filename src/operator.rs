@@ -416,7 +416,9 @@ impl Controlled for Operator {
                 sync,
             )
             .map(Done::Quiesce),
-            Request::Resume {} => stillness::resume(&self.limits.limits).map(Done::Resume),
+            Request::Resume { hold } => {
+                stillness::resume(&self.limits.limits, hold).map(Done::Resume)
+            }
             Request::Snapshot { name, within_ms } => self
                 .snapshots
                 .take(

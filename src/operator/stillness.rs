@@ -27,20 +27,20 @@ pub(super) fn quiesce(
     sync: bool,
 ) -> Result<Quiesced, String> {
     let begun = Instant::now();
-    limits.hold(time, patience).map_err(|error| match error {
+    let hold = limits.hold(time, patience).map_err(|error| match error {
         HoldError::Held(_) => format!("quiesce: {error}: extentctl resume lets it go on"),
         error => format!("quiesce: {error}"),
     })?;
     let drained = begun.elapsed();
     if let Err(error) = watch(limits, feed) {
-        limits.let_go();
+        limits.let_go_of(hold);
         return Err(format!(
             "quiesce: there is no thread to watch over it: {error}"
         ));
     }
     feed.tell(Event::Quiesced {});
     if sync && let Err(error) = disk.sync() {
-        limits.let_go();
+        limits.let_go_of(hold);
         return Err(format!(
             "quiesce: what was written cannot be made stable: {error}; the disk goes on"
         ));
@@ -50,19 +50,29 @@ pub(super) fn quiesce(
     };
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Ok(Quiesced {
+        hold,
         drained_ms: ms(drained),
         left_ms: ms(left),
         synced: sync,
     })
 }
 
-/// Lets the disk go on.
+/// Lets the disk go on, if it is held by this hold or, where none is given, at
+/// all.
 ///
 /// # Errors
-/// It is not held.
-pub(super) fn resume(limits: &Limits) -> Result<Resumed, String> {
-    if limits.let_go() {
+/// It is not held, or by another one.
+pub(super) fn resume(limits: &Limits, hold: Option<u64>) -> Result<Resumed, String> {
+    let was_held = match hold {
+        Some(hold) => limits.let_go_of(hold),
+        None => limits.let_go(),
+    };
+    if was_held {
         Ok(Resumed {})
+    } else if let (Some(hold), Some(_)) = (hold, limits.held()) {
+        Err(format!(
+            "resume: hold {hold} has ended, and the disk is held by somebody else: it stays so"
+        ))
     } else {
         Err(
             "resume: the disk is not held: it has gone on by itself, or somebody else has let it"

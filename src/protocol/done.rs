@@ -127,6 +127,9 @@ pub struct OptionsNow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Quiesced {
+    /// The number of this hold, for `resume`.
+    #[serde(default)]
+    pub hold: u64,
     /// How long requests in flight took to end.
     pub drained_ms: u64,
     /// When the disk goes on by itself, from now.

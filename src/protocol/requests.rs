@@ -93,7 +93,12 @@ pub enum Request {
         sync: bool,
     },
     /// Let a disk go on that is held still.
-    Resume {},
+    Resume {
+        /// Only if this hold is the one that holds it, by the number that
+        /// `quiesce` has answered; null: whichever does.
+        #[serde(default)]
+        hold: Option<u64>,
+    },
     /// Keep the image as it is now: a file of that name in the folder of
     /// --snapshot-dir, which shares its blocks with the image.
     Snapshot {
@@ -164,7 +169,7 @@ impl Request {
                 | Request::Retry {}
                 | Request::Options {}
                 | Request::LogLevel { .. }
-                | Request::Resume {}
+                | Request::Resume { .. }
         )
     }
 
@@ -200,7 +205,10 @@ impl Request {
             }
             Request::Retry {} => Some("retry".to_owned()),
             Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
-            Request::Resume {} => Some("resume".to_owned()),
+            Request::Resume { hold } => {
+                let which = hold.map_or_else(String::new, |hold| format!(" hold {hold}"));
+                Some(format!("resume{which}"))
+            }
             Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),
             Request::Limits { set } => {
                 let set = set.given();

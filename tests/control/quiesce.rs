@@ -152,6 +152,28 @@ fn who_dies_holds_no_disk_for_ever() {
 }
 
 #[test]
+fn who_names_its_hold_lets_no_other_one_go() {
+    let rig = Rig::on_tmpfs(&[]);
+    let number = || rig.json(&["quiesce"])["hold"].as_u64().unwrap();
+    let first = number();
+    rig.extentctl(&["resume", "--hold", &first.to_string()])
+        .text();
+    let second = number();
+    assert_ne!(first, second);
+    let refusal = rig
+        .extentctl(&["resume", "--hold", &first.to_string()])
+        .refusal();
+    assert!(refusal.contains("held by somebody else"), "{refusal}");
+    assert!(rig.json(&["info"])["held_ms"].as_u64().unwrap() > 0);
+    rig.extentctl(&["resume", "--hold", &second.to_string()])
+        .text();
+    let refusal = rig
+        .extentctl(&["resume", "--hold", &second.to_string()])
+        .refusal();
+    assert!(refusal.contains("the disk is not held"), "{refusal}");
+}
+
+#[test]
 fn what_cannot_be_held_or_resumed_is_refused_with_the_reason() {
     let rig = Rig::on_tmpfs(&[]);
     let refusal = rig.extentctl(&["resume"]).refusal();

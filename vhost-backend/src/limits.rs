@@ -130,9 +130,12 @@ impl Limits {
     /// flight any more and all that has ended was shown to the guest; if that
     /// takes longer than `patience`, the disk goes on and is not held.
     ///
+    /// Returns its number, by which it is let go without letting another one
+    /// go ([`let_go_of`](Self::let_go_of)).
+    ///
     /// # Errors
     /// It is held already, or not within that time.
-    pub fn hold(&self, time: Duration, patience: Duration) -> Result<(), HoldError> {
+    pub fn hold(&self, time: Duration, patience: Duration) -> Result<u64, HoldError> {
         let workers = self.wakers().len();
         let round = self.hold.begin(time)?;
         self.set_on();
@@ -141,14 +144,25 @@ impl Limits {
             .wait(round, workers, patience)
             .inspect_err(|error| {
                 if let HoldError::Late(_) = error {
-                    self.let_go();
+                    self.let_go_of(round);
                 }
-            })
+            })?;
+        Ok(round)
     }
 
     /// The disk goes on, if it is held; whether it was.
     pub fn let_go(&self) -> bool {
-        let was = self.hold.end();
+        self.end(None)
+    }
+
+    /// The disk goes on, if it is held by the hold of this number; whether it
+    /// was.
+    pub fn let_go_of(&self, number: u64) -> bool {
+        self.end(Some(number))
+    }
+
+    fn end(&self, number: Option<u64>) -> bool {
+        let was = self.hold.end(number);
         self.set_on();
         self.wake_all();
         was

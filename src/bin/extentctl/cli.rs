@@ -233,7 +233,11 @@ pub enum Command {
         sync: bool,
     },
     /// Let disks go on that are held still
-    Resume,
+    Resume {
+        /// Only if it is this hold, by the number that quiesce has answered with --json
+        #[arg(long, value_name = "NUMBER")]
+        hold: Option<u64>,
+    },
     /// Keep the image as it is now, under NAME in the folder of --snapshot-dir; several disks at
     /// one moment
     #[command(after_long_help = SNAPSHOT)]

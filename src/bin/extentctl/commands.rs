@@ -46,7 +46,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Quiesce { .. } => quiesced(&understand(&json)?),
         Request::Snapshot { .. } => taken(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
-        Request::Resume {} => "the disk goes on\n".to_owned(),
+        Request::Resume { .. } => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
             if !understand::<Selftest>(&json)?.holds {

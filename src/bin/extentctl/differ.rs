@@ -8,6 +8,7 @@ use clap::Args;
 use extentd::disk::at_rest::AtRest;
 use extentd::options::{size, usage};
 use extentd::protocol::Request;
+use extentd::protocol::done::Quiesced;
 use extentd::protocol::info::Info;
 use mapping::difference::{Comparison, Difference};
 use serde_json::{Value, json};
@@ -56,11 +57,14 @@ impl DiffCommand {
             sync: true,
         };
         let info: Info = understand(&ask(control, &Request::Info {}, PATIENCE)?)?;
-        ask(control, &quiesce, LONG_PATIENCE)?;
+        let held: Quiesced = understand(&ask(control, &quiesce, LONG_PATIENCE)?)?;
+        let resume = Request::Resume {
+            hold: Some(held.hold),
+        };
         let compared = AtRest::open_held(Path::new(&info.disk.image))
             .map_err(|error| Failure::from(error.to_string()))
             .and_then(|to| compare(&from, &to, as_json));
-        let resumed = ask(control, &Request::Resume {}, PATIENCE);
+        let resumed = ask(control, &resume, PATIENCE);
         compared?;
         resumed.map(drop).map_err(|failure| {
             let line = format!(

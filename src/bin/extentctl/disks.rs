@@ -69,9 +69,9 @@ pub fn of_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Asks all disks at once, so that none waits for another one; what each says,
 /// in their order.
-pub fn at_once<T: Send>(
-    paths: &[PathBuf],
-    ask: impl Fn(&Path) -> Result<T, Failure> + Sync,
+pub fn at_once<P: Sync, T: Send>(
+    paths: &[P],
+    ask: impl Fn(&P) -> Result<T, Failure> + Sync,
 ) -> Vec<Result<T, Failure>> {
     thread::scope(|scope| {
         let ask = &ask;
@@ -105,7 +105,7 @@ pub fn show_all(
         }
         return shown.failure.map_or(Ok(()), Err);
     }
-    let results = at_once(paths, ask);
+    let results = at_once(paths, |path: &PathBuf| ask(path));
     let mut worst: Option<Status> = None;
     let mut list = Vec::new();
     let mut text = String::new();

@@ -137,7 +137,7 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
                 let shown = commands::request(&quiesce, path)?;
                 held.lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .push(path.to_owned());
+                    .push((path.to_owned(), together::number(&shown.json)?));
                 Ok(shown)
             });
             if all.is_err() && paths.len() > 1 {
@@ -147,7 +147,7 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
             }
             all
         }
-        Command::Resume => show(Request::Resume {}),
+        Command::Resume { hold } => show(Request::Resume { hold: *hold }),
         Command::Snapshots => show(Request::Snapshots {}),
         Command::Snapshot { name, within } => {
             let within_ms = within * 1000;

@@ -3,18 +3,32 @@
 use std::path::PathBuf;
 
 use extentd::protocol::Request;
+use extentd::protocol::done::Quiesced;
 use serde_json::Value;
 
-use crate::ask::{LONG_PATIENCE, PATIENCE, ask};
+use crate::ask::{LONG_PATIENCE, PATIENCE, ask, understand};
 use crate::disks::at_once;
 use crate::status::Failure;
 
 /// They go on by themselves after so many milliseconds.
 const HOLD_MS: u64 = 60_000;
 
-/// Lets disks go on; what each says.
-pub fn release(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
-    at_once(paths, |path| ask(path, &Request::Resume {}, PATIENCE))
+/// A disk, and the number of its hold.
+pub type Held = (PathBuf, u64);
+
+/// The number in an answer to `quiesce`.
+///
+/// # Errors
+/// There is none.
+pub fn number(answer: &Value) -> Result<u64, Failure> {
+    understand::<Quiesced>(answer).map(|held| held.hold)
+}
+
+/// Lets disks go on that are still held so; what each says.
+pub fn release(held: &[Held]) -> Vec<Result<Value, Failure>> {
+    at_once(held, |(path, hold)| {
+        ask(path, &Request::Resume { hold: Some(*hold) }, PATIENCE)
+    })
 }
 
 /// Holds all disks still while `act` is carried out.
@@ -37,7 +51,10 @@ pub fn at_one_moment(
     for (path, result) in paths.iter().zip(asked) {
         match result {
             // Who could not be held is not told to go on: somebody else may hold it.
-            Ok(_) => held.push(path.clone()),
+            Ok(answer) => match number(&answer) {
+                Ok(hold) => held.push((path.clone(), hold)),
+                Err(failure) => failed = failed.or(Some(failure)),
+            },
             Err(failure) => failed = failed.or(Some(failure)),
         }
     }

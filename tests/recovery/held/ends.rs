@@ -207,7 +207,7 @@ fn a_disk_that_is_held_still_tries_nothing_again() {
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(guest.stats()["held_retries"], retries);
     guest.nothing();
-    ask(&guest.control, &Request::Resume {});
+    ask(&guest.control, &Request::Resume { hold: None });
     assert_eq!(guest.end(20, status::OK), holes(20).collect::<Vec<_>>());
     guest.finish();
     landed(&small.image, holes(20));

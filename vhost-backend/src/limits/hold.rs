@@ -113,9 +113,13 @@ impl Hold {
         held.then_some(()).ok_or(HoldError::LetGo)
     }
 
-    /// Ends it; whether there was one.
-    pub(super) fn end(&self) -> bool {
+    /// Ends it, if it has this number where one is given; whether there was
+    /// such a one.
+    pub(super) fn end(&self, number: Option<u64>) -> bool {
         let mut resting = self.resting();
+        if number.is_some_and(|number| number != resting.round) {
+            return false;
+        }
         let was = self.left().is_some();
         self.until.store(0, Ordering::SeqCst);
         resting.round = resting.round.wrapping_add(1);
