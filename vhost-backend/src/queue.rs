@@ -81,6 +81,8 @@ pub(crate) struct Queue {
     /// What a predecessor has fetched and not answered, until it is carried
     /// out.
     recovered: Vec<u16>,
+    /// That waits until the queue is enabled again.
+    rests: bool,
     /// What could not be carried out yet.
     held: HeldHeads,
     /// Where writes to the used ring are logged, while there is a log.
@@ -118,6 +120,7 @@ impl Queue {
             in_flight: 0,
             ring: None,
             recovered: Vec::new(),
+            rests: false,
             held: HeldHeads::default(),
             used_log: None,
             enabled: false,
@@ -137,6 +140,7 @@ impl Queue {
         self.waiter.leave();
         self.enabled = on;
         if on {
+            self.rests = false;
             self.held.keep();
         }
     }
@@ -148,7 +152,8 @@ impl Queue {
     /// Requests that were fetched, here or by a predecessor, and are not answered
     /// or held.
     pub(crate) fn in_flight(&self) -> usize {
-        self.in_flight + self.recovered.len() + self.held.due()
+        let recovered = if self.rests { 0 } else { self.recovered.len() };
+        self.in_flight + recovered + self.held.due()
     }
 
     /// Entries of the ring that is served; 0 if there is none.

@@ -228,3 +228,32 @@ fn without_a_record_a_disk_that_is_held_still_answers_at_an_end() {
     assert_eq!(guest.stats()["held_retries"], retries);
     guest.finish();
 }
+
+/// What a ring found in its record was not begun, and stays there.
+#[test]
+fn a_ring_that_started_while_the_disk_is_held_still_ends_at_once() {
+    let Some((small, mut guest)) = full(true, 20) else {
+        return;
+    };
+    let mut session = guest.session.take().unwrap();
+    session.stop(1).unwrap();
+    small.make_room();
+    hold_still(&guest, false);
+    for _ in 0..2 {
+        session
+            .start(&guest.memory, &[guest.driver.ring()])
+            .unwrap();
+        let start = Instant::now();
+        session.stop(1).unwrap();
+        assert!(start.elapsed() < PROMPT);
+    }
+    guest.nothing();
+    ask(&guest.control, &Request::Resume { hold: None });
+    session
+        .start(&guest.memory, &[guest.driver.ring()])
+        .unwrap();
+    assert_eq!(guest.end(20, status::OK), holes(20).collect::<Vec<_>>());
+    guest.session = Some(session);
+    guest.finish();
+    landed(&small.image, holes(20));
+}

@@ -61,6 +61,7 @@ impl Queue {
         self.complained = false;
         self.buried = false;
         self.abandoned = false;
+        self.rests = false;
         self.probe.restart();
         if resumed {
             self.interrupts.interrupt();
@@ -111,7 +112,7 @@ impl Queue {
 
     /// Returns how many.
     pub(super) fn resubmit_some<D: Device>(&mut self, common: &mut Common<D>) -> usize {
-        if common.gate.is_held() {
+        if self.rests || common.gate.is_held() {
             return 0;
         }
         let mut heads = std::mem::take(&mut self.recovered);
@@ -134,6 +135,8 @@ impl Queue {
         self.wait_no_more();
         if leave && self.is_recorded() {
             self.leave_held(holding);
+            // It was not begun, as the disk is held still.
+            self.recovered.clear();
         } else {
             self.hold_no_more();
         }
@@ -220,6 +223,7 @@ impl Queue {
         self.enable(false);
         if leave && self.is_recorded() {
             self.rest_held();
+            self.rests = true;
         } else {
             self.hold_no_more();
         }
