@@ -64,6 +64,13 @@ impl Tally {
         }
     }
 
+    /// What this worker has done.
+    pub(crate) fn sums(&self) -> Sums {
+        let mut sums = Sums::default();
+        self.add_to(&mut sums);
+        sums
+    }
+
     /// Adds this worker to the sums.
     pub(crate) fn add_to(&self, sums: &mut Sums) {
         sums.disk_operations += self.disk.load(Ordering::Relaxed);

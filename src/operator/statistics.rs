@@ -5,7 +5,6 @@ use std::time::Duration;
 use mapping::Stats;
 use vhost_backend::{Handle, Limits, SAMPLED};
 
-use crate::block_io::Sums;
 use crate::disk::Disk;
 use crate::host::sandbox;
 use crate::protocol::statistics::{
@@ -47,8 +46,7 @@ fn by_operation(counts: [u64; 5]) -> ByOperation<u64> {
 fn workers(disk: &Disk) -> Vec<WorkerStatistics> {
     let tallies = disk.tallies();
     let each = tallies.iter().zip(0..).map(|(tally, worker)| {
-        let mut sums = Sums::default();
-        tally.add_to(&mut sums);
+        let sums = tally.sums();
         WorkerStatistics {
             worker,
             disk_operations: sums.disk_operations,

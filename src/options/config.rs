@@ -97,6 +97,32 @@ pub enum Socket {
     Activated(RawFd),
 }
 
+impl Config {
+    /// The paths that are needed, with their options.
+    pub(crate) fn paths(&self) -> Vec<(&'static str, PathBuf)> {
+        let socket = match &self.socket {
+            Socket::Path(path) | Socket::Adopted(path, _) => Some(path),
+            Socket::Inherited(_) | Socket::Activated(_) => None,
+        };
+        let metrics = match &self.metrics_listen {
+            Some(Address::Unix(path)) => Some(path),
+            Some(Address::Tcp(_)) | None => None,
+        };
+        let all = [
+            ("--socket-path", socket),
+            ("--blk-file", Some(&self.image)),
+            ("--control-path", self.control_path.as_ref()),
+            ("--metrics-listen", metrics),
+            ("--limit-group", self.limits.group.as_ref()),
+            ("--snapshot-dir", self.snapshot_dir.as_ref()),
+        ];
+        let given = all.into_iter();
+        given
+            .filter_map(|(option, path)| Some((option, path?.clone())))
+            .collect()
+    }
+}
+
 /// How requests reach the image.
 // The lines of the values are help texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum, JsonSchema)]

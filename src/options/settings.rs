@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory};
 
+use crate::host::reach;
 use crate::options::args::Args;
 use crate::options::file::{self, Entry, FileError};
 use crate::options::usage;
@@ -89,7 +90,13 @@ pub(crate) enum Misread {
 /// # Errors
 /// The status to end with; what is to be said has been said.
 pub fn parse() -> Result<Asked, ExitCode> {
-    read(usage::words()).map_err(|misread| match misread {
+    let words = usage::words();
+    let named = usage::read::<Args>(words.clone()).ok();
+    if let Some(path) = named.and_then(|(args, _)| args.config) {
+        reach::all(vec![("--config", path)])
+            .map_err(|silent| usage::complain(&Args::command(), &silent.to_string()))?;
+    }
+    read(words).map_err(|misread| match misread {
         Misread::Words(error) => usage::end(&Args::command(), &error),
         Misread::File(error) => usage::complain(&Args::command(), &error.to_string()),
     })

@@ -15,6 +15,7 @@ use crate::host::feed::{self, Feed, Listener};
 use crate::host::keeper::{self, Keeper};
 use crate::host::limits;
 use crate::host::logging;
+use crate::host::reach::{self, NoAnswer};
 use crate::host::sandbox::{self, Kind};
 use crate::host::socket::{self, Inherited, SocketError, SocketFile};
 use crate::host::switches;
@@ -41,6 +42,9 @@ use crate::swap::{self, SwapError, SwapMode};
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The file system of a path.
+    #[error("{0}")]
+    Silent(#[from] NoAnswer),
     /// The image.
     #[error("{0}")]
     Disk(#[from] DiskError),
@@ -90,6 +94,9 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     limits::raise();
     check_cpus(config)?;
     let handed = handover::inherited_image();
+    if handed.is_none() {
+        reach::all(config.paths())?;
+    }
     confine::begin(config, handed.as_ref(), handover::sandbox_begun());
     if let Some(grade) = config.disk.swap {
         swap::protect(grade)?;

@@ -199,13 +199,27 @@ fn windows_that_requests_look_up_are_warm() {
     assert_eq!(cold["heat"], serde_json::json!([]));
     // Requests for the first window.
     let at_work = rig.under_io(guest);
-    let map = rig.json(&["map", "--heat=0.8"]);
-    assert_eq!(map["heat"], serde_json::json!([[0, WINDOW, 8]]), "{map}");
-    let text = rig.extentctl(&["map", "--heat=0.8"]).text();
-    let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
-    let warm = line("in use").trim_start_matches("in use").trim();
-    // A third of 70 columns, and the one that it ends in.
-    assert_eq!(warm, "8".repeat(24), "{text}");
-    assert!(line("pinned").ends_with(&"!".repeat(70)), "{text}");
+    // On a busy machine some looks may come while no request does, but a window
+    // that none is for is never warm.
+    let looked = |times: u64| {
+        let map = rig.json(&["map", "--heat=0.8"]);
+        let heat = map["heat"].as_array().unwrap();
+        let shape = serde_json::json!([[0, WINDOW, times]]);
+        let [only] = &heat[..] else { panic!("{map}") };
+        assert_eq!((&only[0], &only[1]), (&0.into(), &WINDOW.into()), "{map}");
+        map["heat"] == shape
+    };
+    while !looked(8) {}
+    loop {
+        let text = rig.extentctl(&["map", "--heat=0.8"]).text();
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap();
+        let warm = line("in use").trim_start_matches("in use").trim();
+        // A third of 70 columns, and the one that it ends in.
+        assert_eq!(warm.len(), 24, "{text}");
+        assert!(line("pinned").ends_with(&"!".repeat(70)), "{text}");
+        if warm == "8".repeat(24) {
+            break;
+        }
+    }
     drop(at_work);
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -20,6 +21,7 @@ pub struct Silent {
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
+const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 
 /// The only file; 1 is the folder.
@@ -48,16 +50,20 @@ impl Silent {
         }
         let requests = device.try_clone().unwrap();
         let server = std::thread::spawn(move || serve(requests));
-        let path = folder.path().join("file");
         let mut silent = Self {
             folder,
             device: Some(device),
             server: Some(server),
             file: None,
         };
-        let file = File::options().read(true).write(true).open(path);
+        let file = File::options().read(true).write(true).open(silent.path());
         silent.file = Some(file.unwrap());
         Some(silent)
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("file")
     }
 
     /// The file, open.
@@ -106,6 +112,7 @@ fn serve(mut device: File) {
         assert!(length >= 40);
         let (opcode, unique, node) = (word(4), long(8), long(16));
         let mut answer: Vec<u8> = Vec::new();
+        let mut error = 0;
         match opcode {
             INIT => {
                 for word in [7_u32, 31, 0, 0, 0, 1 << 16, 1] {
@@ -124,6 +131,8 @@ fn serve(mut device: File) {
                 answer.extend(attributes(node));
             }
             OPEN => answer.extend([1_u64, 0].map(u64::to_ne_bytes).concat()),
+            // It is not known here: a child that begins another program closes the file.
+            FLUSH => error = -libc::ENOSYS,
             _ => {
                 asked += 1;
                 println!("request {opcode} of a silent file is not answered ({asked})");
@@ -134,7 +143,7 @@ fn serve(mut device: File) {
             .unwrap()
             .to_ne_bytes()
             .to_vec();
-        bytes.extend(0_u32.to_ne_bytes());
+        bytes.extend(error.to_ne_bytes());
         bytes.extend(unique.to_ne_bytes());
         bytes.extend(answer);
         let _ = device.write_all(&bytes);

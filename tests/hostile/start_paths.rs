@@ -5,11 +5,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use front_end::{Like, Wanted};
 use rig::attached::{Attached, serve};
 use rig::small_image::{IMAGE, content};
+
+use crate::fuse::Silent;
 
 /// A start that must end by itself.
 fn start(socket: &Path, image: &Path) -> Output {
@@ -60,6 +62,55 @@ fn pipes_and_links_at_the_paths_are_told_and_wait_for_nobody() {
         let output = start(&path("s"), &path(no_image));
         assert_refused(&output, "--blk-file ");
         assert!(!path("s").exists());
+    }
+}
+
+#[test]
+fn a_file_system_that_does_not_answer_is_told_and_waited_for_no_longer() {
+    let Some(silent) = Silent::new() else { return };
+    let files = rig::scratch::folder("hostile");
+    let path = |name: &str| files.path().join(name);
+    fs::write(path("image"), content(0, IMAGE)).unwrap();
+    let dead = silent.path();
+    let options = [
+        "--blk-file",
+        "--socket-path",
+        "--control-path",
+        "--metrics-listen",
+        "--limit-group",
+        "--snapshot-dir",
+        "--config",
+    ];
+    let starts = options.map(|option| {
+        let mut image = path("image");
+        let mut socket = path(option);
+        let mut more = None;
+        match option {
+            "--blk-file" => image = dead.clone(),
+            "--socket-path" => socket = dead.clone(),
+            "--metrics-listen" => more = Some(format!("unix:{}", dead.display())),
+            _ => more = Some(dead.display().to_string()),
+        }
+        let mut command = starting(&rig::extentd!(), &socket, &image);
+        if let Some(value) = more {
+            command.args([option, &value]);
+        }
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for (option, start) in options.iter().zip(starts) {
+        let output = start.wait_with_output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        let wrong = if *option == "--config" { 2 } else { 1 };
+        assert_eq!(output.status.code(), Some(wrong), "{option}: {error}");
+        let name = format!("{option} {}: ", dead.display());
+        let last = error.lines().last().unwrap();
+        assert!(
+            last.contains(&format!("{name}its file system has not answered")),
+            "{error}"
+        );
+        // Before there is a log nothing is told meanwhile.
+        let told = error.contains(&format!("{name}waiting for its file system"));
+        assert_eq!(told, *option != "--config", "{error}");
     }
 }
 

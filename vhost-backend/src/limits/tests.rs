@@ -119,12 +119,13 @@ fn a_disk_is_held_once_all_workers_rest_and_not_if_one_does_not() {
         // That is counted once.
         gate.rest();
     }
-    assert_eq!(held.join().unwrap(), Ok(()));
+    let number = held.join().unwrap().unwrap();
     assert!(matches!(limits.hold(long, long), Err(HoldError::Held(_))));
     let (so_long, left) = (limits.held_for().unwrap(), limits.held().unwrap());
     // The second was read a moment later.
     assert!(so_long > Duration::ZERO && so_long + left <= long);
-    assert!(limits.let_go() && !limits.let_go());
+    assert!(!limits.let_go_of(number + 1) && limits.held().is_some());
+    assert!(limits.let_go_of(number) && !limits.let_go_of(number) && !limits.let_go());
     for gate in &mut gates {
         gate.begin_turn();
         assert!(!gate.is_held() && gate.admits(&mut Waiter::default()));
