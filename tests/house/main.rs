@@ -11,6 +11,7 @@ use security::proofs;
 use troubleshooting::lines;
 
 mod imports;
+mod manual;
 mod security;
 mod troubleshooting;
 
