@@ -19,7 +19,8 @@ die() {
 inside() {
     local debian=$1 packages=$2 pid before after state
     mount -t proc proc "$debian/proc"
-    in_debian() { env PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive chroot "$debian" "$@"; }
+    export PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
+    in_debian() { chroot "$debian" "$@"; }
     # What the package manager notes for itself is not the package's.
     files() { (cd "$debian" && find . -path ./proc -prune -o -path ./var/lib/dpkg -prune -o -path ./var/log -prune -o -print | sort); }
     in_debian mkdir /packages
@@ -39,31 +40,39 @@ inside() {
     local image=/var/lib/extentd/vm1.img socket=/run/extentd/vm1.sock control=/run/extentd/vm1.control
     truncate -s 16M "$debian$image"
     mkdir -p "$debian/run/extentd"
-    in_debian extentd --socket-path "$socket" --control-path "$control" --blk-file "$image" --num-queues 4 &
+    # Not by the function, whose shell would be the process that is waited for.
+    chroot "$debian" extentd --socket-path "$socket" --control-path "$control" --blk-file "$image" --num-queues 4 &
     pid=$!
     wait_for "extentd does not listen" test -S "$debian$socket"
     mkfifo "$packages/said"
     "$TARGET/debug/examples/outlive" "$debian$socket" "$debian$image" 1 >"$packages/said" &
     local front_end=$! line
     exec 3<"$packages/said"
-    read -r line <&3 && [[ $line == load ]] || die "no load: $line"
+    # The front-end says that next, in time.
+    said() {
+        line=nothing
+        read -t 60 -r line <&3 || true
+        [[ $line == "$1"* ]] || die "the front-end says '$line' instead of '$1'"
+    }
+    said load
     in_debian extentctl --control-path "$control" info | head -n 1
 
     in_debian dpkg -i /packages/new.deb
     # What the reload of the unit does where there is systemd.
     kill -USR2 "$pid"
-    read -r line <&3 && [[ $line == again* ]] || die "the front-end is not served again: $line"
+    said again
     echo "upgraded under load, served $line"
     cmp -s "/proc/$pid/exe" "$debian/usr/bin/extentd" || die "it runs another binary"
     [[ $(stat -Lc %i "/proc/$pid/exe") == $(stat -c %i "$debian/usr/bin/extentd") ]] || die "it runs the old binary"
-    read -r line <&3 || true
-    wait "$front_end" || die "the front-end lost something: $line"
+    said "all right"
+    wait "$front_end"
     echo "$line"
     kill -TERM "$pid"
     wait "$pid" || die "extentd ended with status $?"
 
     in_debian dpkg --purge extentd
     [[ -s $debian$image ]] || die "the purge took the image"
+    # shellcheck disable=SC2016 # for dpkg-query
     state=$(in_debian dpkg-query -W -f '${Status}' extentd 2>/dev/null || true)
     [[ -z $state || $state == *not-installed ]] || die "still $state"
     # Without an image nothing stays.
@@ -120,6 +129,9 @@ if [[ ! -s $BASE ]]; then
     mmdebstrap --quiet --variant=essential bookworm "$BASE.part"
     mv "$BASE.part" "$BASE"
 fi
-tar -x -C "$work/debian" -f "$BASE" --exclude './dev/*'
-unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
-    bash "${BASH_SOURCE[0]}" --inside "$work/debian" "$work/packages"
+tar -x -C "$work/debian" -f "$BASE"
+# In the background, so that a signal ends this script at once, and all within with it.
+trap 'exit 143' TERM INT
+setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
+    bash "${BASH_SOURCE[0]}" --inside "$work/debian" "$work/packages" &
+wait $!
