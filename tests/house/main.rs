@@ -10,6 +10,7 @@ use imports::{circles, code, rooms};
 use security::proofs;
 use troubleshooting::lines;
 
+mod documents;
 mod imports;
 mod manual;
 mod security;
