@@ -172,7 +172,8 @@ for kind in "${kinds[@]}"; do
     q35 | pc) one_disk "$kind" vhost-user-blk-pci ;;
     modern) one_disk q35 vhost-user-blk-pci-non-transitional ;;
     transitional) one_disk pc vhost-user-blk-pci-transitional ;;
-    microvm) one_disk microvm vhost-user-blk,queue-size=1024 ;;
+    # Without KVM its guest has no other clock.
+    microvm) one_disk microvm,pic=on,pit=on,rtc=on vhost-user-blk,queue-size=1024 ;;
     disks) several ;;
     uefi) uefi ;;
     hugepages) huge_pages ;;
