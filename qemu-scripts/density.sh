@@ -10,7 +10,7 @@ usage() {
   --disks N          how many (100)
   --seconds N        how long CPU time is measured in each state (10)
   --extentd-arg ARG  one more argument for each extentd
-Memory is PSS: what several processes share, as their program's code, counts for each in part. A disk at work reads 4 KiB
+Memory is PSS, swapped or not: what several processes share, as their program's code, counts for each in part. A disk at work reads 4 KiB
 at random with one request in flight. Environment: EXTENTD=PATH and EXTENTD_LOAD=PATH use those programs instead of building
 them; EXTENTD_TEST_DIR names the folder for the images (default /var/tmp)."
 }
@@ -68,19 +68,21 @@ ticks() {
 memory() {
     local pid
     for pid in "${pids[@]}"; do cat "/proc/$pid/smaps_rollup"; done |
-        awk -v n="${#pids[@]}" '/^Pss:/ { pss += $2 } /^Private_/ { own += $2 } END { printf "%d %d", pss / n, own / n }'
+        awk -v n="${#pids[@]}" '/^(Swap)?Pss:/ { pss += $2 } /^Private_/ { own += $2 } /^SwapPss:/ { own += $2 } END { printf "%d %d", pss / n, own / n }'
 }
 threads() {
     local pid
     for pid in "${pids[@]}"; do awk '/^Threads:/ { print $2 }' "/proc/$pid/status"; done | awk '{ sum += $1 } END { printf "%.0f", sum / NR }'
 }
 measure() {
-    local before after pss own
+    local before after pss own start=$EPOCHREALTIME took
     before=$(ticks)
     sleep "$seconds"
     after=$(ticks)
+    # On a host that has more to do than it can, it is longer.
+    took=$(awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN { print b - a }')
     read -r pss own < <(memory && echo)
-    awk -v what="$1" -v pss="$pss" -v own="$own" -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v n="$disks" -v s="$seconds" -v threads="$(threads)" \
+    awk -v what="$1" -v pss="$pss" -v own="$own" -v ticks=$((after - before)) -v hz="$(getconf CLK_TCK)" -v n="$disks" -v s="$took" -v threads="$(threads)" \
         'BEGIN { printf "| %s | %.1f MiB | %.1f MiB | %.2f %% | %s |\n", what, pss / 1024, own / 1024, 100 * ticks / hz / n / s, threads }'
 }
 # Has a front-end at each disk for so many seconds, with those further words.
