@@ -112,6 +112,9 @@ quick_start() {
     EXTENTD=$TARGET/debug/extentd qemu-scripts/quickstart.sh
 }
 
+# Machines that the suite of real guests has not.
+guests() { EXTENTD=$TARGET/debug/extentd qemu-scripts/guests.sh modern transitional disks uefi numa; }
+
 stage setup qemu-scripts/setup.sh --tests
 check format formatted
 check scripts scripts_sound
@@ -120,7 +123,9 @@ check documentation documented
 suite tests tested
 suite models modelled
 check "quick start" quick_start
+check guests guests
 check package packaging/test-package.sh
+check crates cargo package --workspace --no-verify --allow-dirty
 if cargo +nightly --version >/dev/null 2>&1; then
     suite races raced
     suite "hostile cases, sanitized" sanitized
