@@ -37,7 +37,8 @@ fn main() {
         panic!("usage: outlive SOCKET IMAGE N");
     };
     let (socket, image) = (Path::new(socket), Path::new(image));
-    let sectors = std::fs::metadata(image).unwrap().len() as usize / SECTOR;
+    let bytes = std::fs::metadata(image).unwrap().len();
+    let sectors = usize::try_from(bytes).unwrap() / SECTOR;
     let mut lanes = Lanes::new(guest(), &vec![0; sectors], 7);
     let mut session = connect(socket);
     lanes.start(&mut session).unwrap();
