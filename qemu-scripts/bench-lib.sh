@@ -126,6 +126,7 @@ start_backend() {
 # Sets qsd to the command of a qemu-storage-daemon for the image $1 with $2 queues. discard=unmap, so that a discard
 # frees blocks as it does with extentd.
 qsd_command() {
+    # shellcheck disable=SC2054 # commas of QEMU's
     qsd=(qemu-storage-daemon --object iothread,id=io0
         --blockdev "driver=file,node-name=f,filename=$1,cache.direct=on,aio=io_uring,discard=unmap"
         --export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$socket,writable=on,num-queues=$2,iothread=io0")

@@ -52,7 +52,8 @@ if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
         c++:g++ strip:binutils dmsetup:dmsetup xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
-        promtool:prometheus
+        promtool:prometheus shellcheck:shellcheck mandoc:mandoc mcopy:mtools mkfs.vfat:dosfstools lintian:lintian mmdebstrap:mmdebstrap
+        dpkg-shlibdeps:dpkg-dev unshare:util-linux virt-xml-validate:libvirt-clients xmllint:libxml2-utils
     )
 fi
 if ((for_bench)); then
@@ -63,6 +64,7 @@ for pair in "${needs[@]}"; do
     have "${pair%%:*}" || missing+=("${pair##*:}")
 done
 [[ -e /usr/include/stdio.h ]] || missing+=(libc6-dev)
+if ((for_tests)) && [[ ! -e /usr/share/OVMF/OVMF_CODE_4M.fd ]]; then missing+=(ovmf); fi
 want_qemu=0
 if (($(qemu_major) < 10)) || ! have qemu-img || ! have qemu-storage-daemon; then want_qemu=1; fi
 want_busybox=0

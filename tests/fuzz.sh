@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # A short run of each fuzz target, for run.sh; sourced, never run. Expects ROOT, TARGET and results.sh.
 # Builds with the flags that cargo-fuzz would pass, so nothing has to be installed for it.
 

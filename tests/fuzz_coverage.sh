@@ -32,8 +32,8 @@ while read -r name; do
     done
     ((${#inputs[@]} > 0)) || continue
     # Each input by itself: without the fuzzer's own instrumentation a corpus is not read.
-    find "${inputs[@]}" -type f |
-        LLVM_PROFILE_FILE=$profiles/$name-%p.profraw xargs -r -n 500 timeout 300 "$binary" >/dev/null 2>&1 ||
+    find "${inputs[@]}" -type f -print0 |
+        LLVM_PROFILE_FILE=$profiles/$name-%p.profraw xargs -0 -r -n 500 timeout 300 "$binary" >/dev/null 2>&1 ||
         echo "fuzz_coverage.sh: $name did not read all of its inputs" >&2
 done < <(awk -F'"' '/^\[/ { bin = /^\[\[bin\]\]/ } bin && /^name *=/ { print $2 }' tests/fuzz/Cargo.toml)
 "$tools/llvm-profdata" merge --sparse --output "$profiles/all" "$profiles"/*.profraw

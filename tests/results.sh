@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Running and counting checks, for run.sh; sourced, never run. Expects TARGET, LOGS, groups_before.
 
 passed=0 failed=0 skipped=0

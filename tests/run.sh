@@ -10,8 +10,8 @@ case ${1:-} in
 "") ;;
 -h | --help)
     echo "usage: tests/run.sh
-Runs format, lints, documentation, unit and integration tests with real guests, the quick start, model
-checks, the map under a thread sanitizer, hostile cases under an address sanitizer and a short run of each fuzz target. Root is needed to install packages and for loop devices.
+Runs format, lints, documentation, unit and integration tests with real guests, the quick start, the Debian
+package in a fresh system, model checks, the map under a thread sanitizer, hostile cases under an address sanitizer and a short run of each fuzz target. Root is needed to install packages and for loop devices.
 Environment:
   EXTENTD_TEST_DIR   the folder for test images, which other users can pass (default: a new one in /var/tmp)
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
@@ -45,7 +45,8 @@ mkdir -p "$LOGS"
 
 # Everything that the tests start inherits this mark, and their files live in one folder: so what they
 # leave behind can be told from the rest of the machine.
-export EXTENTD_TEST_RUN=run-$$-$(date +%s)
+EXTENTD_TEST_RUN=run-$$-$(date +%s)
+export EXTENTD_TEST_RUN
 own_dir=''
 if [[ -z ${EXTENTD_TEST_DIR:-} ]]; then
     own_dir=$(mktemp -d /var/tmp/extentd-tests.XXXXXX)
@@ -69,11 +70,10 @@ linted() {
     cargo clippy --workspace -- -D warnings
 }
 documented() { RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps; }
-scripts_parse() {
-    local script
-    for script in tests/*.sh qemu-scripts/*.sh .ci/run; do
-        bash -n "$script" || return 1
-    done
+# How they are looked at is in .shellcheckrc; those of guests and of the package run in other shells.
+scripts_sound() {
+    shellcheck tests/*.sh qemu-scripts/*.sh packaging/*.sh .ci/run || return 1
+    shellcheck --shell=dash qemu-scripts/guest-init qemu-scripts/guest-agent packaging/debian/{postinst,prerm,postrm}
 }
 tested() {
     if [[ ${CI:-} == true ]]; then
@@ -112,14 +112,20 @@ quick_start() {
     EXTENTD=$TARGET/debug/extentd qemu-scripts/quickstart.sh
 }
 
+# Machines that the suite of real guests has not.
+guests() { EXTENTD=$TARGET/debug/extentd qemu-scripts/guests.sh modern transitional disks uefi numa; }
+
 stage setup qemu-scripts/setup.sh --tests
 check format formatted
-check scripts scripts_parse
+check scripts scripts_sound
 check lints linted
 check documentation documented
 suite tests tested
 suite models modelled
 check "quick start" quick_start
+check guests guests
+check package packaging/test-package.sh
+check crates cargo package --workspace --no-verify --allow-dirty
 if cargo +nightly --version >/dev/null 2>&1; then
     suite races raced
     suite "hostile cases, sanitized" sanitized

@@ -71,7 +71,7 @@ fn the_units_are_understood_by_systemd() {
         units.push(path);
     }
     let output = Command::new("systemd-analyze")
-        .arg("verify")
+        .args(["verify", "--man=no"])
         .args(units)
         .output()
         .unwrap();

@@ -10,7 +10,9 @@ use imports::{circles, code, rooms};
 use security::proofs;
 use troubleshooting::lines;
 
+mod documents;
 mod imports;
+mod manual;
 mod security;
 mod troubleshooting;
 

@@ -12,6 +12,8 @@ mod extents;
 mod heat;
 mod latency;
 mod live;
+#[cfg(test)]
+mod manual;
 mod output;
 mod picture;
 mod queues;

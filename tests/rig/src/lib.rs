@@ -21,6 +21,8 @@ pub mod held;
 pub mod image;
 #[cfg(feature = "programs")]
 pub mod lanes;
+#[cfg(feature = "programs")]
+pub mod manual;
 pub mod model;
 #[cfg(feature = "programs")]
 pub mod operator;
