@@ -1,6 +1,6 @@
 //! The process `extentd`: it opens an image, offers it through
 //! [`vhost_backend`], and is looked after by signals and a control socket.
-//! The library exists for its two programs, `extentd` and `extentctl`.
+//! The library exists for its programs: `extentd`, `extentctl` and `extentd-nbd`.
 #![warn(unreachable_pub)]
 
 mod block_io;
@@ -10,6 +10,7 @@ mod engine;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod host;
+pub mod nbd;
 pub mod operator;
 pub mod options;
 pub mod process;

@@ -6,6 +6,7 @@ pub(crate) mod handover;
 mod limits;
 pub mod prepare_command;
 pub mod serve;
+pub mod serve_nbd;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod socket_files;

@@ -25,9 +25,12 @@ const ROOMS: &[(&str, &[Room])] = &[
             ),
             ("swap", &["disk", "host", "options", "protocol"]),
             ("operator", &["disk", "host", "options", "protocol", "swap"]),
+            ("nbd", &["disk"]),
             (
                 "process",
-                &["disk", "host", "operator", "options", "protocol", "swap"],
+                &[
+                    "disk", "host", "nbd", "operator", "options", "protocol", "swap",
+                ],
             ),
         ],
     ),
