@@ -3,6 +3,7 @@
 //! The library exists for its programs: `extentd`, `extentctl` and `extentd-nbd`.
 #![warn(unreachable_pub)]
 
+pub mod backup;
 mod block_io;
 pub mod disk;
 mod engine;

@@ -10,4 +10,5 @@ pub mod serve_nbd;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod socket_files;
+pub mod stoppable;
 pub(crate) mod watch;

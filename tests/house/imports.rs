@@ -25,6 +25,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ),
             ("swap", &["disk", "host", "options", "protocol"]),
             ("operator", &["disk", "host", "options", "protocol", "swap"]),
+            ("backup", &["disk", "host"]),
             ("nbd", &["disk"]),
             (
                 "process",
@@ -277,6 +278,7 @@ pub fn circles(tree: &Tree) -> Vec<String> {
     for base in [
         "src",
         "src/bin/extentctl",
+        "src/bin/extentd-nbd",
         "mapping/src",
         "vhost-backend/src",
         "front-end/src",

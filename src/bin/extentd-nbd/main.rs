@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(status) => return status,
     };
+    logging::name("extentd-nbd");
     logging::init();
     logging::show(args.log_level.map(Into::into));
     logging::end_on_panic(|backtrace| keeper::look(move || backtrace.to_string()));
