@@ -52,7 +52,7 @@ if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
         c++:g++ strip:binutils dmsetup:dmsetup xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
-        promtool:prometheus
+        promtool:prometheus nbdinfo:libnbd-bin
     )
 fi
 if ((for_bench)); then
