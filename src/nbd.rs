@@ -5,6 +5,9 @@
 mod contents;
 mod line;
 mod negotiation;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod playing;
 mod server;
 mod snapshot;
 mod transmission;
