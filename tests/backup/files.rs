@@ -141,7 +141,6 @@ fn a_pipe_carries_them_one_after_the_other() {
     let Some(chain) = Chain::new(XFS) else { return };
     let [one, two, _] = &chain.snapshots;
     let mut stream = extentctl(&["backup", text(one), "--to", "-"]).well();
-    assert!(stream == bytes(&chain.files()[0])[..0] || stream.len() > HEAD);
     let end_of_first = stream.len();
     let increment = ["backup", text(two), "--since", text(one), "--to", "-"];
     let increment = extentctl(&increment);

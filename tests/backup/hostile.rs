@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rig::file_systems::XFS;
@@ -86,6 +87,9 @@ fn who_sends_half_of_something_is_let_go() {
     assert!(half.is_ended() && write.is_ended() && unread.is_ended());
     // Not at once: a busy host may have stopped them for a moment.
     assert!(begun.elapsed() > Duration::from_secs(5));
+    for _ in 0..3 {
+        served.says("the client has kept it waiting");
+    }
     served.stop();
 }
 
@@ -120,5 +124,50 @@ fn a_crowd_of_silent_clients_keeps_nobody_away() {
     assert!(memory(&served) < most, "{few} {}", memory(&served));
     drop(crowd);
     is_served(&served);
+    served.stop();
+}
+
+#[test]
+fn every_thread_that_clients_reach_is_in_the_sandbox_and_the_snapshot_is_open_for_reading_only() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let image = image(&mounted);
+    let served = Served::new(&image, &[]);
+    let mut client = Client::reading(&served.socket, true, &[]);
+    assert!(client.read(0, 0, 512).is_ok());
+    let process = PathBuf::from(format!("/proc/{}", served.child.id()));
+    let mut seen = Vec::new();
+    for task in std::fs::read_dir(process.join("task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().last().unwrap().to_owned()
+        };
+        let name = field("Name:");
+        if name != "keeper" {
+            assert_eq!(field("CapEff:"), "0000000000000000", "{name}");
+            assert_eq!(field("Seccomp:"), "2", "{name}");
+            assert!(
+                field("Seccomp_filters:").parse::<u32>().unwrap() > 3,
+                "{name}"
+            );
+        }
+        assert_eq!(field("NoNewPrivs:"), "1", "{name}");
+        seen.push(name);
+    }
+    seen.sort();
+    assert_eq!(seen, ["client", "extentd-nbd", "keeper", "log", "signals"]);
+    let mut open = 0;
+    for fd in std::fs::read_dir(process.join("fd")).unwrap() {
+        let fd = fd.unwrap();
+        if std::fs::read_link(fd.path()).unwrap() == image {
+            let info = process.join("fdinfo").join(fd.file_name());
+            let info = std::fs::read_to_string(info).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = u32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+            assert_eq!(flags & 3, 0, "{info}");
+            open += 1;
+        }
+    }
+    assert_eq!(open, 1);
     served.stop();
 }

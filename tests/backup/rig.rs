@@ -5,12 +5,16 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use rig::file_systems::{Made, Mounted};
 use rig::files::{create, open_direct, pattern, punch, reflink, write_direct};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(40);
 /// Bytes of a disk.
 pub const SIZE: u64 = 8 << 20;
 
@@ -120,6 +124,7 @@ pub fn bytes(path: &Path) -> Vec<u8> {
 pub struct Served {
     pub child: Child,
     pub socket: PathBuf,
+    lines: Receiver<String>,
     _folder: TempDir,
 }
 
@@ -137,17 +142,25 @@ impl Served {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let first = lines.next().unwrap().unwrap();
         assert!(first.contains("serving "), "{first}");
-        // What it says later is passed on.
+        let (said, heard) = channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 println!("{line}");
+                // Nobody may listen any more.
+                let _ = said.send(line);
             }
         });
         Self {
             child,
             socket,
+            lines: heard,
             _folder: folder,
         }
+    }
+
+    /// Waits until it has said so.
+    pub fn says(&self, what: &str) {
+        while !self.lines.recv_timeout(LIMIT).unwrap().contains(what) {}
     }
 
     pub fn uri(&self) -> String {
