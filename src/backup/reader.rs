@@ -186,7 +186,10 @@ mod tests {
         all
     }
 
-    fn read(bytes: &[u8]) -> Result<Vec<(u64, Option<Vec<u8>>)>, String> {
+    /// Where each record begins, and its data.
+    type Told = Vec<(u64, Option<Vec<u8>>)>;
+
+    fn read(bytes: &[u8]) -> Result<Told, String> {
         let told = |error: BackupError| error.to_string();
         let reader = Reader::begin(bytes, Path::new("f")).map_err(told)?;
         let mut reader = reader.ok_or("nothing")?;
