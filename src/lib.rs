@@ -1,8 +1,9 @@
 //! The process `extentd`: it opens an image, offers it through
 //! [`vhost_backend`], and is looked after by signals and a control socket.
-//! The library exists for its two programs, `extentd` and `extentctl`.
+//! The library exists for its programs: `extentd`, `extentctl` and `extentd-nbd`.
 #![warn(unreachable_pub)]
 
+pub mod backup;
 mod block_io;
 pub mod disk;
 mod engine;
@@ -10,6 +11,7 @@ mod engine;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod host;
+pub mod nbd;
 pub mod operator;
 pub mod options;
 pub mod process;

@@ -19,6 +19,8 @@ Environment:
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
   EXTENTD_TEST_STORM_SECONDS
                      how long each file system's disk path is disturbed in every way at once (default 8, in CI 60)
+  EXTENTD_TEST_BACKUPS
+                     rounds of backups of a disk at work (default 10)
   EXTENTD_TEST_DOWNTIMES
                      rounds of migrations beside qemu-storage-daemon (default 2)
   EXTENTD_TEST_LATENCY_ROUNDS

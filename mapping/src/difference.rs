@@ -73,7 +73,14 @@ impl Comparison {
     /// Where they may differ, up to the end of the longer one; the other one counts as zeros behind its end.
     #[must_use]
     pub fn differences(&self) -> Differences<'_, Fiemap> {
-        Differences::new(&self.from, &self.to, 0..self.size, self.one_disk)
+        self.differences_in(0..self.size)
+    }
+
+    /// As [`differences`](Self::differences), within `range` (bytes).
+    #[must_use]
+    pub fn differences_in(&self, range: Range<u64>) -> Differences<'_, Fiemap> {
+        let range = range.start..range.end.min(self.size);
+        Differences::new(&self.from, &self.to, range, self.one_disk)
     }
 }
 

@@ -1,5 +1,5 @@
-//! A file that is only read, while nobody writes it: a snapshot, or an image
-//! whose user holds still.
+//! A file that nobody writes meanwhile: a snapshot, or an image whose user holds
+//! still or has none.
 
 use std::fs::File;
 use std::io;
@@ -31,7 +31,7 @@ pub enum AtRestError {
 pub struct AtRest {
     /// Where it was found.
     pub path: PathBuf,
-    /// The file, open for reading.
+    /// The file, open for reading, and for writing where it is to be changed.
     pub file: Arc<File>,
 }
 
@@ -41,22 +41,36 @@ impl AtRest {
     /// # Errors
     /// It is none, or in use.
     pub fn open(path: &Path) -> Result<Self, AtRestError> {
-        let this = Self::open_held(path)?;
-        match image_lock::take(&this.file, true) {
-            Ok(()) => Ok(this),
+        Self::open_held(path)?.locked(
+            true,
+            "give a snapshot of it, or the --control-path of its extentd instead",
+        )
+    }
+
+    /// Opens an image to change it, which nobody else may use.
+    ///
+    /// # Errors
+    /// It is no file, or in use.
+    pub fn open_to_change(path: &Path) -> Result<Self, AtRestError> {
+        Self::open_as(path, false)?.locked(false, "stop who uses it first")
+    }
+
+    fn locked(self, read_only: bool, remedy: &str) -> Result<Self, AtRestError> {
+        match image_lock::take(&self.file, read_only) {
+            Ok(()) => Ok(self),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let identity = Identity::of(&this.file).map_err(this.failed())?;
+                let identity = Identity::of(&self.file).map_err(self.failed())?;
                 let in_use = InUse {
-                    path: path.to_owned(),
+                    path: self.path.clone(),
                     identity,
                 };
                 Err(AtRestError::Written(format!(
-                    "{}: give a snapshot of it, or the --control-path of its extentd instead",
+                    "{}: {remedy}",
                     in_use.by_whom()
                 )))
             }
             // Some file systems have no locks.
-            Err(_) => Ok(this),
+            Err(_) => Ok(self),
         }
     }
 
@@ -66,6 +80,10 @@ impl AtRest {
     /// # Errors
     /// It cannot be opened, or is no file.
     pub fn open_held(path: &Path) -> Result<Self, AtRestError> {
+        Self::open_as(path, true)
+    }
+
+    fn open_as(path: &Path, read_only: bool) -> Result<Self, AtRestError> {
         let failed = |error| AtRestError::File(path.to_owned(), error);
         // What blocks when it is opened is no regular file.
         let meta = std::fs::metadata(path).map_err(failed)?;
@@ -74,7 +92,7 @@ impl AtRest {
         }
         Ok(Self {
             path: path.to_owned(),
-            file: Arc::new(open_file(path, true, 0).map_err(failed)?),
+            file: Arc::new(open_file(path, read_only, 0).map_err(failed)?),
         })
     }
 

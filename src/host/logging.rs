@@ -5,8 +5,8 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, Write};
 use std::panic::Location;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -39,6 +39,15 @@ static FILTER: LazyLock<env_logger::Logger> = LazyLock::new(|| {
     env_logger::Builder::from_env(env).build()
 });
 
+/// The program that logs; extentd, if nothing else is said.
+static NAME: OnceLock<&str> = OnceLock::new();
+
+/// Each line of the log begins with this name of a program.
+pub fn name(name: &'static str) {
+    // The first one stays.
+    let _ = NAME.set(name);
+}
+
 /// A record as a line, which carries no time: a service manager adds it, a
 /// terminal needs none.
 struct Shown<'a>(&'a Record<'a>);
@@ -46,12 +55,13 @@ struct Shown<'a>(&'a Record<'a>);
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = self.0.args();
+        let name = NAME.get().copied().unwrap_or("extentd");
         f.write_str(journal::mark(self.0.level()))?;
         match self.0.level() {
-            Level::Info => write!(f, "extentd: {message}"),
-            Level::Warn => write!(f, "extentd: warning: {message}"),
-            Level::Error => write!(f, "extentd: error: {message}"),
-            Level::Debug | Level::Trace => write!(f, "extentd: {}: {message}", self.0.target()),
+            Level::Info => write!(f, "{name}: {message}"),
+            Level::Warn => write!(f, "{name}: warning: {message}"),
+            Level::Error => write!(f, "{name}: error: {message}"),
+            Level::Debug | Level::Trace => write!(f, "{name}: {}: {message}", self.0.target()),
         }
     }
 }

@@ -101,7 +101,7 @@ pub struct Args {
     pub logical_block_size: Option<u32>,
 
     /// Keep other users of the image away while a guest uses it
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = usage::on_off)]
     pub lock: bool,
 
     /// Most requests and bytes per second, as in iops=1000,read-bytes=100M: iops, read-iops,
@@ -134,7 +134,7 @@ pub struct Args {
     pub snapshot_dir: Option<PathBuf>,
 
     /// Give up what is not needed once the disk is served: system calls, files, capabilities
-    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = on_off)]
+    #[arg(long, value_name = "on|off", default_value = "on", action = ArgAction::Set, value_parser = usage::on_off)]
     pub sandbox: bool,
 
     /// How much is logged; without it RUST_LOG says that, and without that it is info
@@ -336,14 +336,6 @@ fn block_size(text: &str) -> Result<u32, String> {
         "512" => Ok(512),
         "4096" => Ok(4096),
         _ => Err("give 512 or 4096".to_owned()),
-    }
-}
-
-fn on_off(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("give on or off".to_owned()),
     }
 }
 

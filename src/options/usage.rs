@@ -65,6 +65,18 @@ where
     }
 }
 
+/// For options that are on or off.
+///
+/// # Errors
+/// It is neither.
+pub fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("give on or off".to_owned()),
+    }
+}
+
 /// As [`parse`], of words that are given, with the line that would be said;
 /// `None` for help.
 #[cfg(feature = "fuzzing")]

@@ -4,15 +4,13 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 
 use crate::host::limits;
 use crate::host::switches;
 use crate::options::size;
-use crate::process::signals::{Signals, Wish};
+use crate::process::stoppable::Stop;
 use crate::protocol::done::ImagePrepared;
 use crate::swap::prepare::{self, PrepareError, Prepared};
 use crate::swap::progress::Display;
@@ -70,17 +68,11 @@ impl PrepareCommand {
     }
 
     fn watched(&self) -> io::Result<Result<Prepared, PrepareError>> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&stop);
-        Signals::watch(Signals::block()?)?.on_wish(move |wish| {
-            if wish == Wish::Stop {
-                asked.store(true, Ordering::Relaxed);
-            }
-        });
+        let stop = Stop::watch()?;
         let mut display = Display::new(&self.image, say);
         Ok(prepare::prepare(&self.image, self.size, &mut |progress| {
             display.show(progress);
-            if stop.load(Ordering::Relaxed) {
+            if stop.asked() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())

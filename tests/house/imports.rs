@@ -25,9 +25,13 @@ const ROOMS: &[(&str, &[Room])] = &[
             ),
             ("swap", &["disk", "host", "options", "protocol"]),
             ("operator", &["disk", "host", "options", "protocol", "swap"]),
+            ("backup", &["disk", "host"]),
+            ("nbd", &["disk"]),
             (
                 "process",
-                &["disk", "host", "operator", "options", "protocol", "swap"],
+                &[
+                    "disk", "host", "nbd", "operator", "options", "protocol", "swap",
+                ],
             ),
         ],
     ),
@@ -274,6 +278,7 @@ pub fn circles(tree: &Tree) -> Vec<String> {
     for base in [
         "src",
         "src/bin/extentctl",
+        "src/bin/extentd-nbd",
         "mapping/src",
         "vhost-backend/src",
         "front-end/src",

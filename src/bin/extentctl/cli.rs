@@ -16,6 +16,7 @@ use extentd::protocol::limits::LimitNumbers;
 use extentd::protocol::words::meaning;
 use mapping::KindName;
 
+use crate::backups::{BackupCommand, CloneCommand, RestoreCommand, UnshareCommand};
 use crate::differ::DiffCommand;
 use crate::events::Wanted;
 
@@ -31,7 +32,7 @@ Examples:
   extentctl --all info
   extentctl --all events path-changed thread-stands
 
-Exit status: 0 when done; 1 when extentd refuses or something fails; 2 for a wrong command line; 3 when nobody answers; 4 when the extentd that was watched has gone (events, top). Of several disks the highest is told. What went wrong is one line on standard error.";
+Exit status: 0 when done; 1 when extentd refuses or something fails; 2 for a wrong command line; 3 when nobody answers; 4 when the extentd that was watched has gone (events, top); 130 when a signal has ended it (backup, restore, unshare, prepare). Of several disks the highest is told. What went wrong is one line on standard error.";
 
 const RANGES: &str = "\
 RANGE is all, START..END (END not included), START.. (to the end) or START+LENGTH; numbers are bytes, or have K, M, G or T (powers of 1024), s (sectors of 512 bytes) or % (of the disk). Ranges are widened to the windows of the map (4 MiB), except for dontneed, which only drops windows that lie wholly inside.
@@ -75,6 +76,31 @@ places, so a file that was defragmented differs where its bytes do not, and what
 
 A and B are clones of one image on one XFS or btrfs (cp --reflink=always, or a snapshot). On different file systems all is told \
 that is not zeros in both. Where the disk of --control-path is compared, its requests go by the file for some seconds afterwards.";
+
+const BACKUP: &str = "\
+In a folder the file is SNAPSHOT.full.backup, or SNAPSHOT.since-OLDER.backup. It is there whole or not at all, and nothing is replaced. \
+An increment has what extentctl diff tells, and names the snapshot that it is based on: keep OLDER until it is written, and all backups \
+that it is based on for as long as it is kept. Zeros are not stored, each piece has its SHA-256, and so has the whole.
+
+  extentctl backup snapshots/monday --to /backups
+  extentctl backup snapshots/tuesday --since snapshots/monday --to - | ssh host 'cat >tuesday.since-monday.backup'
+
+With --to - what was written is said on standard error, with --json too.";
+
+const RESTORE: &str = "\
+The image is there whole or not at all, sparse, and nothing is replaced. Every sum is checked, and that each increment is based on the \
+backup before it. Backups from a pipe come one after the other, the full one first.
+
+  extentctl restore /backups/tuesday.since-monday.backup vm1.img
+  ssh host 'cat monday.full.backup tuesday.since-monday.backup' | extentctl restore - vm1.img";
+
+const CLONE: &str = "\
+Both are on one XFS (made with reflink=1) or one btrfs. It takes as long as the snapshot has extents, and no room: each block takes room \
+when one of the two is written there first. The new image is there whole or not at all, and nothing is replaced.";
+
+const UNSHARE: &str = "\
+Blocks that other files use as well are copied, so that writes to them need no room any more, take the disk path again at once, and \
+--swap is possible. It needs XFS, and as much room as is shared. Ctrl-C ends it; what is done stays done, and the next run goes on.";
 
 const ON_ERROR: &str = "\
 hold: the request waits, the guest sees no error, and it is tried again by itself and by retry. report: the guest is told; what is held is tried once more, and told if it fails again. The choice lasts until extentd ends.";
@@ -255,6 +281,18 @@ pub enum Command {
     /// snapshots
     #[command(after_long_help = DIFF)]
     Diff(DiffCommand),
+    /// Write a snapshot, or what differs from an older one, to a folder or a pipe. Needs no extentd
+    #[command(after_long_help = BACKUP)]
+    Backup(BackupCommand),
+    /// Make a new image of backups. Needs no extentd
+    #[command(after_long_help = RESTORE)]
+    Restore(RestoreCommand),
+    /// Make a new image that shares its blocks with a snapshot. Needs no extentd
+    #[command(after_long_help = CLONE)]
+    Clone(CloneCommand),
+    /// Give an image that nobody uses blocks of its own. Needs no extentd
+    #[command(after_long_help = UNSHARE)]
+    Unshare(UnshareCommand),
     /// Print the counters as OpenMetrics text, for Prometheus and its kin
     Metrics,
     /// Tell the metrics of all disks in one place, for Prometheus and its kin

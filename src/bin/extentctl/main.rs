@@ -2,6 +2,7 @@
 
 mod advise;
 mod ask;
+mod backups;
 mod cli;
 mod commands;
 mod differ;
@@ -56,6 +57,10 @@ fn main() -> ExitCode {
                 return status(&command.snapshots(to, args.json));
             }
         }
+        Command::Backup(command) => return status(&command.run(args.json)),
+        Command::Restore(command) => return status(&command.run(args.json)),
+        Command::Clone(command) => return status(&command.run(args.json)),
+        Command::Unshare(command) => return status(&command.run(args.json)),
         Command::Exporter { listen, timeout } => {
             return status(&exporter::serve(&args, listen, *timeout));
         }
@@ -106,7 +111,13 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
     };
     match &args.command {
         // These are done already.
-        Command::Prepare(_) | Command::Completions { .. } | Command::Exporter { .. } => Ok(()),
+        Command::Prepare(_)
+        | Command::Completions { .. }
+        | Command::Exporter { .. }
+        | Command::Backup(_)
+        | Command::Restore(_)
+        | Command::Clone(_)
+        | Command::Unshare(_) => Ok(()),
         Command::Info { config: true } => show(Request::Options {}),
         Command::Info { config: false } => show(Request::Info {}),
         Command::Selftest => show(Request::Selftest {}),

@@ -12,6 +12,8 @@ pub enum Status {
     Silent = 3,
     /// The extentd that was watched has gone.
     Gone = 4,
+    /// A signal has ended it: as of a shell for SIGINT.
+    Interrupted = 130,
 }
 
 impl From<Status> for ExitCode {
@@ -20,6 +22,7 @@ impl From<Status> for ExitCode {
             Status::Failed => 1,
             Status::Silent => 3,
             Status::Gone => 4,
+            Status::Interrupted => 130,
         })
     }
 }

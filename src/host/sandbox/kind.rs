@@ -30,6 +30,8 @@ pub(crate) enum Kind {
     /// Becomes the next binary, and removes what the process has made: it may
     /// do what a start may, and reads nothing of what others send.
     Keeper,
+    /// Serves a client of a snapshot, and waits for more of them.
+    Export,
 }
 
 impl Kind {
@@ -48,12 +50,13 @@ impl Kind {
             | Self::Pinner
             | Self::Log
             | Self::Signals
-            | Self::Watch => false,
+            | Self::Watch
+            | Self::Export => false,
         }
     }
 
     /// Each of them.
-    pub(super) const ALL: [Kind; 13] = [
+    pub(super) const ALL: [Kind; 14] = [
         Kind::Session,
         Kind::Worker,
         Kind::Guard,
@@ -67,5 +70,6 @@ impl Kind {
         Kind::Metrics,
         Kind::Watch,
         Kind::Keeper,
+        Kind::Export,
     ];
 }

@@ -130,6 +130,14 @@ const IMAGE: &[c_long] = &[
     CACHESTAT,
 ];
 
+/// Reads of an open snapshot.
+const READING: &[c_long] = &[
+    libc::SYS_pread64,
+    libc::SYS_fadvise64,
+    libc::SYS_fstatfs,
+    libc::SYS_statx,
+];
+
 /// Rings of io_uring that are there; what they may be given is limited by
 /// landlock only.
 const RINGS: &[c_long] = &[libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
@@ -217,6 +225,7 @@ pub(super) fn allowed(kind: Kind) -> impl Iterator<Item = c_long> {
         Kind::Metrics => &[LOOKING, older::LOOKING, SOCKETS, WAITING, older::WAITING],
         Kind::Watch => &[NOTIFYING],
         Kind::Keeper => &[],
+        Kind::Export => &[READING, SOCKETS],
     };
     let common = [COMMON, older::COMMON].concat().into_iter();
     common.chain(opening()).chain(all(parts))
