@@ -113,10 +113,7 @@ impl Pending {
                 Err(_) => drop(map.forget(piece.clone())),
             }
         }
-        let (mut at, end) = (
-            piece.start >> self.shift,
-            piece.end.div_ceil(self.unit()),
-        );
+        let (mut at, end) = (piece.start >> self.shift, piece.end.div_ceil(self.unit()));
         while at < end {
             let count = (64 - at % 64).min(end - at);
             let mask = (u64::MAX >> (64 - count)) << (at % 64);

@@ -103,6 +103,8 @@ pub enum Request {
         #[serde(default = "within_ms")]
         within_ms: u64,
     },
+    /// Give up the snapshot that is being made.
+    SnapshotCancel {},
     /// What is in the folder of --snapshot-dir.
     Snapshots {},
     /// The options that are in force, as on a command line.
@@ -165,6 +167,7 @@ impl Request {
                 | Request::Options {}
                 | Request::LogLevel { .. }
                 | Request::Resume {}
+                | Request::SnapshotCancel {}
         )
     }
 
@@ -202,6 +205,7 @@ impl Request {
             Request::Quiesce { hold_ms, .. } => Some(format!("quiesce for {hold_ms} ms")),
             Request::Resume {} => Some("resume".to_owned()),
             Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),
+            Request::SnapshotCancel {} => Some("snapshot-cancel".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))
