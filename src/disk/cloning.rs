@@ -8,6 +8,7 @@ use mapping::{DiskPath, Map};
 
 use super::Disk;
 use crate::block_io::clones::Clones;
+use crate::host::switches;
 
 impl Disk {
     /// Has requests go by the file until what this returns is dropped.
@@ -20,9 +21,12 @@ impl Disk {
         &self.shared.clones
     }
 
-    /// The map of its extents, where there is one.
-    pub(crate) fn map(&self) -> Option<&Map> {
-        self.disk_path().ok().map(DiskPath::map)
+    /// The map of its extents, where there is one, which has to forget what is
+    /// cloned.
+    pub(crate) fn map_to_forget(&self) -> Option<&Map> {
+        let path = self.disk_path().ok();
+        path.filter(|_| !switches::left_out("cloneforget"))
+            .map(DiskPath::map)
     }
 
     /// Rings have started that nobody has stopped: whoever else keeps to the

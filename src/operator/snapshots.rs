@@ -241,7 +241,7 @@ fn cloner<'a>(part: &'a Part<'a>, disk: &'a Disk, cloning: &'a Cloning) -> Clone
     Cloner {
         part,
         image: disk.image(),
-        map: disk.map(),
+        map: disk.map_to_forget(),
         clones: disk.clones(),
         cloning,
     }
