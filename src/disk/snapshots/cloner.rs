@@ -13,6 +13,7 @@ use mapping::Map;
 
 use super::{Part, SnapshotError};
 use crate::block_io::clones::{Clones, Cloning};
+use crate::host::switches;
 
 /// After a piece that took less the next one is larger.
 const SHORT: Duration = Duration::from_micros(250);
@@ -98,6 +99,7 @@ impl Cloner<'_> {
         let mut ahead = Pace::new(pending.unit(), MOST_AHEAD);
         let mut pieces = Pieces::default();
         let mut at = 0;
+        let least_rest = switches::clone_rest();
         let mut rests_until = Instant::now();
         while !pending.is_given_up() {
             if let Some(piece) = self.cloning.demanded(demanded.bytes) {
@@ -111,7 +113,7 @@ impl Cloner<'_> {
                 ahead.note(piece.end - piece.start, took);
                 pieces.ahead += 1;
                 at = piece.end;
-                rests_until = Instant::now() + took;
+                rests_until = Instant::now() + took.max(least_rest);
             } else if pending.is_whole() {
                 return Ok(pieces);
             }
