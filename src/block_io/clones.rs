@@ -43,12 +43,21 @@ struct Current {
 pub(crate) struct Cloning {
     /// What of the image is not cloned yet.
     pub pending: Pending,
-    demands: Mutex<VecDeque<Range<u64>>>,
+    demands: Mutex<VecDeque<Demand>>,
     asked: Condvar,
     /// Requests that had to wait.
     waited: AtomicU64,
+    /// The longest that one did, in microseconds.
+    longest: AtomicU64,
     /// Why it was given up.
     reason: OnceLock<&'static str>,
+}
+
+/// What somebody waits for.
+#[derive(Debug)]
+struct Demand {
+    range: Range<u64>,
+    since: Instant,
 }
 
 /// A worker that may wait for something to be cloned.
@@ -72,6 +81,7 @@ impl Clones {
             demands: Mutex::new(VecDeque::with_capacity(DEMANDS)),
             asked: Condvar::new(),
             waited: AtomicU64::new(0),
+            longest: AtomicU64::new(0),
             reason: OnceLock::new(),
         });
         let mut current = lock(&self.current);
@@ -141,20 +151,35 @@ impl Clones {
 }
 
 impl Cloning {
-    /// What somebody waits for most, and is pending: about `most` bytes of it.
-    /// Each demand gets a piece in turn, so that a short one does not wait for
-    /// a long one. `None` if there is none.
-    pub(crate) fn demanded(&self, most: u64) -> Option<Range<u64>> {
+    /// What somebody waits for most, and is pending: about `most` bytes of it,
+    /// and since when. Each demand gets a piece in turn, so that a short one
+    /// does not wait for a long one. `None` if there is none.
+    pub(crate) fn demanded(&self, most: u64) -> Option<(Range<u64>, Instant)> {
         let mut demands = lock(&self.demands);
-        while let Some(range) = demands.pop_front() {
-            if let Some(piece) = self.pending.piece(&range, most) {
-                if range.end > piece.end {
-                    demands.push_back(piece.end..range.end);
-                }
-                return Some(piece);
+        while let Some(Demand { range, since }) = demands.pop_front() {
+            let Some(piece) = self.pending.piece(&range, most) else {
+                // It was cloned for somebody else.
+                self.note_wait(since);
+                continue;
+            };
+            if range.end > piece.end {
+                let range = piece.end..range.end;
+                demands.push_back(Demand { range, since });
             }
+            return Some((piece, since));
         }
         None
+    }
+
+    /// Somebody has waited since then.
+    pub(crate) fn note_wait(&self, since: Instant) {
+        let time = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.longest.fetch_max(time, Ordering::Relaxed);
+    }
+
+    /// The longest that a request has waited, or a little more.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::Relaxed))
     }
 
     /// Waits until something is demanded, it is given up, or `until`.
@@ -187,7 +212,8 @@ impl Cloning {
             return false;
         }
         self.waited.fetch_add(1, Ordering::Relaxed);
-        demands.push_back(range);
+        let since = Instant::now();
+        demands.push_back(Demand { range, since });
         drop(demands);
         self.asked.notify_one();
         true
@@ -308,7 +334,7 @@ mod tests {
         }
         assert!(!sys::event_take(&gate.event()));
         assert_eq!(cloning.waited(), 1, "it asks once");
-        let piece = cloning.demanded(1).unwrap();
+        let (piece, _) = cloning.demanded(1).unwrap();
         assert_eq!(piece, UNIT..2 * UNIT);
         cloning
             .pending
@@ -330,7 +356,7 @@ mod tests {
             assert_eq!(gate.pass(number, range, &mut 0), Passage::Closed);
         }
         let mut pieces = Vec::new();
-        while let Some(piece) = cloning.demanded(2 * UNIT) {
+        while let Some((piece, _)) = cloning.demanded(2 * UNIT) {
             pieces.push(piece.start / UNIT..piece.end / UNIT);
         }
         assert_eq!(pieces, [0..2, 6..7, 2..4]);

@@ -178,7 +178,8 @@ impl Snapshots {
             drained_us: us(pause.drained),
             paused_us: us(pause.paused),
             took_us: us(begun.elapsed()),
-            waited_requests: cloning.map_or(0, |cloning| cloning.waited()),
+            waited_requests: cloning.as_ref().map_or(0, |cloning| cloning.waited()),
+            longest_wait_us: cloning.map_or(0, |cloning| us(cloning.longest_wait())),
             demanded_clones: pieces.demanded,
             other_clones: pieces.ahead,
         })

@@ -168,6 +168,8 @@ pub struct SnapshotTaken {
     /// Requests that waited afterwards, each for what it was to change to be
     /// cloned.
     pub waited_requests: u64,
+    /// The longest that one of them did, in microseconds.
+    pub longest_wait_us: u64,
     /// Pieces of the image that were cloned because a request waited.
     pub demanded_clones: u64,
     /// Those that were cloned before one did.

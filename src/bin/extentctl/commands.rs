@@ -221,12 +221,14 @@ fn quiesced(done: &Quiesced) -> String {
 
 fn taken(done: &SnapshotTaken) -> String {
     format!(
-        "{}: {}; requests waited for {}.{:03} ms, and {} of them later for their part; whole after {} ms\n",
+        "{}: {}; requests waited for {}.{:03} ms, and {} of them later for their part, at most {}.{:03} ms; whole after {} ms\n",
         harmless(&done.snapshot.name),
         size::display(done.snapshot.size_bytes),
         done.paused_us / 1000,
         done.paused_us % 1000,
         done.waited_requests,
+        done.longest_wait_us / 1000,
+        done.longest_wait_us % 1000,
         done.took_us / 1000,
     )
 }

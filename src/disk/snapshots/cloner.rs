@@ -102,8 +102,9 @@ impl Cloner<'_> {
         let least_rest = switches::clone_rest();
         let mut rests_until = Instant::now();
         while !pending.is_given_up() {
-            if let Some(piece) = self.cloning.demanded(demanded.bytes) {
+            if let Some((piece, since)) = self.cloning.demanded(demanded.bytes) {
                 let took = self.clone_piece(&piece)?;
+                self.cloning.note_wait(since);
                 demanded.note(piece.end - piece.start, took);
                 pieces.demanded += 1;
             } else if Instant::now() < rests_until {
