@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use extentd::protocol::client::Client;
-use front_end::limit;
+use front_end::{Like, Wanted, limit};
+use rig::attached::Attached;
 use rig::file_systems::{Mounted, XFS};
 
 use crate::rig::{Disk, Done, IMAGE, mounted};
@@ -14,6 +15,10 @@ const STANDS: &[(&str, &str)] = &[("EXTENTD_TEST_CLONE_REST", "600000")];
 
 fn disk(mounted: &Mounted) -> Disk {
     Disk::without(mounted, "vm", &[], STANDS)
+}
+
+fn guest(disk: &Disk) -> Attached {
+    Attached::new(&disk.socket, Like::Qemu, Wanted::default())
 }
 
 fn next(events: &mut Client) -> serde_json::Value {
@@ -119,6 +124,29 @@ fn a_guest_that_goes_takes_its_snapshot_along() {
 }
 
 #[test]
+fn where_the_file_system_refuses_there_is_none_and_the_guest_goes_on() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let disk = disk(&mounted);
+    let mut guest = guest(&disk);
+    let at = (IMAGE / 2 + (1 << 20)) / 512;
+    let refusal = while_made(&disk, || {
+        // Somebody cuts what is still to be cloned.
+        let image = std::fs::File::options()
+            .write(true)
+            .open(&disk.image)
+            .unwrap();
+        image.set_len(IMAGE / 2).unwrap();
+        drop(image);
+        // It waits for its part, and then for nothing any more.
+        guest.write(at, &[7; 4096]);
+    });
+    refused(&refusal, "snapshot one: Invalid argument");
+    assert!(disk.names().is_empty(), "{:?}", disk.names());
+    assert_eq!(guest.read(at, 4096), [7; 4096]);
+    guest.write(0, &[8; 512]);
+}
+
+#[test]
 fn a_stop_leaves_nothing_of_one() {
     let Some(mounted) = mounted(XFS) else { return };
     let mut disk = disk(&mounted);
@@ -186,11 +214,7 @@ fn an_image_of_any_length_may_grow_while_it_is_cloned() {
         drop(image);
         let before = rig::files::read_all(&std::fs::File::open(&disk.image).unwrap());
         disk.start_again();
-        let mut guest = rig::attached::Attached::new(
-            &disk.socket,
-            front_end::Like::Qemu,
-            front_end::Wanted::default(),
-        );
+        let mut guest = guest(&disk);
         let mut events = disk.events();
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| disk.json(&["snapshot", "one"]));
