@@ -1,5 +1,10 @@
 //! Windows of which a little has changed: only that is read again.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::single_range_in_vec_init
+)]
 
 use std::io;
 use std::ops::{ControlFlow, Range};
