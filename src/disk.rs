@@ -31,7 +31,7 @@ use crate::options::config::{IoPath, Swap};
 use crate::protocol::events::Event;
 
 pub mod at_rest;
-mod cloning;
+pub(crate) mod cloning;
 mod description;
 mod device_claim;
 mod error;

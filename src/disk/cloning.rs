@@ -8,6 +8,7 @@ use mapping::{DiskPath, Map};
 
 use super::Disk;
 use crate::block_io::clones::Clones;
+pub(crate) use crate::block_io::clones::Cloning;
 use crate::host::switches;
 
 impl Disk {

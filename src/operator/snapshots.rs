@@ -5,8 +5,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use vhost_backend::Limits;
 
-use crate::block_io::clones::Cloning;
 use crate::disk::Disk;
+use crate::disk::cloning::Cloning;
 use crate::disk::snapshots::cloner::{Cloner, Pieces};
 use crate::disk::snapshots::{Found, Part, SnapshotError, SnapshotFolder};
 use crate::host::feed::Feed;

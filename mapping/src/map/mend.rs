@@ -142,6 +142,6 @@ mod tests {
                 (200, 220, 712)
             ]
         );
-        assert_eq!(parts(&[0..300]), []);
+        assert_eq!(parts(std::slice::from_ref(&(0..300))), []);
     }
 }
