@@ -10,6 +10,7 @@
 mod approach;
 mod bounced;
 mod bulk;
+pub(crate) mod clones;
 mod pieces;
 mod policy;
 mod shared;
@@ -28,13 +29,13 @@ use std::time::Duration;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Completion, GivenBack, HostRegion, IoChannel, Op, Status, Tag, Unreachable};
 
-use self::approach::{Choice, choose};
 use self::bulk::Bulk;
+use self::clones::Gate;
 use self::shared::BUFFERS;
 pub(crate) use self::shared::Shared;
 use self::stats::Counts;
 pub(crate) use self::stats::{ByKind, Sums, Tally};
-use self::task::{Apart, Step, Task, Way};
+use self::task::{Step, Task};
 use crate::engine::bounce::Pool;
 use crate::engine::limits::Limits;
 use crate::engine::pin::Pins;
@@ -51,8 +52,9 @@ const ALLOCATIONS: usize = 3;
 /// Raw operations that end well before one more is tried at a time, on a
 /// device that has refused some: its queue was full.
 const CALM: usize = 64;
-/// Watched eventfds of our own: the disk path's and the pinned memory's.
-const OWN_EVENTS: usize = 2;
+/// Watched eventfds of our own: the disk path's, the pinned memory's, and that
+/// of clones.
+const OWN_EVENTS: usize = 3;
 /// How often a task that waits for another worker's block looks again.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -92,6 +94,8 @@ pub struct BlockIo<E> {
     limits: Limits,
     /// A stalled task waits for another worker.
     waits_elsewhere: bool,
+    /// Keeps changes from what is to be cloned first.
+    gate: Gate,
     /// Nobody waits for longer requests than this, in bytes.
     abandoned_over: u64,
 }
@@ -125,6 +129,8 @@ impl<E: Engine> BlockIo<E> {
         };
         engine.watch(0, raw.as_ref().map(|raw| raw.event().as_raw_fd()));
         engine.watch(1, pins.as_ref().map(|pins| pins.event().as_raw_fd()));
+        let gate = Gate::new(&shared.clones)?;
+        engine.watch(2, Some(gate.event().as_raw_fd()));
         Ok(Self {
             limits,
             engine,
@@ -146,6 +152,7 @@ impl<E: Engine> BlockIo<E> {
             waiting_helps: true,
             raw_calm: 0,
             waits_elsewhere: false,
+            gate,
             abandoned_over: u64::MAX,
         })
     }
@@ -247,42 +254,6 @@ impl<E: Engine> BlockIo<E> {
             Op::WriteZeroes { .. } if task.is_planned() => self.planned_zeroes(tag),
             Op::WriteZeroes { offset, unmap, .. } => self.write_zeroes(tag, offset, unmap),
         }
-    }
-
-    /// Chooses the task's way where there is a choice; what to do instead of
-    /// going on, if it cannot go on.
-    fn prepare(&mut self, tag: u32) -> Option<Next> {
-        let Some(raw) = &mut self.raw else {
-            let task = &mut self.tasks[tag as usize];
-            return self
-                .shared
-                .is_beyond(task.changes_until())
-                .then_some(Next::End(Status::IoErr));
-        };
-        let task = &mut self.tasks[tag as usize];
-        if task.is_planned() && task.step != Step::Synced && !raw.trusts() {
-            task.leave_way();
-        }
-        if let Way::Open = task.way {
-            match choose(raw, task, &self.shared) {
-                Choice::Go => {}
-                Choice::Nothing => return Some(Next::End(Status::Ok)),
-                Choice::Beyond => return Some(Next::End(Status::IoErr)),
-                Choice::Busy => {
-                    self.waits_elsewhere = true;
-                    return Some(Next::Stall);
-                }
-            }
-        }
-        if let Way::Change(Apart::Held { fence, asked, .. }) = &mut task.way
-            && let Some(waited) = fence
-        {
-            if !raw.has_passed(waited, asked) {
-                return Some(Next::Stall);
-            }
-            *fence = None;
-        }
-        None
     }
 
     /// Takes the result of a task's operation and moves the task on.
@@ -490,6 +461,7 @@ impl<E: Engine> IoChannel for BlockIo<E> {
         if let Some(raw) = &mut self.raw {
             raw.idle();
         }
+        self.gate.rest();
         let Self { engine, raw, .. } = self;
         engine.wait(timeout, &mut may_submit(raw));
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mapping::DiskPath;
 use mapping::lease::LeaseError;
-use mapping::path::{Aside, Obstacle};
+use mapping::path::Obstacle;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{
     Device, DiscardLimits, DiskInfo, HeldRequests, IoChannel, Topology, WriteZeroesLimits,
@@ -31,6 +31,7 @@ use crate::options::config::{IoPath, Swap};
 use crate::protocol::events::Event;
 
 pub mod at_rest;
+pub(crate) mod cloning;
 mod description;
 mod device_claim;
 mod error;
@@ -86,6 +87,8 @@ pub struct Disk {
     held: Arc<HeldRequests>,
     /// Of the image's file system.
     room: room::Seen,
+    /// From when rings start to when others may have the image.
+    ours: AtomicBool,
     opened: Instant,
 }
 
@@ -228,6 +231,7 @@ impl Disk {
             tallies: Mutex::default(),
             held: Arc::default(),
             room: room::Seen::default(),
+            ours: AtomicBool::new(false),
             opened: Instant::now(),
         };
         let bytes = disk.image_bytes().map_err(failed)?;
@@ -305,11 +309,6 @@ impl Disk {
             Ok(way) => Ok(&way.path),
             Err(reason) => Err(reason),
         }
-    }
-
-    /// Has requests go by the file until what this returns is dropped.
-    pub(crate) fn by_file(&self) -> Option<Aside<'_>> {
-        self.disk_path().ok().map(DiskPath::step_aside)
     }
 
     /// Has what happens to the way of requests told there. To be called once.
@@ -474,6 +473,7 @@ impl Device for Disk {
             lock.take(&self.image, &self.path)?;
         }
         self.fill_sector()?;
+        self.ours.store(true, Ordering::SeqCst);
         if let Ok(path) = self.disk_path() {
             path.want();
         }
@@ -481,6 +481,8 @@ impl Device for Disk {
     }
 
     fn rings_stopped(&self) {
+        self.ours.store(false, Ordering::SeqCst);
+        self.give_clone_up("others may write the image now, as its guest has gone or moves");
         if let Ok(path) = self.disk_path()
             && self.options.swap.is_none()
         {

@@ -48,7 +48,7 @@ use crate::options::limit;
 use crate::options::settings::Settings;
 use crate::protocol::done::{
     Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
-    SnapshotList, SnapshotTaken,
+    SnapshotCancelled, SnapshotList, SnapshotTaken,
 };
 use crate::protocol::events::Event;
 use crate::protocol::extents::{Heat, Page};
@@ -95,6 +95,7 @@ pub(crate) enum Done {
     Quiesce(Quiesced),
     Resume(Resumed),
     Snapshot(SnapshotTaken),
+    SnapshotCancel(SnapshotCancelled),
     Snapshots(SnapshotList),
     Limits(LimitsNow),
 }
@@ -148,6 +149,7 @@ impl Operator {
                 .limits
                 .held()
                 .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            snapshot: self.snapshots.making(),
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             sandbox: sandbox::in_force().map(given_up),
@@ -262,6 +264,12 @@ impl Operator {
         Retried::new(requests)
     }
 
+    /// This process ends, or becomes another one: what is not whole by now is
+    /// given up.
+    pub(crate) fn leave(&self) {
+        self.disk.give_clone_up("extentd ends");
+    }
+
     /// Tells the guest and others of another size; whether it is one.
     fn tell_size(&self, before: u64) -> bool {
         let size_bytes = self.disk.capacity_bytes();
@@ -344,6 +352,15 @@ impl Operator {
         Ok(self.path())
     }
 
+    fn taken_of(&self) -> snapshots::Of<'_> {
+        snapshots::Of {
+            disk: &self.disk,
+            limits: &self.limits.limits,
+            feed: &self.feed,
+            resizing: &self.resizing,
+        }
+    }
+
     fn path(&self) -> PathNow {
         let description = self.disk.describe();
         PathNow {
@@ -421,14 +438,11 @@ impl Controlled for Operator {
             }
             Request::Snapshot { name, within_ms } => self
                 .snapshots
-                .take(
-                    &name,
-                    &self.disk,
-                    &self.limits.limits,
-                    &self.feed,
-                    Duration::from_millis(within_ms),
-                )
+                .take(&name, self.taken_of(), Duration::from_millis(within_ms))
                 .map(Done::Snapshot),
+            Request::SnapshotCancel {} => {
+                self.snapshots.cancel(&self.disk).map(Done::SnapshotCancel)
+            }
             Request::Snapshots {} => self.snapshots.list().map(Done::Snapshots),
             Request::Limits { set } => {
                 let now = self.limits.change(set);

@@ -12,7 +12,8 @@
 //! - [`device`] finds the block device under a file and says why it may not be used; [`lease`] tells when
 //!   somebody else wants the file; [`flush`] whether its syncs reach the medium, [`sharing`] what is left of blocks
 //!   that were shared.
-//! - [`difference`] tells where two clones differ, from their extents alone.
+//! - [`difference`] tells where two clones differ, from their extents alone; [`Pending`] keeps changes away from what
+//!   is still to be cloned.
 //!
 //! All offsets and sizes are bytes.
 #![warn(unreachable_pub)]
@@ -28,6 +29,7 @@ mod map;
 // It is not modelled, and what it shares with its users is not the model's.
 #[cfg(not(loom))]
 pub mod path;
+mod pending;
 mod source;
 mod sync;
 mod sys;
@@ -45,6 +47,7 @@ pub use map::reader::{Lookup, Mark, Reader};
 pub use map::{Map, Stats};
 #[cfg(not(loom))]
 pub use path::DiskPath;
+pub use pending::Pending;
 pub use source::extent::{Extent, Kind, KindName, Reason};
 pub use source::fiemap::{Fiemap, SyncPolicy};
 pub use source::{ExtentSource, Identity, Sink};

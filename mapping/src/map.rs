@@ -5,6 +5,7 @@ pub(crate) mod filling;
 pub(crate) mod held;
 pub(crate) mod hold;
 pub(crate) mod load;
+pub(crate) mod mend;
 pub(crate) mod quiesce;
 pub(crate) mod reader;
 pub(crate) mod residency;

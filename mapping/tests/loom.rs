@@ -13,7 +13,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::thread;
-use mapping::{Config, Extent, ExtentSource, Hold, Kind, Lookup, Map, Reason, Sink};
+use mapping::{Config, Extent, ExtentSource, Hold, Kind, Lookup, Map, Pending, Reason, Sink};
 
 const WINDOW: u64 = 64 << 10;
 const CHANGING: Kind = Kind::Opaque(Reason::Changing);
@@ -343,5 +343,59 @@ fn a_budget_of_one_window_is_kept_while_readers_run() {
             ),
             (1, one, 1)
         );
+    });
+}
+
+/// A file whose only extent is shared once it was cloned.
+struct Cloned(AtomicU64);
+
+impl ExtentSource for Cloned {
+    fn fill(&self, range: Range<u64>, sink: &mut Sink<'_>) -> io::Result<()> {
+        let shared = self.0.load(Ordering::SeqCst) > 0;
+        let whole = Extent {
+            start: 0,
+            len: WINDOW,
+            disk: 1 << 20,
+            kind: if shared { Kind::Shared } else { Kind::Written },
+        };
+        match whole.clip(&range).map(sink) {
+            Some(ControlFlow::Break(())) | Some(ControlFlow::Continue(())) | None => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn who_may_change_what_was_cloned_does_not_find_it_unshared() {
+    loom::model(|| {
+        let map = map(WINDOW);
+        let source = Arc::new(Cloned(AtomicU64::new(0)));
+        map.load(&*source, 0..WINDOW).unwrap();
+        let pending = Arc::new(Pending::new(WINDOW));
+        let cloner = thread::spawn({
+            let (map, source, pending) = (map.clone(), source.clone(), pending.clone());
+            move || {
+                let piece = pending.piece(&(0..WINDOW), WINDOW).unwrap();
+                let clone = || {
+                    source.0.store(1, Ordering::SeqCst);
+                    Ok::<_, ()>(())
+                };
+                pending.pass(&piece, Some(&map), clone).unwrap();
+            }
+        });
+        let filler = thread::spawn({
+            let (map, source) = (map.clone(), source.clone());
+            // What it finds held it leaves alone.
+            move || drop(map.load(&*source, 0..WINDOW))
+        });
+        let mut reader = map.reader().unwrap();
+        if !pending.touches(&(5..6)) {
+            match reader.lookup(5) {
+                Lookup::Found(extent) => assert_ne!(extent.kind, Kind::Written),
+                Lookup::Missing => {}
+            }
+        }
+        drop(reader);
+        cloner.join().unwrap();
+        filler.join().unwrap();
     });
 }

@@ -7,18 +7,23 @@
 //! - What gives blocks away (a discard, zeros that may free or replace blocks,
 //!   a write to shared extents) waits besides until no raw I/O is in flight
 //!   that was planned before: reads too.
+//! - While the image is being cloned, no change of what is not cloned yet has
+//!   a way.
 
 use std::ops::Range;
 
-use vhost_backend::Op;
+use vhost_backend::{Op, Status};
 
+use super::clones::{Gate, Passage};
 use super::shared::Shared;
-use super::task::{Apart, Task, Way};
+use super::task::{Apart, Step, Task, Way};
+use super::{BlockIo, Next};
+use crate::engine::Engine;
 use mapping::path::{Reserved, Worker};
 
 /// What to do with a task.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Choice {
+enum Choice {
     /// Go on.
     Go,
     /// Another task has part of the range: try again.
@@ -29,8 +34,73 @@ pub(super) enum Choice {
     Beyond,
 }
 
+impl<E: Engine> BlockIo<E> {
+    /// Chooses the task's way where there is a choice; what to do instead of
+    /// going on, if it cannot go on.
+    pub(super) fn prepare(&mut self, tag: u32) -> Option<Next> {
+        let Self {
+            raw,
+            tasks,
+            gate,
+            shared,
+            waits_elsewhere,
+            ..
+        } = self;
+        let task = &mut tasks[tag as usize];
+        let Some(raw) = raw else {
+            if shared.is_beyond(task.changes_until()) {
+                return Some(Next::End(Status::IoErr));
+            }
+            return is_kept(gate, task, waits_elsewhere).then_some(Next::Stall);
+        };
+        if task.is_planned() && task.step != Step::Synced && !raw.trusts() {
+            task.leave_way();
+        }
+        if let Way::Open = task.way {
+            // Before the map is asked.
+            if is_kept(gate, task, waits_elsewhere) {
+                return Some(Next::Stall);
+            }
+            match choose(raw, task, shared) {
+                Choice::Go => {}
+                Choice::Nothing => return Some(Next::End(Status::Ok)),
+                Choice::Beyond => return Some(Next::End(Status::IoErr)),
+                Choice::Busy => {
+                    *waits_elsewhere = true;
+                    return Some(Next::Stall);
+                }
+            }
+        }
+        if let Way::Change(Apart::Held { fence, asked, .. }) = &mut task.way
+            && let Some(waited) = fence
+        {
+            if !raw.has_passed(waited, asked) {
+                return Some(Next::Stall);
+            }
+            *fence = None;
+        }
+        None
+    }
+}
+
+/// The task would change what is to be cloned first.
+#[inline(always)]
+fn is_kept(gate: &mut Gate, task: &mut Task, waits_elsewhere: &mut bool) -> bool {
+    let number = gate.number();
+    if number == 0 {
+        return false;
+    }
+    let Some(end) = task.changes_until() else {
+        return false;
+    };
+    let left = task.start() + task.done..end;
+    let passage = gate.pass(number, left, &mut task.clone_asked);
+    *waits_elsewhere |= passage == Passage::Full;
+    passage != Passage::Open
+}
+
 /// Chooses a way for what is left of a task.
-pub(super) fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choice {
+fn choose(raw: &mut Worker, task: &mut Task, shared: &Shared) -> Choice {
     let (start, end) = (task.start() + task.done, task.start() + task.len);
     let range = start..end;
     let by_file = task.by_file;

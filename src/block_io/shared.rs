@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost_backend::device::SECTOR;
 use vhost_backend::{Op, OpKind};
 
+use super::clones::Clones;
 use super::policy::Policy;
 use super::stats::ByKind;
 use crate::host::switches;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub unit: u32,
     /// Which errors are waited out.
     pub policy: Policy,
+    /// What keeps changes from what is to be cloned first.
+    pub clones: Arc<Clones>,
     punch: AtomicBool,
     zero_range: AtomicBool,
     /// Bytes that the guest may change.
@@ -57,6 +60,7 @@ impl Shared {
             align,
             unit,
             policy: Policy::default(),
+            clones: Arc::default(),
             punch: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
             capacity: AtomicU64::new(u64::MAX),

@@ -105,6 +105,8 @@ pub(super) struct Task {
     pub refusals: u8,
     /// The device does not take it: the file will.
     pub by_file: bool,
+    /// The last clone of the image of which it has demanded its part.
+    pub clone_asked: u64,
 }
 
 impl Default for Task {
@@ -137,6 +139,7 @@ impl Default for Task {
             flight: None,
             refusals: 0,
             by_file: false,
+            clone_asked: 0,
         }
     }
 }
@@ -154,6 +157,7 @@ impl Task {
         self.was_raw = false;
         self.refusals = 0;
         self.by_file = false;
+        self.clone_asked = 0;
         self.middle_start = 0;
         self.middle_end = 0;
         match op {

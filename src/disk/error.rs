@@ -83,6 +83,11 @@ pub enum DiskError {
     /// A disk that is offered read-only is not changed.
     #[error("resize: the disk is read-only: start extentd without --read-only")]
     ReadOnly,
+    /// What is not cloned yet cannot be cut off.
+    #[error(
+        "resize: the image cannot become shorter while a snapshot is made: wait for it, or cancel it (extentctl snapshot --cancel)"
+    )]
+    BeingCloned,
     /// What is swapped on is prepared first.
     #[error(
         "resize: the disk is swap-grade: stop extentd, run extentctl prepare --size, and start it again"

@@ -15,7 +15,11 @@ const LATE_WRITES: usize = 10;
 const LATE_WRITE: Duration = Duration::from_millis(10);
 
 impl Disk {
-    pub(super) fn image_bytes(&self) -> io::Result<u64> {
+    /// What the image has.
+    ///
+    /// # Errors
+    /// The host does not tell.
+    pub(crate) fn image_bytes(&self) -> io::Result<u64> {
         if self.block_device {
             sys::device_size(&self.image)
         } else {
@@ -97,6 +101,10 @@ impl Disk {
         }
         if self.options.swap.is_some() {
             return Err(DiskError::SwapGrade);
+        }
+        let clones = self.clones().current();
+        if clones.is_some_and(|cloning| bytes < cloning.pending.size()) {
+            return Err(DiskError::BeingCloned);
         }
         let before = self.capacity_bytes();
         let length = self.image_bytes().map_err(failed)?;

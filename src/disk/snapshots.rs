@@ -2,17 +2,20 @@
 //! finds a snapshot whole, or not at all: it is made under another name, made
 //! stable, renamed, and then the folder is made stable.
 
+pub(crate) mod cloner;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fsync,
-    ioctl_ficlone, openat, renameat_with, statat, unlinkat,
+    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, flock,
+    fstat, fsync, futimens, ioctl_ficlone, openat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -47,6 +50,14 @@ pub enum SnapshotError {
     /// It is there already, or is being made.
     #[error("snapshot: there is a {0} already: give another name, or remove that one")]
     Exists(String),
+    /// It was not whole when it was given up.
+    #[error("snapshot {name}: given up: {reason}")]
+    GivenUp {
+        /// Of the snapshot.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// The host refuses.
     #[error("snapshot {name}: {source}{remedy}", remedy = remedy(.source))]
     Host {
@@ -255,12 +266,40 @@ impl Part<'_> {
         ioctl_ficlone(&self.file, image).map_err(|error| self.failed(error))
     }
 
-    /// Has it seen, now and after a crash.
+    /// Its name, once it is seen.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes these bytes of it what those of `image` are now. They are whole
+    /// blocks, but for the last of the image. It is as long as that from then
+    /// on, or longer.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn clone_range(
+        &self,
+        image: &File,
+        range: &Range<u64>,
+    ) -> Result<(), SnapshotError> {
+        sys::clone_range(&self.file, image, range).map_err(|error| self.refused(error))
+    }
+
+    /// Has it seen as what was taken then, since 1970; now and after a crash.
     ///
     /// # Errors
     /// It is not: somebody else has made one of that name, or the host says
     /// something.
-    pub(crate) fn finish(mut self) -> Result<Found, SnapshotError> {
+    pub(crate) fn finish(mut self, taken: Duration) -> Result<Found, SnapshotError> {
+        let time = Timespec {
+            tv_sec: i64::try_from(taken.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: taken.subsec_nanos().into(),
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        futimens(&self.file, &times).map_err(|error| self.failed(error))?;
         fsync(&self.file).map_err(|error| self.failed(error))?;
         let stat = fstat(&self.file).map_err(|error| self.failed(error))?;
         let folder = &self.folder.folder;
@@ -278,14 +317,19 @@ impl Part<'_> {
         Ok(Found {
             name: self.name.clone(),
             bytes: u64::try_from(stat.st_size).unwrap_or(0),
-            taken: UNIX_EPOCH.elapsed().unwrap_or_default(),
+            taken,
         })
     }
 
     fn failed(&self, error: Errno) -> SnapshotError {
+        self.refused(error.into())
+    }
+
+    /// The host says so.
+    pub(crate) fn refused(&self, source: io::Error) -> SnapshotError {
         SnapshotError::Host {
             name: self.name.clone(),
-            source: error.into(),
+            source,
         }
     }
 }

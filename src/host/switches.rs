@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Whether any of this can be had.
 const BUILT_IN: bool = cfg!(feature = "test-switches");
@@ -37,6 +38,15 @@ pub(crate) fn unregistered() -> bool {
 /// alone.
 pub(crate) fn no_file_sync() -> bool {
     BUILT_IN && *NO_FILE_SYNC
+}
+
+/// `EXTENTD_TEST_CLONE_REST`: for how many milliseconds whoever clones the image
+/// rests after each piece that nobody has demanded.
+pub(crate) fn clone_rest() -> Duration {
+    if !BUILT_IN {
+        return Duration::ZERO;
+    }
+    Duration::from_millis(number("EXTENTD_TEST_CLONE_REST").unwrap_or(0))
 }
 
 /// `EXTENTD_TEST_PANIC`: at which request of the process, counted from 1, the
@@ -76,8 +86,8 @@ pub(crate) fn pass_on() {
         mapping::path::leave_out(mapping::path::Ablation {
             left_out,
             unguarded: is_set("EXTENTD_TEST_UNGUARDED"),
-            lease_delay: number("EXTENTD_TEST_LEASE_DELAY").map(std::time::Duration::from_millis),
-            quiet: number("EXTENTD_TEST_QUIET").map(std::time::Duration::from_millis),
+            lease_delay: number("EXTENTD_TEST_LEASE_DELAY").map(Duration::from_millis),
+            quiet: number("EXTENTD_TEST_QUIET").map(Duration::from_millis),
         });
         if is_set("EXTENTD_TEST_NO_DIRTY") {
             vhost_backend::leave_pages_unmarked();

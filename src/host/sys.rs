@@ -196,12 +196,25 @@ pub(crate) fn fallocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> io::Resu
 pub(crate) fn clone_start(to: &impl AsRawFd, from: &File) -> io::Result<()> {
     let meta = from.metadata()?;
     let block = std::os::unix::fs::MetadataExt::blksize(&meta);
+    // 0 is all up to the end.
+    let length = if meta.len() < block { 0 } else { block };
+    clone_range(to, from, &(0..length))
+}
+
+/// Clones a range of a file to the same one of another.
+///
+/// # Errors
+/// What `FICLONERANGE` says.
+pub(crate) fn clone_range(
+    to: &impl AsRawFd,
+    from: &File,
+    range: &std::ops::Range<u64>,
+) -> io::Result<()> {
     let range = libc::file_clone_range {
         src_fd: from.as_raw_fd().into(),
-        src_offset: 0,
-        // 0 is all up to the end.
-        src_length: if meta.len() < block { 0 } else { block },
-        dest_offset: 0,
+        src_offset: range.start,
+        src_length: range.end - range.start,
+        dest_offset: range.start,
     };
     // SAFETY: the kernel reads one structure.
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) }).map(drop)

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use vhost_backend::{Endpoint, Handle, Limits, Server, Visit};
 
@@ -173,6 +173,7 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     logging::wait_no_more();
     allocations::started();
     let result = server.run(endpoint);
+    disk.settle_clone();
     if let (Ok(()), Ok(successor)) = (&result, &successor)
         && let begun = begun.load(Ordering::Acquire)
         && ![SERVING, STOPPING].contains(&begun)
@@ -284,6 +285,7 @@ fn wishes(
         Wish::Stop => {
             begun.store(STOPPING, Ordering::Release);
             watch::stopping();
+            leave(&operator);
             service_manager::tell(&NotifyState::Stopping);
             handle.stop();
         }
@@ -307,20 +309,29 @@ fn wishes(
             }
             Ok(successor) => {
                 let (handle, successor) = (handle.clone(), Arc::clone(successor));
-                let begun = Arc::clone(&begun);
+                let (begun, operator) = (Arc::clone(&begun), operator.clone());
                 keeper.aside(move || match successor.check() {
                     Err(reason) => log::error!("no handover: {reason}"),
                     Ok(()) => {
                         let now = sys::boot_time_ns().clamp(1, STOPPING - 1);
                         let (order, or) = (Ordering::AcqRel, Ordering::Acquire);
                         match begun.compare_exchange(SERVING, now, order, or) {
-                            Ok(_) => handle.stop(),
+                            Ok(_) => {
+                                leave(&operator);
+                                handle.stop();
+                            }
                             Err(_) => log::info!("no handover: the process stops"),
                         }
                     }
                 });
             }
         },
+    }
+}
+
+fn leave(operator: &Weak<Operator>) {
+    if let Some(operator) = operator.upgrade() {
+        operator.leave();
     }
 }
 

@@ -164,8 +164,43 @@ pub struct SnapshotTaken {
     pub snapshot: Snapshot,
     /// How long requests in flight took to end, in microseconds.
     pub drained_us: u64,
-    /// How long requests waited in all, in microseconds.
+    /// How long all requests waited in all, in microseconds.
     pub paused_us: u64,
+    /// How long it took until it was whole and stable, in microseconds.
+    pub took_us: u64,
+    /// Requests that waited afterwards, each for what it was to change to be
+    /// cloned.
+    pub waited_requests: u64,
+    /// The longest that one of them did, in microseconds.
+    pub longest_wait_us: u64,
+    /// Pieces of the image that were cloned because a request waited.
+    pub demanded_clones: u64,
+    /// Those that were cloned before one did.
+    pub other_clones: u64,
+}
+
+/// A snapshot that is being made: its moment is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct SnapshotInMaking {
+    /// Its name.
+    pub name: String,
+    /// Its length in bytes.
+    pub size_bytes: u64,
+    /// Bytes of that which are cloned.
+    pub cloned_bytes: u64,
+    /// Requests that have waited for what they were to change to be cloned.
+    pub waited_requests: u64,
+    /// For how long it has been made, in milliseconds.
+    pub since_ms: u64,
+}
+
+/// The answer to `snapshot-cancel`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct SnapshotCancelled {
+    /// Of the one that there will not be.
+    pub name: String,
 }
 
 /// The answer to `snapshots`.
@@ -174,4 +209,6 @@ pub struct SnapshotTaken {
 pub struct SnapshotList {
     /// By name.
     pub snapshots: Vec<Snapshot>,
+    /// The one that is being made, if there is one.
+    pub making: Option<SnapshotInMaking>,
 }

@@ -48,10 +48,22 @@ pub enum Event {
         /// Its time was over, and nobody has resumed it.
         by_itself: bool,
     },
-    /// A snapshot was taken.
+    /// The moment of a snapshot is over; it is being made.
+    SnapshotBegun {
+        /// Its name.
+        name: String,
+    },
+    /// A snapshot was taken: it is whole and stable.
     SnapshotTaken {
         /// Its name.
         name: String,
+    },
+    /// There is no snapshot.
+    SnapshotFailed {
+        /// The name that it would have.
+        name: String,
+        /// Why: one sentence.
+        reason: String,
     },
     /// The thread that looks at the lease is late; workers look themselves.
     GuardLate {
@@ -123,8 +135,12 @@ pub enum EventKind {
     Quiesced,
     /// It goes on
     Resumed,
+    /// A snapshot is being made
+    SnapshotBegun,
     /// A snapshot was taken
     SnapshotTaken,
+    /// A snapshot was not taken, or given up
+    SnapshotFailed,
     /// The thread that looks at the lease is late
     GuardLate,
     /// It looks again
@@ -155,7 +171,9 @@ impl Event {
             Event::Resized { .. } => EventKind::Resized,
             Event::Quiesced {} => EventKind::Quiesced,
             Event::Resumed { .. } => EventKind::Resumed,
+            Event::SnapshotBegun { .. } => EventKind::SnapshotBegun,
             Event::SnapshotTaken { .. } => EventKind::SnapshotTaken,
+            Event::SnapshotFailed { .. } => EventKind::SnapshotFailed,
             Event::GuardLate { .. } => EventKind::GuardLate,
             Event::GuardOnTime {} => EventKind::GuardOnTime,
             Event::RequestsHeld { .. } => EventKind::RequestsHeld,

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::done::SnapshotInMaking;
 use super::limits::LimitsNow;
 use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
 use crate::options::config::{OnError, Swap};
@@ -31,6 +32,8 @@ pub struct Info {
     /// How much longer the disk is held still, in milliseconds; null if it is
     /// not.
     pub held_ms: Option<u64>,
+    /// The snapshot that is being made, if there is one.
+    pub snapshot: Option<SnapshotInMaking>,
     /// The disk.
     pub disk: DiskInfo,
     /// Swap-grade mode; `None` without `--swap`.

@@ -108,6 +108,8 @@ pub enum Request {
         #[serde(default = "within_ms")]
         within_ms: u64,
     },
+    /// Give up the snapshot that is being made.
+    SnapshotCancel {},
     /// What is in the folder of --snapshot-dir.
     Snapshots {},
     /// The options that are in force, as on a command line.
@@ -170,6 +172,7 @@ impl Request {
                 | Request::Options {}
                 | Request::LogLevel { .. }
                 | Request::Resume { .. }
+                | Request::SnapshotCancel {}
         )
     }
 
@@ -210,6 +213,7 @@ impl Request {
                 Some(format!("resume{which}"))
             }
             Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),
+            Request::SnapshotCancel {} => Some("snapshot-cancel".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

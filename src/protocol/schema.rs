@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::done::{
     Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
-    SnapshotList, SnapshotTaken,
+    SnapshotCancelled, SnapshotList, SnapshotTaken,
 };
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::{Heat, Page};
@@ -39,6 +39,7 @@ const OF_DISK: &[Row] = &[
     ("quiesce", of::<Quiesced>),
     ("resume", of::<Resumed>),
     ("snapshot", of::<SnapshotTaken>),
+    ("snapshot-cancel", of::<SnapshotCancelled>),
     ("snapshots", of::<SnapshotList>),
     ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),

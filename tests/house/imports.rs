@@ -44,6 +44,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("source", &["sync", "sys"]),
             ("map", &["error", "source", "sync", "sys"]),
             ("difference", &["source", "sync", "sys"]),
+            ("pending", &["map", "sync"]),
             ("threads", &[]),
             ("filler", &["error", "map", "source", "sync", "threads"]),
             ("device", &["source", "sync", "sys", "threads"]),

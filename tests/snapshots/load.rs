@@ -9,7 +9,7 @@ use rig::files::pattern;
 use rig::operator::wait_path;
 
 use crate::rig::{Disk, mounted};
-use crate::stamps::{Stamps, USED, assert_one_moment};
+use crate::stamps::{Stamps, USED, assert_one_moment, is_one_moment};
 
 fn rounds() -> usize {
     let typed = std::env::var("EXTENTD_TEST_SNAPSHOTS").ok();
@@ -29,13 +29,11 @@ fn are_of_one_moment(made: Made, by_disk: bool) {
         }
         stamps.go_on(5);
         let name = format!("snapshot-{round:03}");
-        let before = stamps.numbers();
-        let answer = disk.json(&["snapshot", &name]);
-        let after = stamps.numbers();
-        assert_eq!(answer["name"], name.as_str());
+        let one = disk.snapshot(&name, &stamps);
+        assert_eq!(one.done.status, Some(0), "{}", one.done.error);
         stamps.go_on(5);
         let bytes = disk.read(&name);
-        assert_one_moment(&bytes, &before, &after);
+        assert_one_moment(&bytes, &one.before, &one.after);
         let quiet = usize::try_from(USED).unwrap();
         assert_eq!(bytes[quiet..], pattern(5, USED, quiet), "{name}");
         taken.push((name, bytes));
@@ -100,7 +98,8 @@ fn the_guest_waits_and_sees_no_error_and_the_answer_says_how_long() {
     );
     let answer = disk.json(&["snapshot", "two"]);
     let us = |key: &str| answer[key].as_u64().unwrap();
-    assert!(us("drained_us") <= us("paused_us"));
+    assert!(us("drained_us") <= us("paused_us") && us("paused_us") <= us("took_us"));
+    assert!(us("demanded_clones") + us("other_clones") > 0);
     assert_eq!(answer["size_bytes"], crate::rig::IMAGE);
     let text = disk.extentctl(&["snapshots"]).out;
     assert_eq!(text.lines().count(), 3, "{text}");
@@ -112,4 +111,36 @@ fn the_guest_waits_and_sees_no_error_and_the_answer_says_how_long() {
     assert_eq!(stamps.numbers(), before);
     disk.extentctl(&["resume"]);
     stamps.go_on(10);
+}
+
+/// Snapshots that have what came after their moment, with this measure left out.
+fn are_torn_without(measure: &'static str) {
+    let Some(mounted) = mounted(XFS) else { return };
+    let left_out = [("EXTENTD_TEST_WITHOUT", measure)];
+    let disk = Disk::without(&mounted, "vm", &[], &left_out);
+    let stamps = Stamps::start(&disk.socket);
+    stamps.go_on(100);
+    let mut torn = 0;
+    for round in 0..rounds() {
+        wait_path(&disk.control, "disk");
+        stamps.go_on(5);
+        let name = format!("snapshot-{round:03}");
+        let one = disk.snapshot(&name, &stamps);
+        assert_eq!(one.done.status, Some(0), "{}", one.done.error);
+        stamps.go_on(5);
+        torn += usize::from(!is_one_moment(&disk.read(&name), &one.before, &one.after));
+        std::fs::remove_file(disk.snapshots.join(name)).unwrap();
+    }
+    println!("{torn} of {} are torn without {measure}", rounds());
+    assert!(torn > 0);
+}
+
+#[test]
+fn without_clone_before_write_snapshots_have_what_came_later() {
+    are_torn_without("clonefirst");
+}
+
+#[test]
+fn where_the_map_does_not_forget_what_is_cloned_snapshots_have_what_came_later() {
+    are_torn_without("cloneforget");
 }

@@ -15,5 +15,6 @@ mod stamps;
 
 mod ends;
 mod load;
+mod making;
 mod refusals;
 mod several;

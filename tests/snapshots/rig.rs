@@ -6,13 +6,15 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use front_end::Daemon;
+use extentd::protocol::client::Client;
+use extentd::protocol::events::EventKind;
+use front_end::{Daemon, limit, set_limit};
 use rig::file_systems::{Made, Mounted};
 use rig::files::{pattern, write_direct};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stamps::USED;
+use crate::stamps::{Numbers, Stamps, USED};
 
 /// Bytes of an image: what stamps use, and as much again that is quiet.
 pub const IMAGE: u64 = 2 * USED;
@@ -25,7 +27,18 @@ pub struct Disk {
     pub socket: PathBuf,
     pub daemon: Daemon,
     arguments: Vec<String>,
+    variables: Vec<(&'static str, &'static str)>,
     _files: TempDir,
+}
+
+/// A snapshot under load.
+pub struct Taken {
+    /// What it says.
+    pub done: Done,
+    /// What the guest had done before it was asked for.
+    pub before: Vec<Numbers>,
+    /// And when its moment was over, at the latest.
+    pub after: Vec<Numbers>,
 }
 
 /// What extentctl did.
@@ -47,6 +60,16 @@ pub fn mounted(made: Made) -> Option<Mounted> {
 impl Disk {
     /// Serves a new image in a folder of that name.
     pub fn new(mounted: &Mounted, name: &str, more: &[&str]) -> Self {
+        Self::without(mounted, name, more, &[])
+    }
+
+    /// As [`new`](Self::new), with these variables in the environment.
+    pub fn without(
+        mounted: &Mounted,
+        name: &str,
+        more: &[&str],
+        variables: &[(&'static str, &'static str)],
+    ) -> Self {
         let folder = mounted.path(name);
         std::fs::create_dir(&folder).unwrap();
         let (image, snapshots) = (folder.join("image"), folder.join("snapshots"));
@@ -70,7 +93,8 @@ impl Disk {
         .map(str::to_owned)
         .to_vec();
         arguments.extend(more.iter().map(|&one| one.to_owned()));
-        let daemon = start(&socket, &image, &arguments);
+        let variables = variables.to_vec();
+        let daemon = start(&socket, &image, &arguments, &variables);
         Self {
             image,
             snapshots,
@@ -78,13 +102,14 @@ impl Disk {
             socket,
             daemon,
             arguments,
+            variables,
             _files: files,
         }
     }
 
     /// Serves it again, after the process has ended.
     pub fn start_again(&mut self) {
-        self.daemon = start(&self.socket, &self.image, &self.arguments);
+        self.daemon = start(&self.socket, &self.image, &self.arguments, &self.variables);
     }
 
     pub fn extentctl(&self, arguments: &[&str]) -> Done {
@@ -97,6 +122,36 @@ impl Disk {
         let done = self.extentctl(&all);
         assert_eq!(done.status, Some(0), "{}", done.error);
         serde_json::from_str(&done.out).unwrap()
+    }
+
+    /// Takes a snapshot while a guest counts, and looks how far that is as soon as its moment is
+    /// told to be over.
+    pub fn snapshot(&self, name: &str, stamps: &Stamps) -> Taken {
+        let mut client = self.events();
+        let before = stamps.numbers();
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| self.extentctl(&["--json", "snapshot", name]));
+            let event = client.next_event(Some(limit())).unwrap().unwrap();
+            let after = stamps.numbers();
+            assert_eq!(event["name"], name);
+            Taken {
+                done: asked.join().unwrap(),
+                before,
+                after,
+            }
+        })
+    }
+
+    /// A connection that is told of snapshots that begin, end or fail.
+    pub fn events(&self) -> Client {
+        let mut client = Client::connect(&self.control, limit()).unwrap();
+        let kinds = vec![
+            EventKind::SnapshotBegun,
+            EventKind::SnapshotTaken,
+            EventKind::SnapshotFailed,
+        ];
+        client.subscribe(Some(kinds)).unwrap();
+        client
     }
 
     /// Names of all that is in the folder for snapshots.
@@ -116,9 +171,10 @@ impl Disk {
     }
 }
 
-fn start(socket: &Path, image: &Path, arguments: &[String]) -> Daemon {
+fn start(socket: &Path, image: &Path, arguments: &[String], variables: &[(&str, &str)]) -> Daemon {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    rig::attached::serve(&extentd(), socket, image, &arguments)
+    set_limit(std::time::Duration::from_secs(20));
+    Daemon::start_with(&extentd(), socket, image, &arguments, variables).unwrap()
 }
 
 pub fn extentd() -> PathBuf {

@@ -178,28 +178,53 @@ fn send(guest: &mut Attached, lanes: &[Lane; LANES], lane: usize) {
     assert!(guest.driver.submit(Op::Write, sector, &data, lane as u64));
 }
 
+/// Fails unless the image [is of one moment](is_one_moment).
+pub fn assert_one_moment(bytes: &[u8], before: &[Numbers], after: &[Numbers]) {
+    if let Err(what) = look(bytes, before, after) {
+        panic!("{what}");
+    }
+}
+
 /// The image has, for each lane, what was acknowledged `before` it was taken
 /// and nothing that was sent `after`: all numbers up to one, each in its place.
-pub fn assert_one_moment(bytes: &[u8], before: &[Numbers], after: &[Numbers]) {
+pub fn is_one_moment(bytes: &[u8], before: &[Numbers], after: &[Numbers]) -> bool {
+    look(bytes, before, after).is_ok()
+}
+
+fn look(bytes: &[u8], before: &[Numbers], after: &[Numbers]) -> Result<(), String> {
     for (lane, (before, after)) in before.iter().zip(after).enumerate() {
         let there = |number: u64| {
             let start = usize::try_from(place(lane, number)).unwrap();
             bytes[start..start + usize::try_from(BLOCK).unwrap()] == block(lane, number)
         };
+        // A number of later, in the place of any.
+        let later = (after.sent + 1..=after.sent + PLACES).find(|&number| {
+            let start = usize::try_from(place(lane, number)).unwrap();
+            let stamp = [start, start + 8]
+                .map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()));
+            stamp[0] == lane as u64 && stamp[1] > after.sent
+        });
+        if let Some(later) = later {
+            return Err(format!(
+                "lane {lane} has {later} or one after it, of {after:?}"
+            ));
+        }
         let newest = (before.acknowledged..=after.sent)
             .rev()
             .find(|&number| number == before.base || there(number));
         let Some(newest) = newest else {
-            panic!("lane {lane} has nothing of {before:?} to {after:?}");
+            return Err(format!(
+                "lane {lane} has nothing of {before:?} to {after:?}"
+            ));
         };
         let oldest = newest.saturating_sub(PLACES - 1).max(before.base + 1);
         for number in oldest..=newest {
             // The oldest may be the place that the next number was being written to.
             let may_be_next = number + PLACES == newest + 1 && number + PLACES <= after.sent;
-            assert!(
-                there(number) || may_be_next,
-                "lane {lane} has {newest} and not {number}"
-            );
+            if !(there(number) || may_be_next) {
+                return Err(format!("lane {lane} has {newest} and not {number}"));
+            }
         }
     }
+    Ok(())
 }

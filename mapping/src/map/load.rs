@@ -8,7 +8,7 @@ use crate::map::shared::{Load, Shared, Writer};
 use crate::map::slab::{AHEAD, REFERENCED, SlabBox, bytes_for};
 use crate::map::table::{CALM, IN_CLOCK, PINNED, SPOILT};
 use crate::source::ExtentSource;
-use crate::source::extent::{DISK_LIMIT, Extent, Kind, Packed, Reason, carve};
+use crate::source::extent::{Extent, Kind, Packed, carve};
 use crate::sync::Ordering;
 
 /// How windows are to be loaded.
@@ -59,16 +59,12 @@ impl Shared {
         windows: Range<usize>,
         style: Style,
     ) -> Result<(), Error> {
+        if windows.len() == 1 && self.mend(source, windows.start, style)? {
+            return Ok(());
+        }
         let load = self.begin_load(&windows)?;
         let range = load.range.clone();
-        match source.settle(range.clone()) {
-            Ok(true) => {}
-            Ok(false) => {
-                self.lock().counts.unsettled += 1;
-                return Err(Error::Unsettled(range));
-            }
-            Err(error) => return Err(self.failed(error)),
-        }
+        self.settle(source, &range)?;
         let mut publisher = Publisher {
             load: &load,
             window: windows.start,
@@ -84,12 +80,28 @@ impl Shared {
         publisher.finish(windows.end)
     }
 
-    fn failed(&self, error: std::io::Error) -> Error {
+    /// No cache holds anything of the range.
+    pub(crate) fn settle<S: ExtentSource + ?Sized>(
+        &self,
+        source: &S,
+        range: &Range<u64>,
+    ) -> Result<(), Error> {
+        match source.settle(range.clone()) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.lock().counts.unsettled += 1;
+                Err(Error::Unsettled(range.clone()))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    pub(crate) fn failed(&self, error: std::io::Error) -> Error {
         self.lock().counts.load_errors += 1;
         Error::Source(error)
     }
 
-    fn begin_load(&self, windows: &Range<usize>) -> Result<Loading<'_>, Error> {
+    pub(crate) fn begin_load(&self, windows: &Range<usize>) -> Result<Loading<'_>, Error> {
         let mut writer = self.lock();
         if !writer.enabled {
             return Err(Error::Disabled);
@@ -126,7 +138,19 @@ impl Shared {
         mark: bool,
     ) -> Result<(), Error> {
         let mut guard = self.lock();
-        let writer = &mut *guard;
+        self.publish_in(&mut guard, id, window, entries, style, mark)
+    }
+
+    /// As [`publish`](Self::publish), with the lock held.
+    pub(crate) fn publish_in(
+        &self,
+        writer: &mut Writer,
+        id: u64,
+        window: usize,
+        entries: &[Packed],
+        style: Style,
+        mark: bool,
+    ) -> Result<(), Error> {
         if writer
             .loads
             .iter()
@@ -236,10 +260,10 @@ impl Shared {
 }
 
 /// A load under way; dropping it ends it.
-struct Loading<'a> {
+pub(crate) struct Loading<'a> {
     shared: &'a Shared,
-    id: u64,
-    range: Range<u64>,
+    pub(crate) id: u64,
+    pub(crate) range: Range<u64>,
     shift: u32,
 }
 
@@ -264,20 +288,10 @@ struct Publisher<'a> {
 
 impl Publisher<'_> {
     fn push(&mut self, extent: Extent) -> ControlFlow<()> {
-        let Some(mut rest) = extent.clip(&(self.at..self.load.range.end)) else {
+        let Some(rest) = extent.clip(&(self.at..self.load.range.end)) else {
             return ControlFlow::Continue(());
         };
-        if rest
-            .disk
-            .checked_add(rest.len)
-            .is_none_or(|end| end > DISK_LIMIT)
-        {
-            rest = Extent {
-                disk: 0,
-                kind: Kind::Opaque(Reason::Invalid),
-                ..rest
-            };
-        }
+        let mut rest = rest.within_limit();
         self.at = rest.end();
         while let Some(part) = self.cut(&mut rest)? {
             if part.kind != Kind::Hole {

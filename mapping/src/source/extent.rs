@@ -238,6 +238,22 @@ impl Extent {
             kind: self.kind,
         })
     }
+
+    /// The same, but nothing to act on if it lies where no disk reaches.
+    pub(crate) fn within_limit(self) -> Extent {
+        if self
+            .disk
+            .checked_add(self.len)
+            .is_some_and(|end| end <= DISK_LIMIT)
+        {
+            return self;
+        }
+        Extent {
+            disk: 0,
+            kind: Kind::Opaque(Reason::Invalid),
+            ..self
+        }
+    }
 }
 
 /// An extent as the map keeps it: 16 bytes, relative to its window.

@@ -62,8 +62,9 @@ What is not given stays as it is; none lifts a limit. The new limits hold at onc
 A burst is what may come at once after less was used, and at least what 40 ms bring.";
 
 const SNAPSHOT: &str = "\
-The guest sees requests that take longer, and no error: as long as the file system takes to clone the image, about 11 us for each \
-extent. A snapshot is a file like any other: cp, qemu-img and extentctl diff read it, rm removes it. It shares its blocks with the \
+The guest sees requests that take longer, and no error: all wait for a moment until those in flight have ended, and afterwards each \
+that changes what the file system has not cloned yet waits for that, some milliseconds at most. The command ends when the snapshot is \
+whole and stable. A snapshot is a file like any other: cp, qemu-img and extentctl diff read it, rm removes it. It shares its blocks with the \
 image until one of them changes, so keep room for what the guest may write. It has what was acknowledged to the guest before, as after \
 a power failure: have the guest sync or freeze its file systems first, if more is wanted.
 
@@ -269,8 +270,11 @@ pub enum Command {
     #[command(after_long_help = SNAPSHOT)]
     Snapshot {
         /// Its name there
-        #[arg(value_name = "NAME")]
-        name: String,
+        #[arg(value_name = "NAME", required_unless_present = "cancel")]
+        name: Option<String>,
+        /// Give up the one that is being made instead: there will be none
+        #[arg(long, conflicts_with_all = ["name", "within"])]
+        cancel: bool,
         /// How many seconds requests in flight may take to end; then there is none
         #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = usage::number(1..=60_u64))]
         within: u64,

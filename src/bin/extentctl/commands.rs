@@ -8,7 +8,8 @@ use extentd::options::byte_range::TypedRange;
 use extentd::options::size;
 use extentd::protocol::Request;
 use extentd::protocol::done::{
-    LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Retried, SnapshotList, SnapshotTaken,
+    LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Retried, SnapshotCancelled, SnapshotList,
+    SnapshotTaken,
 };
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
@@ -45,6 +46,7 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Retry {} => retried(&understand(&json)?),
         Request::Quiesce { .. } => quiesced(&understand(&json)?),
         Request::Snapshot { .. } => taken(&understand(&json)?),
+        Request::SnapshotCancel {} => cancelled(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
         Request::Resume { .. } => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
@@ -219,11 +221,20 @@ fn quiesced(done: &Quiesced) -> String {
 
 fn taken(done: &SnapshotTaken) -> String {
     format!(
-        "{}: {}; requests waited for {} ms\n",
+        "{}: {}; requests waited for {}.{:03} ms, and {} of them later for their part, at most {}.{:03} ms; whole after {} ms\n",
         harmless(&done.snapshot.name),
         size::display(done.snapshot.size_bytes),
-        done.paused_us / 1000
+        done.paused_us / 1000,
+        done.paused_us % 1000,
+        done.waited_requests,
+        done.longest_wait_us / 1000,
+        done.longest_wait_us % 1000,
+        done.took_us / 1000,
     )
+}
+
+fn cancelled(done: &SnapshotCancelled) -> String {
+    format!("{} is given up\n", harmless(&done.name))
 }
 
 fn snapshots(list: &SnapshotList) -> String {
@@ -237,7 +248,16 @@ fn snapshots(list: &SnapshotList) -> String {
             taken.to_string(),
         ]);
     }
-    drawn(rows)
+    let mut text = drawn(rows);
+    if let Some(making) = &list.making {
+        text.push_str(&format!(
+            "{} is being made: {} of {} are cloned\n",
+            harmless(&making.name),
+            size::display(making.cloned_bytes),
+            size::display(making.size_bytes)
+        ));
+    }
+    text
 }
 
 fn resized(done: &Resized) -> String {

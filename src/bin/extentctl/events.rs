@@ -165,7 +165,8 @@ fn sentence(event: &Event) -> String {
         Event::Resized { size_bytes } => {
             format!("{} ({size_bytes} bytes)", size::display(*size_bytes))
         }
-        Event::SnapshotTaken { name } => name.clone(),
+        Event::SnapshotBegun { name } | Event::SnapshotTaken { name } => name.clone(),
+        Event::SnapshotFailed { name, reason } => format!("{name}: {reason}"),
         Event::Quiesced {} => "nothing is in flight".to_owned(),
         Event::Resumed { by_itself: true } => "by itself: nobody has resumed it".to_owned(),
         Event::Resumed { by_itself: false } => "as it was told to".to_owned(),

@@ -19,6 +19,7 @@ mod output;
 mod picture;
 mod queues;
 mod screen_svg;
+mod snapshot;
 mod status;
 mod strip;
 mod svg;
@@ -162,20 +163,13 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         }
         Command::Resume { hold } => show(Request::Resume { hold: *hold }),
         Command::Snapshots => show(Request::Snapshots {}),
-        Command::Snapshot { name, within } => {
-            let within_ms = within * 1000;
-            let take = || {
-                show(Request::Snapshot {
-                    name: name.clone(),
-                    within_ms,
-                })
-            };
-            if paths.len() > 1 {
-                together::at_one_moment(paths, within_ms, take)
-            } else {
-                take()
-            }
-        }
+        Command::Snapshot {
+            name: Some(name),
+            within,
+            ..
+        } => snapshot::take(paths, by_name, args.json, name, within * 1000),
+        // The command line asks for one of them.
+        Command::Snapshot { name: None, .. } => show(Request::SnapshotCancel {}),
         Command::Limits(set) => show(Request::Limits { set: *set }),
         Command::OnError { enospc, io_error } => show(Request::OnError {
             enospc: *enospc,

@@ -31,16 +31,16 @@ pub fn release(held: &[Held]) -> Vec<Result<Value, Failure>> {
     })
 }
 
-/// Holds all disks still while `act` is carried out.
+/// Holds all disks still while `act` is carried out; what that returns, and a
+/// failure if one of them went on before it was done.
 ///
 /// # Errors
-/// Not all can be held: then nothing is done. Or `act` failed, or one of them
-/// went on before it was done.
-pub fn at_one_moment(
+/// Not all can be held: then nothing is done.
+pub fn at_one_moment<T>(
     paths: &[PathBuf],
     within_ms: u64,
-    act: impl FnOnce() -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    act: impl FnOnce() -> T,
+) -> Result<(T, Option<Failure>), Failure> {
     let quiesce = Request::Quiesce {
         hold_ms: HOLD_MS,
         within_ms,
@@ -58,17 +58,14 @@ pub fn at_one_moment(
             Err(failure) => failed = failed.or(Some(failure)),
         }
     }
-    let done = failed.map_or_else(act, Err);
+    let done = failed.map_or_else(|| Ok(act()), Err);
     let resumed = release(&held);
-    done?;
-    match resumed.into_iter().find_map(Result::err) {
-        None => Ok(()),
-        Some(failure) => {
-            let line = format!(
-                "they are not of one moment: a disk went on before: {}",
-                failure.line
-            );
-            Err(Failure { line, ..failure })
-        }
-    }
+    let early = resumed.into_iter().find_map(Result::err).map(|failure| {
+        let line = format!(
+            "they are not of one moment: a disk went on before: {}",
+            failure.line
+        );
+        Failure { line, ..failure }
+    });
+    Ok((done?, early))
 }

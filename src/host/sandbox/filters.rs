@@ -156,8 +156,8 @@ const IOCTLS: [u64; 12] = [
     0x541b,      // FIONREAD
 ];
 
-/// FICLONE, which makes snapshots.
-const CLONES: u64 = 0x4004_9409;
+/// FICLONE and FICLONERANGE, which make snapshots.
+const CLONES: [u64; 2] = [0x4004_9409, 0x4020_940d];
 
 /// The list of a kind, with the calls whose arguments matter.
 fn of_kind(kind: Kind, makes_files: bool) -> Result<Rules, Unfit> {
@@ -179,7 +179,7 @@ fn of_kind(kind: Kind, makes_files: bool) -> Result<Rules, Unfit> {
     if !matches!(kind, Kind::Log | Kind::Pinner | Kind::Lease) {
         let mut requests = IOCTLS.to_vec();
         if makes_files {
-            requests.push(CLONES);
+            requests.extend(CLONES);
         }
         rules.insert(libc::SYS_ioctl, one_of(1, &requests)?);
     }

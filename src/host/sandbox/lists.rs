@@ -237,7 +237,12 @@ fn all(parts: &[&[c_long]]) -> std::vec::IntoIter<c_long> {
 
 /// What whoever answers operators does besides where snapshots are made;
 /// landlock opens no folder but theirs.
-pub(super) const MAKING: &[c_long] = &[libc::SYS_renameat2, libc::SYS_unlinkat, libc::SYS_flock];
+pub(super) const MAKING: &[c_long] = &[
+    libc::SYS_renameat2,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+    libc::SYS_flock,
+];
 
 /// What no start needs, of this program or of any that it becomes: other
 /// processes, the system, and the kernel's less used ends.
