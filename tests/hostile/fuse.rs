@@ -29,25 +29,68 @@ const FILE: u64 = 2;
 /// Bytes of it.
 const SIZE: u64 = 64 << 20;
 
+/// A file system of ours, which nobody serves yet, and its server's end; `None`
+/// where this machine cannot mount one.
+fn mounted() -> Option<(TempDir, File)> {
+    let device = File::options().read(true).write(true).open("/dev/fuse");
+    let Ok(device) = device else {
+        println!("SKIP: no /dev/fuse");
+        return None;
+    };
+    let folder = rig::scratch::folder("hostile");
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
+        device.as_raw_fd()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    if let Err(error) = mount("silent", folder.path(), "fuse", flags, Some(&*options)) {
+        println!("SKIP: no FUSE: {error}");
+        return None;
+    }
+    Some((folder, device))
+}
+
+fn unmounted(folder: &TempDir) {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH;
+    unmount(folder.path(), flags).unwrap();
+}
+
+/// A file system whose server reads no request, as one that is stopped. Who
+/// waits for it can still be killed; for one that has read the request the
+/// kernel lets nobody go.
+pub struct Deaf {
+    folder: TempDir,
+    device: Option<File>,
+}
+
+impl Deaf {
+    /// `None` where this machine cannot mount one.
+    pub fn new() -> Option<Self> {
+        let (folder, device) = mounted()?;
+        Some(Self {
+            folder,
+            device: Some(device),
+        })
+    }
+
+    /// A file there.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("file")
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        unmounted(&self.folder);
+        self.device.take();
+    }
+}
+
 impl Silent {
     /// `None` where this machine cannot mount one.
     pub fn new() -> Option<Self> {
-        let device = File::options().read(true).write(true).open("/dev/fuse");
-        let Ok(device) = device else {
-            println!("SKIP: no /dev/fuse");
-            return None;
-        };
-        let folder = rig::scratch::folder("hostile");
-        let options = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
-            device.as_raw_fd()
-        );
-        let options = std::ffi::CString::new(options).unwrap();
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        if let Err(error) = mount("silent", folder.path(), "fuse", flags, Some(&*options)) {
-            println!("SKIP: no FUSE: {error}");
-            return None;
-        }
+        let (folder, device) = mounted()?;
         let requests = device.try_clone().unwrap();
         let server = std::thread::spawn(move || serve(requests));
         let mut silent = Self {
@@ -56,14 +99,12 @@ impl Silent {
             server: Some(server),
             file: None,
         };
-        let file = File::options().read(true).write(true).open(silent.path());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(silent.folder.path().join("file"));
         silent.file = Some(file.unwrap());
         Some(silent)
-    }
-
-    /// Where the file is.
-    pub fn path(&self) -> PathBuf {
-        self.folder.path().join("file")
     }
 
     /// The file, open.
@@ -75,11 +116,7 @@ impl Silent {
 impl Drop for Silent {
     /// Everything that waits for an answer has an error from now on.
     fn drop(&mut self) {
-        unmount(
-            self.folder.path(),
-            UnmountFlags::FORCE | UnmountFlags::DETACH,
-        )
-        .unwrap();
+        unmounted(&self.folder);
         self.device.take();
         self.server.take().map(JoinHandle::join);
         self.file.take();

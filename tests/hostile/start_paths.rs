@@ -11,7 +11,7 @@ use front_end::{Like, Wanted};
 use rig::attached::{Attached, serve};
 use rig::small_image::{IMAGE, content};
 
-use crate::fuse::Silent;
+use crate::fuse::Deaf;
 
 /// A start that must end by itself.
 fn start(socket: &Path, image: &Path) -> Output {
@@ -67,11 +67,11 @@ fn pipes_and_links_at_the_paths_are_told_and_wait_for_nobody() {
 
 #[test]
 fn a_file_system_that_does_not_answer_is_told_and_waited_for_no_longer() {
-    let Some(silent) = Silent::new() else { return };
+    let Some(deaf) = Deaf::new() else { return };
     let files = rig::scratch::folder("hostile");
     let path = |name: &str| files.path().join(name);
     fs::write(path("image"), content(0, IMAGE)).unwrap();
-    let dead = silent.path();
+    let dead = deaf.path();
     let options = [
         "--blk-file",
         "--socket-path",
