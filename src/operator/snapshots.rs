@@ -258,24 +258,24 @@ fn snapshot(found: Found) -> Snapshot {
 
 /// The disk held still, by us or by somebody else before; ours goes on when this
 /// is dropped.
-struct Held<'a>(Option<&'a Limits>);
+struct Held<'a>(Option<(&'a Limits, u64)>);
 
 impl<'a> Held<'a> {
     fn begin(limits: &'a Limits, patience: Duration) -> Result<Self, String> {
         if limits.held().is_some() {
             return Ok(Self(None));
         }
-        limits
+        let number = limits
             .hold(HOLD, patience)
             .map_err(|error| format!("snapshot: {error}"))?;
-        Ok(Self(Some(limits)))
+        Ok(Self(Some((limits, number))))
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some(limits) = self.0 {
-            limits.let_go();
+        if let Some((limits, number)) = self.0 {
+            limits.let_go_of(number);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::host::keeper::Keeper;
 use crate::host::limits;
 use crate::host::logging;
+use crate::host::reach::{self, NoAnswer};
 use crate::host::sandbox::{self, Kind, Needs, Plan};
 use crate::host::socket::{self, Inherited, SocketError};
 use crate::host::sys;
@@ -39,9 +40,24 @@ pub struct NbdConfig {
     pub sandbox: bool,
 }
 
+impl NbdConfig {
+    /// The paths that are needed, with their options.
+    fn paths(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut paths = vec![("--file", self.file.clone())];
+        if let NbdSocket::Path(path) = &self.socket {
+            paths.push(("--socket-path", path.clone()));
+        }
+        paths.extend(self.since.iter().map(|older| ("--since", older.clone())));
+        paths
+    }
+}
+
 /// Why the process cannot start or go on: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
+    /// The file system of a path.
+    #[error("{0}")]
+    Silent(#[from] NoAnswer),
     /// `--file` or `--since`.
     #[error("{0}")]
     Snapshot(#[from] SnapshotError),
@@ -79,6 +95,7 @@ pub fn run(config: &NbdConfig) -> Result<(), NbdError> {
         NbdSocket::Path(_) => None,
     };
     limits::raise();
+    reach::all(config.paths())?;
     if config.sandbox {
         sandbox::begin(&Plan {
             image: config.file.clone(),

@@ -1,6 +1,8 @@
 //! `extentd-nbd`: serves a snapshot to readers of the NBD protocol.
 
 mod args;
+#[cfg(test)]
+mod manual;
 
 use std::process::ExitCode;
 
