@@ -17,6 +17,8 @@ Environment:
   FUZZ_SECONDS       how long each fuzz target runs (default 10)
   EXTENTD_TEST_KILLS, EXTENTD_TEST_GUEST_KILLS, EXTENTD_TEST_MIGRATIONS
                      how often a process is killed or a guest migrated (default 50, 12 and 6)
+  EXTENTD_TEST_SNAPSHOTS, EXTENTD_TEST_GUEST_SNAPSHOTS
+                     snapshots under load, and of a guest's file system (default 20 and 5)
   EXTENTD_TEST_STORM_SECONDS
                      how long each file system's disk path is disturbed in every way at once (default 8, in CI 60)
   EXTENTD_TEST_BACKUPS

@@ -27,4 +27,5 @@ mod killed;
 mod load;
 mod migration;
 mod restart;
+mod snapshots;
 mod swap;
