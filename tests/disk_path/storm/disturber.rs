@@ -13,7 +13,7 @@ use rig::random::Random;
 
 use super::neighbours::Neighbours;
 use super::pace::Pace;
-use super::{blocks, hosts, names, opens};
+use super::{blocks, hosts, names, opens, snapshots};
 use crate::disturb::Others;
 use crate::length::Length;
 
@@ -27,6 +27,8 @@ enum Where {
     Both,
     Ext4,
     Xfs,
+    /// Where the process has a folder for them.
+    Snapshots,
 }
 
 /// In what company it is done.
@@ -69,7 +71,7 @@ const fn disturber(
 
 const ALL: &[Disturber] = {
     use Manner::{Alone, Paced, Quiet};
-    use Where::{Both, Ext4, Xfs};
+    use Where::{Both, Ext4, Snapshots, Xfs};
     &[
         disturber("burst of opens", Both, Paced, 4, opens::burst),
         disturber("open by descriptor", Both, Paced, 4, opens::by_descriptor),
@@ -87,6 +89,8 @@ const ALL: &[Disturber] = {
         disturber("dedupe changing", Xfs, Paced, 3, blocks::dedupe_changing),
         disturber("unshare", Xfs, Paced, 4, blocks::unshare),
         disturber("exchange", Xfs, Paced, 2, blocks::exchange),
+        disturber("snapshot", Snapshots, Paced, 10, snapshots::take),
+        disturber("cancel a snapshot", Snapshots, Quiet, 1, snapshots::cancel),
         disturber("move blocks", Ext4, Paced, 16, blocks::move_blocks),
         disturber("allocate", Both, Paced, 2, blocks::allocate),
         disturber("defragment", Both, Paced, 1, blocks::defragment),
@@ -107,8 +111,14 @@ const ALL: &[Disturber] = {
 
 /// What some hosts, file systems and versions of them never do: they lack the
 /// privilege (`grow` on ext4 takes CAP_SYS_RESOURCE), the feature, or respect
-/// for a lock.
-const ATTEMPTS: [&str; 4] = ["grow", "exchange", "move blocks", "defragment"];
+/// for a lock; or what it is about is over too soon.
+const ATTEMPTS: [&str; 5] = [
+    "grow",
+    "exchange",
+    "move blocks",
+    "defragment",
+    "cancel a snapshot",
+];
 
 /// Copies that share blocks with the image.
 #[derive(Default)]
@@ -139,6 +149,8 @@ pub struct Storm {
     /// Bytes of a block of the file system.
     pub block: u64,
     pub guarded: bool,
+    /// Where the process keeps snapshots, and its control socket.
+    pub snapshots: Option<(PathBuf, PathBuf)>,
     pub pace: Pace,
     pub length: Arc<Length>,
     /// The file system may be full.
@@ -166,6 +178,7 @@ pub struct Scene {
     pub still: Vec<u8>,
     pub block: u64,
     pub guarded: bool,
+    pub snapshots: Option<(PathBuf, PathBuf)>,
     pub pace: Pace,
     pub length: Arc<Length>,
     pub copies: Copies,
@@ -184,6 +197,7 @@ impl Storm {
             // Without the guard requests may fail for any reason.
             full: AtomicBool::new(!scene.guarded),
             guarded: scene.guarded,
+            snapshots: scene.snapshots,
             growths: AtomicUsize::new(0),
             names: RwLock::new(()),
             disturbing: RwLock::new(()),
@@ -271,6 +285,7 @@ impl Storm {
             Where::Both => true,
             Where::Ext4 => self.host.is_ext4(),
             Where::Xfs => !self.host.is_ext4(),
+            Where::Snapshots => self.snapshots.is_some(),
         };
         // Nothing keeps the image from being destroyed there.
         let safe = self.guarded || disturber.manner != Manner::Alone;

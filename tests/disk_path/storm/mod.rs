@@ -43,6 +43,7 @@ mod neighbours;
 mod opens;
 mod pace;
 mod process;
+mod snapshots;
 
 /// Seconds of a storm, if the environment does not say.
 const SECONDS: u64 = 8;
@@ -185,6 +186,14 @@ fn storm(kind: Kind) -> Option<Outcome> {
     if kind.swap {
         arguments.push("--swap=best-effort");
     }
+    // Swap-grade images have no snapshots, and ext4 cannot share blocks.
+    let folder = (!kind.swap && kind.guarded && !host.is_ext4()).then(|| host.path("snapshots"));
+    if let Some(folder) = &folder {
+        std::fs::create_dir(folder).unwrap();
+        // For each process of the storm.
+        let folder = folder.to_str().unwrap().to_owned().leak();
+        arguments.extend(["--snapshot-dir", folder]);
+    }
     let mut variables = vec![("EXTENTD_TEST_LEASE_DELAY", LEASE_DELAY)];
     if !kind.guarded {
         variables.push(("EXTENTD_TEST_UNGUARDED", "1"));
@@ -202,6 +211,7 @@ fn storm(kind: Kind) -> Option<Outcome> {
         still,
         block: block.unwrap().trim().parse().unwrap(),
         guarded: kind.guarded,
+        snapshots: folder.map(|folder| (folder, served.control().to_owned())),
         length: Arc::new(Length::new(SECTORS)),
         copies,
         host,

@@ -159,8 +159,11 @@ impl<'a, 'b> Process<'a, 'b> {
             match control::ask(self.served.control(), &request, LIMIT).unwrap() {
                 Answer::Result(_) => sectors,
                 Answer::Error(error) => {
+                    // Else it is for the size itself.
+                    if !error.message.contains("snapshot") {
+                        self.grain = 8;
+                    }
                     did = Err(io::Error::other(error));
-                    self.grain = 8;
                     before
                 }
             }
