@@ -126,7 +126,7 @@ cargo build --locked -p rig --example outlive
 
 if [[ ! -s $BASE ]]; then
     mkdir -p "$(dirname "$BASE")"
-    mmdebstrap --quiet --variant=essential bookworm "$BASE.part"
+    mmdebstrap --quiet --format=tar --variant=essential bookworm "$BASE.part"
     mv "$BASE.part" "$BASE"
 fi
 tar -x -C "$work/debian" -f "$BASE"
