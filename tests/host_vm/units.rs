@@ -7,13 +7,12 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use front_end::codes::{feature, protocol};
 use front_end::load::{Client, Extent, Pattern, Plan};
-use front_end::{LIMIT, Like, Session, Wanted, wait_readable};
+use front_end::{LIMIT, Session, wait_readable};
 use rig::lanes::Lanes;
 use rig::model::SECTOR;
 use rig::operator;
-use rig::place::{QUEUES, guest};
+use rig::place::{connect, guest};
 use rig::program::run;
 use serde_json::Value;
 
@@ -88,22 +87,6 @@ struct Attached {
     socket: PathBuf,
     session: Session,
     lanes: Lanes,
-}
-
-fn connect(socket: &Path) -> Session {
-    let wanted = Wanted {
-        features: feature::ALL,
-        protocol: protocol::ALL,
-        queues: u16::try_from(QUEUES).unwrap(),
-    };
-    let start = Instant::now();
-    loop {
-        match Session::open(socket, Like::Qemu, wanted) {
-            Ok(session) => return session,
-            // The process before may take a connection and end.
-            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
-        }
-    }
 }
 
 impl Attached {

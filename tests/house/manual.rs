@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::CommandFactory;
-use clap_complete::Shell;
 use rig::manual::{self, Rest, keep, options_in};
 
 use extentd::options::args::Args as ExtentdArgs;
@@ -177,17 +176,7 @@ fn completions_are_those_of_the_options() {
         ("extentd-load", LoadArgs::command()),
     ];
     for (name, mut command) in programs {
-        let files = [
-            (Shell::Bash, format!("{name}.bash")),
-            (Shell::Zsh, format!("_{name}")),
-            (Shell::Fish, format!("{name}.fish")),
-        ];
-        for (shell, file) in files {
-            let mut text = Vec::new();
-            clap_complete::generate(shell, &mut command, name, &mut text);
-            let text = String::from_utf8(text).unwrap();
-            keep(&at("packaging/completions").join(file), &text);
-        }
+        manual::keep_completions(&at("packaging/completions"), name, &mut command);
     }
 }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use clap_complete::Shell;
 use rig::manual::{self, Rest};
 
 use crate::args::Args;
@@ -25,15 +24,6 @@ fn the_manual_page_is_what_help_says() {
 
 #[test]
 fn completions_are_those_of_the_options() {
-    let files = [
-        (Shell::Bash, "extentd-nbd.bash"),
-        (Shell::Zsh, "_extentd-nbd"),
-        (Shell::Fish, "extentd-nbd.fish"),
-    ];
-    for (shell, file) in files {
-        let mut text = Vec::new();
-        clap_complete::generate(shell, &mut Args::command(), "extentd-nbd", &mut text);
-        let text = String::from_utf8(text).unwrap();
-        manual::keep(&at("packaging/completions").join(file), &text);
-    }
+    let folder = at("packaging/completions");
+    manual::keep_completions(&folder, "extentd-nbd", &mut Args::command());
 }

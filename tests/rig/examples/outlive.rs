@@ -8,28 +8,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use front_end::codes::{feature, protocol};
-use front_end::{LIMIT, Like, Session, Wanted, wait_readable};
+use front_end::wait_readable;
 use rig::files::read_direct;
 use rig::lanes::Lanes;
 use rig::model::SECTOR;
-use rig::place::{QUEUES, guest};
-
-fn connect(socket: &Path) -> Session {
-    let wanted = Wanted {
-        features: feature::ALL,
-        protocol: protocol::ALL,
-        queues: u16::try_from(QUEUES).unwrap(),
-    };
-    let start = Instant::now();
-    loop {
-        match Session::open(socket, Like::Qemu, wanted) {
-            Ok(session) => return session,
-            // The process before may take a connection and end.
-            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
-        }
-    }
-}
+use rig::place::{connect, guest};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use clap::{Arg, Command};
+use clap_complete::Shell;
 
 /// What a page has besides what the definition of its command says.
 #[derive(Debug, Default)]
@@ -103,6 +104,21 @@ pub fn keep(path: &Path, text: &str) {
         "{} is not what --help says: set MANUAL_UPDATE=1 and run this test again",
         path.display()
     );
+}
+
+/// The completions of a program in this folder are those of its options, as
+/// with [`keep`].
+pub fn keep_completions(folder: &Path, name: &str, command: &mut Command) {
+    let files = [
+        (Shell::Bash, format!("{name}.bash")),
+        (Shell::Zsh, format!("_{name}")),
+        (Shell::Fish, format!("{name}.fish")),
+    ];
+    for (shell, file) in files {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, command, name, &mut text);
+        keep(&folder.join(file), &String::from_utf8(text).unwrap());
+    }
 }
 
 /// The long options that a text names, without dashes.

@@ -1,10 +1,11 @@
 //! A process that serves an image, again and again on one socket.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use extentd::operator::control::Request;
 use front_end::codes::{feature, protocol};
-use front_end::{Daemon, Driver, GuestMemory, Like, Session, Setup, Wanted};
+use front_end::{Daemon, Driver, GuestMemory, LIMIT, Like, Session, Setup, Wanted};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -17,6 +18,23 @@ pub const QUEUES: usize = 4;
 pub const QUEUE_MEMORY: u64 = 4 << 20;
 /// Where data of a queue may lie in it.
 pub const QUEUE_DATA: u64 = 1 << 20;
+
+/// A session on this socket, as of QEMU; a process that ends may have it first.
+pub fn connect(socket: &Path) -> Session {
+    let wanted = Wanted {
+        features: feature::ALL,
+        protocol: protocol::ALL,
+        queues: u16::try_from(QUEUES).unwrap(),
+    };
+    let start = Instant::now();
+    loop {
+        match Session::open(socket, Like::Qemu, wanted) {
+            Ok(session) => return session,
+            // The process before may take a connection and end.
+            Err(error) => assert!(start.elapsed() < LIMIT, "{error}"),
+        }
+    }
+}
 
 /// Where a process is found, and how it is started.
 pub struct Place {
