@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory};
 
-use crate::host::reach;
+use crate::host::reach::{self, NoAnswer};
 use crate::options::args::Args;
 use crate::options::file::{self, Entry, FileError};
 use crate::options::usage;
@@ -83,6 +83,9 @@ pub(crate) enum Misread {
     Words(#[from] clap::Error),
     #[error("{0}")]
     File(#[from] FileError),
+    /// The file system of the file.
+    #[error("{0}")]
+    Silent(#[from] NoAnswer),
 }
 
 /// The command line of this process, and the file of options that it may name.
@@ -90,15 +93,12 @@ pub(crate) enum Misread {
 /// # Errors
 /// The status to end with; what is to be said has been said.
 pub fn parse() -> Result<Asked, ExitCode> {
-    let words = usage::words();
-    let named = usage::read::<Args>(words.clone()).ok();
-    if let Some(path) = named.and_then(|(args, _)| args.config) {
-        reach::all(vec![("--config", path)])
-            .map_err(|silent| usage::complain(&Args::command(), &silent.to_string()))?;
-    }
-    read(words).map_err(|misread| match misread {
+    let reached = |path: &Path| Ok(reach::all(vec![("--config", path.to_owned())])?);
+    read_with(usage::words(), reached).map_err(|misread| match misread {
         Misread::Words(error) => usage::end(&Args::command(), &error),
-        Misread::File(error) => usage::complain(&Args::command(), &error.to_string()),
+        Misread::File(_) | Misread::Silent(_) => {
+            usage::complain(&Args::command(), &misread.to_string())
+        }
     })
 }
 
@@ -107,11 +107,20 @@ pub fn parse() -> Result<Asked, ExitCode> {
 /// # Errors
 /// What is wrong with a word, or with the file.
 pub(crate) fn read(words: Vec<OsString>) -> Result<Asked, Misread> {
+    read_with(words, |_| Ok(()))
+}
+
+/// As [`read`]; before the file is opened its path is looked at.
+fn read_with(
+    words: Vec<OsString>,
+    look: impl Fn(&Path) -> Result<(), Misread>,
+) -> Result<Asked, Misread> {
     let (args, matches) = usage::read::<Args>(words.clone())?;
     let Some(path) = &args.config else {
         return Ok(asked(args, &matches));
     };
     let command = Args::command();
+    look(path)?;
     let text = file::read(path)?;
     let mut entries = file::entries(&text, path, &command)?;
     for entry in &entries {
