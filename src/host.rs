@@ -2,6 +2,7 @@
 //! pressure, logs, sockets, and what is given up of it (the sandbox).
 
 pub mod allocations;
+pub mod bar;
 pub(crate) mod feed;
 pub(crate) mod hardening;
 pub(crate) mod headroom;

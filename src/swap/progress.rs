@@ -1,18 +1,16 @@
 //! Shows how far a preparation is: a bar on a terminal, else a line for every
 //! tenth.
 
-use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
+use crate::host::bar::Bar;
 use crate::options::size;
 use crate::swap::prepare::Progress;
 
 /// Where progress is shown.
 pub(crate) struct Display {
     name: String,
-    bar: Option<ProgressBar>,
+    bar: Bar,
     /// Tenths that were told.
     told: Option<u64>,
     line: Box<dyn FnMut(&str)>,
@@ -22,19 +20,9 @@ impl Display {
     /// Of the preparation of `image`, on standard error. Where that is no
     /// terminal, `line` gets each line.
     pub(crate) fn new(image: &Path, line: impl FnMut(&str) + 'static) -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            let template = "preparing [{wide_bar}] {percent} %  {binary_bytes_per_sec}  {eta} left";
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> "),
-            );
-            bar
-        });
         Self {
             name: image.display().to_string(),
-            bar,
+            bar: Bar::new("preparing"),
             told: None,
             line: Box::new(line),
         }
@@ -42,9 +30,7 @@ impl Display {
 
     /// It is this far.
     pub(crate) fn show(&mut self, progress: Progress) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
+        if self.bar.show(progress.done, progress.total) {
             return;
         }
         let percent = percent(progress);
@@ -67,14 +53,6 @@ pub(crate) fn percent(progress: Progress) -> u64 {
     u64::try_from(percent.unwrap_or(100)).unwrap_or(100)
 }
 
-impl Drop for Display {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
@@ -88,7 +66,7 @@ mod tests {
         let mut display = Display::new(Path::new("i"), move |line| {
             seen.lock().unwrap().push(line.to_owned());
         });
-        display.bar = None;
+        display.bar = Bar::none();
         for done in 0..=1000 {
             display.show(Progress { done, total: 1000 });
         }

@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::Args;
-use extentd::backup::progress::Display;
 use extentd::backup::restore::{self, From};
 use extentd::backup::write::{self, Made, To};
 use extentd::backup::{self, BackupError, unshare};
+use extentd::host::bar::Bar;
 use extentd::options::size;
 use extentd::process::stoppable::Stop;
 use serde_json::{Value, json};
@@ -235,9 +235,9 @@ fn watched<T>(
     act: impl FnOnce(&mut backup::progress::Watch<'_>) -> Result<T, BackupError>,
 ) -> Result<T, Failure> {
     let stop = Stop::watch().map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let display = Display::new(word);
+    let bar = Bar::new(word);
     act(&mut |done, total| {
-        display.show(done, total);
+        bar.show(done, total);
         if stop.asked() {
             ControlFlow::Break(())
         } else {

@@ -21,8 +21,9 @@ use crate::ask::{PATIENCE, ask, understand};
 use crate::latency::shown;
 use crate::output::harmless;
 use crate::queues::rows;
+use crate::rates::per_second;
 use crate::status::{Failure, Status};
-use crate::top::{hit_rate, per_second, up};
+use crate::top::{hit_rate, up};
 
 /// Rates that are kept to be drawn.
 const HISTORY: usize = 400;

@@ -3,6 +3,7 @@
 mod advise;
 mod ask;
 mod backups;
+mod bar;
 mod cli;
 mod commands;
 mod differ;
@@ -18,6 +19,7 @@ mod manual;
 mod output;
 mod picture;
 mod queues;
+mod rates;
 mod screen_svg;
 mod snapshot;
 mod status;

@@ -4,6 +4,7 @@ use extentd::options::size;
 use extentd::protocol::statistics::{QueueStatistics, Statistics, WorkerStatistics};
 
 use crate::latency::{percentile, short, since};
+use crate::rates::rate;
 
 /// What the columns of [`rows`] are. The last three are shares of what the
 /// queue's worker does, for all of its queues.
@@ -38,12 +39,9 @@ fn row(queue: &QueueStatistics, now: &Statistics, before: Option<&Statistics>) -
             .find(|earlier| earlier.queue == queue.queue)
             .unwrap_or(&none)
     });
-    let ms = before.map_or(0, |before| now.uptime_ms.saturating_sub(before.uptime_ms));
     let rate = |get: fn(&QueueStatistics) -> u64| {
-        earlier.map(|earlier| {
-            let grown = u128::from(get(queue).saturating_sub(get(earlier)));
-            u64::try_from(grown * 1000 / u128::from(ms.max(1))).unwrap_or(u64::MAX)
-        })
+        let grown = get(queue).saturating_sub(get(earlier?));
+        Some(rate(grown, now, before?))
     };
     let dash = || "-".to_owned();
     let bytes = |rate: Option<u64>| rate.map_or_else(dash, size::display);

@@ -10,10 +10,11 @@ use extentd::protocol::client::Client;
 use extentd::protocol::done::SnapshotInMaking;
 use extentd::protocol::info::Info;
 use extentd::protocol::{Answer, Request};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Deserialize;
 
 use crate::ask::PATIENCE;
+use crate::bar;
 use crate::commands;
 use crate::disks::{self, Shown};
 use crate::status::Failure;
@@ -112,12 +113,7 @@ fn follow(
 fn draw(path: &Path, name: &str, asked: &Asked<'_>) {
     let mut shown: Option<ProgressBar> = None;
     follow(path, name, asked, STEP, |making| {
-        let bar = shown.get_or_insert_with(|| {
-            let style = "{wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left";
-            let style = ProgressStyle::with_template(style);
-            ProgressBar::new(making.size_bytes)
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
+        let bar = shown.get_or_insert_with(|| bar::of_bytes(making.size_bytes));
         bar.set_position(making.cloned_bytes);
         true
     });

@@ -49,12 +49,9 @@ pub fn at_one_moment<T>(
     let (mut held, mut failed) = (Vec::new(), None);
     let asked = at_once(paths, |path| ask(path, &quiesce, LONG_PATIENCE));
     for (path, result) in paths.iter().zip(asked) {
-        match result {
+        match result.and_then(|answer| number(&answer)) {
             // Who could not be held is not told to go on: somebody else may hold it.
-            Ok(answer) => match number(&answer) {
-                Ok(hold) => held.push((path.clone(), hold)),
-                Err(failure) => failed = failed.or(Some(failure)),
-            },
+            Ok(hold) => held.push((path.clone(), hold)),
             Err(failure) => failed = failed.or(Some(failure)),
         }
     }

@@ -11,6 +11,7 @@ use extentd::protocol::statistics::{MapStatistics, Statistics};
 use crate::ask::{PATIENCE, ask, understand};
 use crate::output::harmless;
 use crate::queues::rows;
+use crate::rates::per_second;
 use crate::status::{Failure, Status};
 use crate::table::{align_right, columns, drawn, empty, widen};
 
@@ -160,13 +161,6 @@ fn map_rows(map: &MapStatistics) -> String {
     let [first, ..] = WIDTHS;
     widen(&mut rows, [first]);
     drawn(rows)
-}
-
-/// By how much a counter grows in a second.
-pub fn per_second(now: &Statistics, before: &Statistics, get: fn(&Statistics) -> u64) -> u64 {
-    let grown = u128::from(get(now).saturating_sub(get(before)));
-    let time = u128::from(now.uptime_ms.saturating_sub(before.uptime_ms)).max(1);
-    u64::try_from(grown * 1000 / time).unwrap_or(u64::MAX)
 }
 
 /// A time for people.
