@@ -9,6 +9,7 @@
 mod args;
 mod churn;
 mod client;
+mod course;
 mod error;
 mod flow;
 mod lane;
@@ -24,6 +25,7 @@ mod tally;
 
 pub use args::Args;
 pub use client::Client;
+pub use course::Interval;
 pub use error::{LoadError, LoadResult};
 pub use pattern::Pattern;
 pub use plan::{Extent, Plan, Waiting};

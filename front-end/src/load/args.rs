@@ -64,6 +64,10 @@ pub struct Args {
     #[arg(long, value_name = "S", default_value = "5", value_parser = seconds)]
     pub seconds: Duration,
 
+    /// Also report requests and the longest latency in each interval of so many seconds
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    pub every: Option<Duration>,
+
     /// Seconds before them that are not
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     pub warm_up: Duration,
@@ -120,6 +124,7 @@ impl Args {
                 warm_up: self.warm_up,
                 counted: self.seconds,
             },
+            every: self.every.unwrap_or_default(),
             cpu_of: self.cpu_of,
         }
     }
@@ -185,13 +190,16 @@ mod tests {
         churn.check().unwrap();
         assert_eq!((churn.queues, churn.threads, churn.among), (2, 1, true));
         assert_eq!((churn.waiting, churn.range), (Waiting::Call, Some(2 << 30)));
-        let timed = plan("--seconds 0.5 --warm-up 0 --cpu 1,0 --size 128K");
+        let timed = plan("--seconds 0.5 --warm-up 0 --cpu 1,0 --size 128K --every 0.1");
         let extent = Extent::Time {
             warm_up: Duration::ZERO,
             counted: Duration::from_millis(500),
         };
         assert_eq!((timed.extent, timed.size), (extent, 128 << 10));
-        assert_eq!(timed.cpus, [1, 0]);
+        assert_eq!(
+            (timed.every, &timed.cpus[..]),
+            (Duration::from_millis(100), &[1, 0][..])
+        );
     }
 
     #[test]

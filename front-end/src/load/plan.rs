@@ -70,6 +70,8 @@ pub struct Plan {
     pub cpus: Vec<usize>,
     /// How long.
     pub extent: Extent,
+    /// Intervals of the counted time that are reported one by one; zero: none.
+    pub every: Duration,
     /// Also report the CPU time of this process.
     pub cpu_of: Option<u32>,
 }
@@ -95,6 +97,7 @@ impl Default for Plan {
                 warm_up: Duration::from_secs(1),
                 counted: Duration::from_secs(5),
             },
+            every: Duration::ZERO,
             cpu_of: None,
         }
     }

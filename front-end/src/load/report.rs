@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::course::Interval;
 use super::plan::Plan;
 use super::tally::Tally;
 
@@ -42,6 +43,10 @@ pub struct Report {
     pub cpu: Option<f64>,
     /// Blocks that were read back at the end and found right.
     pub verified: u64,
+    /// Each interval of the plan, in turn; none where it asks for none.
+    pub intervals: Vec<Interval>,
+    /// Of each of them.
+    every: Duration,
     title: String,
 }
 
@@ -58,6 +63,7 @@ impl Report {
         elapsed: Duration,
         ticks: Option<u64>,
         verified: u64,
+        intervals: Vec<Interval>,
     ) -> Self {
         let requests = real(tally.requests());
         let seconds = elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
@@ -77,6 +83,8 @@ impl Report {
             pieces: real(tally.pieces) / seconds,
             cpu: ticks.map(|ticks| real(ticks) / TICKS / each * 1e6),
             verified,
+            intervals,
+            every: plan.every,
             title: format!(
                 "{} of {} bytes, depth {}, {} queue{}",
                 plan.pattern.name(),
@@ -91,6 +99,9 @@ impl Report {
     /// Latencies in microseconds, everything else in the units of the fields.
     pub fn json(&self) -> Value {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        let interval =
+            |one: &Interval| json!({"requests": one.requests, "max_us": micros(one.longest)});
+        let intervals: Vec<Value> = self.intervals.iter().map(interval).collect();
         json!({
             "requests": self.requests,
             "reads": self.reads,
@@ -106,6 +117,8 @@ impl Report {
             "pieces_per_second": self.pieces,
             "cpu_seconds_per_million": self.cpu,
             "verified_blocks": self.verified,
+            "interval_seconds": self.every.as_secs_f64(),
+            "intervals": intervals,
         })
     }
 }
@@ -150,6 +163,15 @@ impl fmt::Display for Report {
                 f,
                 "\n  {} written blocks read back unchanged",
                 self.verified
+            )?;
+        }
+        for (one, number) in self.intervals.iter().zip(1_u32..) {
+            let requests = one.requests;
+            let end = (self.every * number).as_secs_f64();
+            write!(
+                f,
+                "\n  until {end:.3} s: {requests} requests, max {:.1?}",
+                one.longest
             )?;
         }
         Ok(())

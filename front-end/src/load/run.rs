@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::churn::Churn;
+use super::course::Course;
 use super::error::{LoadError, LoadResult};
 use super::flow::Flow;
 use super::lane::{Clock, Lane};
@@ -80,6 +81,7 @@ enum Phase {
 struct Outcome {
     elapsed: Duration,
     ticks: u64,
+    course: Course,
 }
 
 /// One thread and its queues.
@@ -92,6 +94,7 @@ struct Driving<'a> {
     phase: Phase,
     began: Instant,
     ticks: u64,
+    course: Course,
     outcome: Option<Outcome>,
     /// The process whose CPU time is wanted, for the first thread.
     cpu_of: Option<u32>,
@@ -135,7 +138,22 @@ pub(super) fn run(plan: &Plan, traffic: &mut [Traffic]) -> LoadResult<Report> {
     }
     let elapsed = outcomes.iter().map(|o| o.elapsed).max().unwrap_or_default();
     let ticks = plan.cpu_of.map(|_| outcomes.iter().map(|o| o.ticks).sum());
-    Ok(Report::new(plan, &total, elapsed, ticks, verified))
+    let mut course = Course::new(plan.every, counted(plan))?;
+    for outcome in &outcomes {
+        course.add(&outcome.course);
+    }
+    let intervals = course.into_intervals();
+    Ok(Report::new(
+        plan, &total, elapsed, ticks, verified, intervals,
+    ))
+}
+
+/// The time that is counted, where it is known.
+fn counted(plan: &Plan) -> Duration {
+    match plan.extent {
+        Extent::Time { counted, .. } => counted,
+        Extent::Requests(_) => Duration::ZERO,
+    }
 }
 
 fn drive(
@@ -158,6 +176,7 @@ fn drive(
         phase: Phase::WarmUp,
         began: now,
         ticks: 0,
+        course: Course::new(plan.every, counted(plan))?,
         outcome: None,
         cpu_of: plan.cpu_of.filter(|_| index == 0),
         over,
@@ -176,6 +195,9 @@ impl Driving<'_> {
             let goes_on = self.phase != Phase::Over;
             for traffic in &mut self.traffic {
                 ended |= traffic.turn(&mut self.clock, goes_on)?;
+            }
+            if ended && self.course.is_kept() && self.phase == Phase::Counted {
+                self.note();
             }
             if !goes_on && self.traffic.iter().all(|traffic| traffic.rests()) {
                 break;
@@ -236,10 +258,20 @@ impl Driving<'_> {
         Ok(())
     }
 
+    /// Notes in which interval requests have ended.
+    fn note(&mut self) {
+        let at = self.clock.0 - self.began;
+        for traffic in &mut self.traffic {
+            let (requests, longest) = traffic.lane_mut().tally.take_recent();
+            self.course.note(at, requests, longest);
+        }
+    }
+
     fn end(&mut self, elapsed: Duration) -> LoadResult<()> {
         self.outcome = Some(Outcome {
             elapsed,
             ticks: self.cpu_ticks()? - self.ticks,
+            course: std::mem::take(&mut self.course),
         });
         for traffic in &mut self.traffic {
             traffic.lane_mut().count_calls()?;

@@ -14,6 +14,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub(super) struct Tally {
     /// Latencies in nanoseconds, to three digits.
     latencies: Histogram<u64>,
+    /// Since they were last taken: requests, and the longest latency.
+    recent: (u64, Duration),
     pub reads: u64,
     pub writes: u64,
     /// Times the device wanted a kick.
@@ -34,6 +36,7 @@ impl Tally {
             .map_err(|error| LoadError::Plan(format!("no histogram: {error}")))?;
         Ok(Self {
             latencies,
+            recent: (0, Duration::ZERO),
             reads: 0,
             writes: 0,
             kicks: 0,
@@ -45,6 +48,7 @@ impl Tally {
     /// Forgets everything. Allocates nothing.
     pub(super) fn reset(&mut self) {
         self.latencies.reset();
+        self.recent = (0, Duration::ZERO);
         self.reads = 0;
         self.writes = 0;
         self.kicks = 0;
@@ -56,8 +60,16 @@ impl Tally {
     #[inline]
     pub(super) fn record(&mut self, read: bool, latency: Duration) {
         self.latencies.saturating_record(nanoseconds(latency));
+        self.recent.0 += 1;
+        self.recent.1 = self.recent.1.max(latency);
         self.reads += u64::from(read);
         self.writes += u64::from(!read);
+    }
+
+    /// Requests since the last call, and the longest latency of them.
+    #[inline]
+    pub(super) fn take_recent(&mut self) -> (u64, Duration) {
+        std::mem::take(&mut self.recent)
     }
 
     /// Adds the counts of another queue.
@@ -104,6 +116,8 @@ mod tests {
             half.record(micros % 2 == 0, Duration::from_micros(micros));
         }
         other.record(true, Duration::from_secs(3600));
+        assert_eq!(other.take_recent(), (501, Duration::from_secs(3600)));
+        assert_eq!(other.take_recent(), (0, Duration::ZERO));
         tally.add(&other);
         assert_eq!(
             (tally.requests(), tally.reads, tally.writes),
