@@ -54,9 +54,10 @@ pub(crate) struct Cloning {
 }
 
 /// What somebody waits for.
-#[derive(Debug)]
-struct Demand {
-    range: Range<u64>,
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// From its first byte that was pending.
+    pub range: Range<u64>,
     since: Instant,
 }
 
@@ -151,28 +152,36 @@ impl Clones {
 }
 
 impl Cloning {
-    /// What somebody waits for most, and is pending: about `most` bytes of it,
-    /// and since when. Each demand gets a piece in turn, so that a short one
-    /// does not wait for a long one. `None` if there is none.
-    pub(crate) fn demanded(&self, most: u64) -> Option<(Range<u64>, Instant)> {
+    /// What somebody waits for longest; `None` if nobody does. What of it is
+    /// to be cloned then is told by [`has_passed`](Self::has_passed).
+    pub(crate) fn demanded(&self) -> Option<Demand> {
         let mut demands = lock(&self.demands);
         while let Some(Demand { range, since }) = demands.pop_front() {
-            let Some(piece) = self.pending.piece(&range, most) else {
+            let Some(piece) = self.pending.piece(&range, 1) else {
                 // It was cloned for somebody else.
                 self.note_wait(since);
                 continue;
             };
-            if range.end > piece.end {
-                let range = piece.end..range.end;
-                demands.push_back(Demand { range, since });
-            }
-            return Some((piece, since));
+            let range = piece.start.max(range.start)..range.end;
+            return Some(Demand { range, since });
         }
         None
     }
 
+    /// What was demanded has been cloned until `end`: for the rest somebody
+    /// waits on, behind others, so that a short demand does not wait for a long
+    /// one.
+    pub(crate) fn has_passed(&self, demand: Demand, end: u64) {
+        self.note_wait(demand.since);
+        if demand.range.end > end {
+            let range = end..demand.range.end;
+            let since = demand.since;
+            lock(&self.demands).push_back(Demand { range, since });
+        }
+    }
+
     /// Somebody has waited since then.
-    pub(crate) fn note_wait(&self, since: Instant) {
+    fn note_wait(&self, since: Instant) {
         let time = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.longest.fetch_max(time, Ordering::Relaxed);
     }
@@ -334,8 +343,9 @@ mod tests {
         }
         assert!(!sys::event_take(&gate.event()));
         assert_eq!(cloning.waited(), 1, "it asks once");
-        let (piece, _) = cloning.demanded(1).unwrap();
-        assert_eq!(piece, UNIT..2 * UNIT);
+        let demand = cloning.demanded().unwrap();
+        assert_eq!(demand.range, range);
+        let piece = UNIT..2 * UNIT;
         cloning
             .pending
             .pass(&piece, None, || Ok::<_, ()>(()))
@@ -343,7 +353,8 @@ mod tests {
         clones.wake();
         assert!(sys::event_take(&gate.event()));
         assert_eq!(gate.pass(number, range, &mut asked), Passage::Open);
-        assert_eq!(cloning.demanded(1), None);
+        cloning.has_passed(demand, piece.end);
+        assert_eq!(cloning.demanded(), None);
     }
 
     #[test]
@@ -356,8 +367,10 @@ mod tests {
             assert_eq!(gate.pass(number, range, &mut 0), Passage::Closed);
         }
         let mut pieces = Vec::new();
-        while let Some((piece, _)) = cloning.demanded(2 * UNIT) {
-            pieces.push(piece.start / UNIT..piece.end / UNIT);
+        while let Some(demand) = cloning.demanded() {
+            let end = demand.range.end.min(demand.range.start + 2 * UNIT);
+            pieces.push(demand.range.start / UNIT..end / UNIT);
+            cloning.has_passed(demand, end);
         }
         assert_eq!(pieces, [0..2, 6..7, 2..4]);
         for _ in 0..DEMANDS {

@@ -3,26 +3,28 @@
 //! its end.
 //!
 //! The file system lets nobody change the image by the file while it clones a
-//! piece, and takes some 11 us for each extent. So pieces are short where
-//! extents are, and after each that nobody has demanded is a rest as long.
+//! piece: it takes some 11 us for each extent, and where others write by the
+//! file it waits for them besides. So pieces have few extents, and are as long
+//! as that allows; after each that nobody has demanded is a rest as long.
 
 use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mapping::Map;
+use mapping::{ExtentSource, Fiemap, Map, Pending};
 
 use super::{Part, SnapshotError};
 use crate::block_io::clones::{Clones, Cloning};
 use crate::host::switches;
 
-/// After a piece that took less the next one is larger.
-const SHORT: Duration = Duration::from_micros(250);
-/// After one that took more it is smaller.
-const LONG: Duration = Duration::from_millis(1);
-/// The largest pieces, in bytes: where all extents are single blocks for once,
-/// one takes 3 and 6 ms.
-const MOST_DEMANDED: u64 = 1 << 20;
-const MOST_AHEAD: u64 = 2 << 20;
+/// Extents of a piece that somebody waits for, and of others; one that goes
+/// beyond has as few blocks as can be cloned.
+const MOST_DEMANDED: u64 = 32;
+const MOST_AHEAD: u64 = 64;
+/// Bytes of the largest piece. Extents are counted in what may have been as
+/// sparse as the piece before and is not, which should not take long.
+const LARGEST: u64 = 8 << 20;
 
 /// The pieces of a clone.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,28 +35,42 @@ pub(crate) struct Pieces {
     pub ahead: u64,
 }
 
-/// How much is cloned at a time.
+/// How much is cloned at a time: what has so many extents at most.
 struct Pace {
     bytes: u64,
-    least: u64,
-    most: u64,
+    extents: u64,
 }
 
 impl Pace {
-    fn new(least: u64, most: u64) -> Self {
+    fn new(pending: &Pending, extents: u64) -> Self {
         Self {
-            bytes: least,
-            least,
-            most: most.max(least),
+            bytes: pending.unit(),
+            extents,
         }
     }
 
-    /// A piece of so many bytes took so long.
-    fn note(&mut self, bytes: u64, took: Duration) {
-        if took > LONG {
-            self.bytes = (self.bytes / 2).max(self.least);
-        } else if took < SHORT && bytes >= self.bytes {
-            self.bytes = self.bytes.saturating_mul(2).min(self.most);
+    /// The piece that begins with the first pending byte from `at` on; `None`
+    /// if nothing is pending there. `count` tells how many extents a range has.
+    fn piece(
+        &mut self,
+        pending: &Pending,
+        at: u64,
+        mut count: impl FnMut(Range<u64>) -> u64,
+    ) -> Option<Range<u64>> {
+        loop {
+            let piece = pending.piece(&(at..pending.size()), self.bytes)?;
+            let extents = count(piece.clone());
+            let smallest = self.bytes <= pending.unit();
+            if extents > self.extents && !smallest {
+                self.bytes /= 2;
+                continue;
+            }
+            let is_full = piece.end - piece.start >= self.bytes;
+            if is_full && extents <= self.extents / 2 && self.bytes < LARGEST {
+                // The next one.
+                self.bytes *= 2;
+            }
+            return Some(piece);
         }
     }
 }
@@ -63,7 +79,7 @@ impl Pace {
 #[derive(Clone, Copy)]
 pub(crate) struct Cloner<'a> {
     pub part: &'a Part<'a>,
-    pub image: &'a File,
+    pub image: &'a Arc<File>,
     /// Of the image's extents, where there is one.
     pub map: Option<&'a Map>,
     pub clones: &'a Clones,
@@ -95,28 +111,35 @@ impl Cloner<'_> {
     /// What the file system says, or it was given up.
     pub(crate) fn clone_rest(&self) -> Result<Pieces, SnapshotError> {
         let pending = &self.cloning.pending;
-        let mut demanded = Pace::new(pending.unit(), MOST_DEMANDED);
-        let mut ahead = Pace::new(pending.unit(), MOST_AHEAD);
+        let source = Fiemap::new(Arc::clone(self.image));
+        // Where it cannot be told, as few as can be.
+        let count = |range| source.count(range).unwrap_or(u64::MAX);
+        let mut demanded = Pace::new(pending, MOST_DEMANDED);
+        let mut ahead = Pace::new(pending, MOST_AHEAD);
         let mut pieces = Pieces::default();
         let mut at = 0;
         let least_rest = switches::clone_rest();
         let mut rests_until = Instant::now();
         while !pending.is_given_up() {
-            if let Some((piece, since)) = self.cloning.demanded(demanded.bytes) {
-                let took = self.clone_piece(&piece)?;
-                self.cloning.note_wait(since);
-                demanded.note(piece.end - piece.start, took);
+            if let Some(demand) = self.cloning.demanded() {
+                // Nobody else lets anything pass.
+                let Some(piece) = demanded.piece(pending, demand.range.start, count) else {
+                    continue;
+                };
+                self.clone_piece(&piece)?;
+                self.cloning.has_passed(demand, piece.end);
                 pieces.demanded += 1;
             } else if Instant::now() < rests_until {
                 self.cloning.rest(rests_until);
-            } else if let Some(piece) = pending.piece(&(at..pending.size()), ahead.bytes) {
+            } else if let Some(piece) = ahead.piece(pending, at, count) {
                 let took = self.clone_piece(&piece)?;
-                ahead.note(piece.end - piece.start, took);
                 pieces.ahead += 1;
                 at = piece.end;
                 rests_until = Instant::now() + took.max(least_rest);
             } else if pending.is_whole() {
                 return Ok(pieces);
+            } else {
+                at = 0;
             }
         }
         Err(SnapshotError::GivenUp {
@@ -126,7 +149,7 @@ impl Cloner<'_> {
     }
 
     /// How long it took.
-    fn clone_piece(&self, piece: &std::ops::Range<u64>) -> Result<Duration, SnapshotError> {
+    fn clone_piece(&self, piece: &Range<u64>) -> Result<Duration, SnapshotError> {
         let begun = Instant::now();
         let clone = || self.part.clone_range(self.image, piece);
         self.cloning.pending.pass(piece, self.map, clone)?;
@@ -141,19 +164,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_grow_while_they_are_short_and_shrink_when_they_are_long() {
-        let mut pace = Pace::new(64, 200);
-        pace.note(32, Duration::ZERO);
-        assert_eq!(pace.bytes, 64, "a short piece says nothing of longer ones");
-        for bytes in [128, 200, 200] {
-            pace.note(pace.bytes, Duration::ZERO);
-            assert_eq!(pace.bytes, bytes);
+    fn pieces_have_few_extents_and_grow_where_these_are_long() {
+        let pending = Pending::new(64 << 20);
+        let unit = pending.unit();
+        let mut pace = Pace::new(&pending, 32);
+        let mut lengths = Vec::new();
+        let mut at = 0;
+        // Extents of 1 MiB, and from 16 MiB on of 4 KiB.
+        let count = |range: Range<u64>| {
+            let fine =
+                range.end.max(16 << 20) - range.start.max(16 << 20).min(range.end.max(16 << 20));
+            (range.end - range.start - fine.min(range.end - range.start)).div_ceil(1 << 20)
+                + fine / 4096
+        };
+        while at < 20 << 20 {
+            let piece = pace.piece(&pending, at, count).unwrap();
+            assert_eq!(piece.start, at);
+            at = piece.end;
+            lengths.push((piece.end - piece.start) / unit);
         }
-        pace.note(200, SHORT);
-        assert_eq!(pace.bytes, 200);
-        for bytes in [100, 64, 64] {
-            pace.note(1, LONG * 2);
-            assert_eq!(pace.bytes, bytes);
-        }
+        assert_eq!(lengths[..8], [1, 2, 4, 8, 16, 32, 64, 128]);
+        assert!(
+            lengths[9..].iter().all(|length| *length <= 2),
+            "{lengths:?}"
+        );
+        assert_eq!(pace.piece(&pending, 64 << 20, count), None);
+    }
+
+    #[test]
+    fn a_unit_is_cloned_however_many_extents_it_has() {
+        let pending = Pending::new(1 << 20);
+        let mut pace = Pace::new(&pending, 4);
+        let piece = pace.piece(&pending, 0, |_| u64::MAX);
+        assert_eq!(piece, Some(0..pending.unit()));
     }
 }
