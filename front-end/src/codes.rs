@@ -30,6 +30,8 @@ pub mod request {
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// Flags of a message's header.
@@ -60,7 +62,9 @@ pub mod protocol {
     pub const INFLIGHT_SHMFD: u64 = 1 << 12;
     pub const RESET_DEVICE: u64 = 1 << 13;
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-    /// What this front-end can use.
+    pub const DEVICE_STATE: u64 = 1 << 19;
+    /// What this front-end can use, and block devices of QEMU and
+    /// cloud-hypervisor do: not DEVICE_STATE.
     pub const ALL: u64 = MQ
         | LOG_SHMFD
         | REPLY_ACK

@@ -158,6 +158,36 @@ impl Driver {
         })
     }
 
+    /// The driver as it is now, over a copy of its guest's memory: that of a
+    /// guest that was saved and restored.
+    ///
+    /// # Errors
+    /// As [`Ring::over`].
+    pub fn over(&self, memory: &GuestMemory) -> Result<Self> {
+        let length = SLOT * self.tags.len() as u64;
+        let region = memory.region(self.slots, length)?;
+        let slots_start = region.pointer(self.slots, length);
+        let slots_start = slots_start.ok_or(Error::NoMemory {
+            address: self.slots,
+            length,
+        })?;
+        let status = |head| {
+            // SAFETY: a slot for each head is mapped there, as was just looked up.
+            unsafe { slots_start.add(32 * head + 16) }
+        };
+        Ok(Self {
+            ring: self.ring.over(memory)?,
+            indirect: self.indirect,
+            slots: self.slots,
+            slots_start,
+            tags: self.tags.clone(),
+            statuses: (0..self.tags.len()).map(status).collect(),
+            end: self.end,
+            memory: memory.clone(),
+            _region: Arc::clone(region),
+        })
+    }
+
     /// The first guest address after what the driver uses.
     pub fn end(&self) -> u64 {
         self.end

@@ -23,6 +23,7 @@ mod requests;
 mod ring;
 mod ring_memory;
 mod session;
+mod state;
 mod sys;
 
 pub use connection::{Connection, Message};

@@ -109,6 +109,21 @@ impl GuestMemory {
         Ok(memory)
     }
 
+    /// A copy of all of it, at the same addresses.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub fn copied(&self) -> Result<Self> {
+        let mut copy = Self::default();
+        for region in &self.regions {
+            let Place { guest, size, .. } = region.place;
+            copy.add(Region::new(region.place)?);
+            let length = usize::try_from(size).map_err(|_| Error::TooLarge("the memory"))?;
+            copy.write(guest, &self.read(guest, length)?)?;
+        }
+        Ok(copy)
+    }
+
     /// Adds a region, which may be adjacent to others.
     pub fn add(&mut self, region: Region) -> Arc<Region> {
         let region = Arc::new(region);

@@ -17,6 +17,8 @@ use crate::error::{Error, Result};
 use crate::memory::{GuestMemory, Region};
 use crate::ring_memory::{Descriptor, RingMemory, Table};
 
+mod over;
+
 /// A buffer of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
@@ -78,6 +80,24 @@ struct Indirect {
     _region: Arc<Region>,
 }
 
+impl Indirect {
+    /// Those of a ring of `size`.
+    fn find(memory: &GuestMemory, at: Tables, size: u16) -> Result<Self> {
+        let length = 16 * u64::from(at.entries) * u64::from(size);
+        let region = memory.region(at.address, length)?;
+        let start = region.pointer(at.address, length);
+        let start = start.filter(|s| (s.as_ptr() as usize).is_multiple_of(16));
+        Ok(Self {
+            at,
+            start: start.ok_or(Error::NoMemory {
+                address: at.address,
+                length,
+            })?,
+            _region: Arc::clone(region),
+        })
+    }
+}
+
 /// A ring and the state that a driver keeps beside it.
 #[derive(Debug)]
 pub struct Ring {
@@ -100,6 +120,10 @@ pub struct Ring {
     call: EventFd,
 }
 
+fn event() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK).map_err(|e| Error::Host("make an eventfd", e))
+}
+
 // SAFETY: the pointer of `Indirect` goes to memory that its region keeps
 // mapped, and only this ring writes there.
 unsafe impl Send for Ring {}
@@ -115,24 +139,9 @@ impl Ring {
         event_idx: bool,
         tables: Option<Tables>,
     ) -> Result<Self> {
-        let event = || EventFd::new(EFD_NONBLOCK).map_err(|e| Error::Host("make an eventfd", e));
         let size = ring.size();
-        let indirect = tables
-            .map(|at| {
-                let length = 16 * u64::from(at.entries) * u64::from(size);
-                let region = memory.region(at.address, length)?;
-                let start = region.pointer(at.address, length);
-                let start = start.filter(|s| (s.as_ptr() as usize).is_multiple_of(16));
-                Ok(Indirect {
-                    at,
-                    start: start.ok_or(Error::NoMemory {
-                        address: at.address,
-                        length,
-                    })?,
-                    _region: Arc::clone(region),
-                })
-            })
-            .transpose()?;
+        let indirect = tables.map(|at| Indirect::find(memory, at, size));
+        let indirect = indirect.transpose()?;
         ring.clear();
         Ok(Self {
             memory: ring,

@@ -12,9 +12,11 @@
 
 mod rig;
 mod stamps;
+mod vm;
 
 mod ends;
 mod load;
 mod making;
 mod refusals;
 mod several;
+mod whole_vms;
