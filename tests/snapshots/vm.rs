@@ -224,6 +224,8 @@ impl Guest {
 
     /// Starts the rings of a disk where the back-end knows them to be.
     pub fn start_without_positions(&self, session: &mut Session, disk: usize) {
+        let features = session.features;
+        session.connection.set_features(features).unwrap();
         session.share(&self.memory).unwrap();
         let connection = &session.connection;
         for (queue, ring) in (0..).zip(self.rings(disk)) {

@@ -291,6 +291,10 @@ impl<D: Device> Session<D> {
                 true
             }
         };
+        let refusal = lock(&self.handler).take_state_refusal();
+        if let Some(refusal) = refusal {
+            self.log_refusal(message, &refusal);
+        }
         let answer = channel::take_all(&self.feed)?;
         if !answer.bytes.is_empty() {
             self.channel.relay(&answer)?;

@@ -59,6 +59,8 @@ pub(crate) struct Handler<D: Device> {
     inflight: Option<Inflight>,
     /// The state of the disk on its way to the front-end or from it.
     transfer: Transfer,
+    /// Why one was refused, until that is said.
+    state_refusal: Option<Refusal>,
     /// The socket of the front-end that is served.
     pub(crate) front_end: Option<UnixStream>,
     /// Dirty pages are logged there, once a feature or a ring asks for it.
@@ -88,6 +90,7 @@ impl<D: Device> Handler<D> {
             image: Image::default(),
             inflight: None,
             transfer: Transfer::None,
+            state_refusal: None,
             front_end: None,
             log: None,
             leaves: None,

@@ -208,17 +208,18 @@ impl<D: Device> VhostUserBackendReqHandlerMut for Handler<D> {
         _phase: VhostTransferStatePhase,
         fd: File,
     ) -> Result<Option<File>> {
-        match direction {
+        let begun = match direction {
             VhostTransferStateDirection::SAVE => self.save_state(fd),
             VhostTransferStateDirection::LOAD => self.begin_load(fd),
-        }
-        .map_err(refused)?;
+        };
+        begun.map_err(|refusal| self.refuse_state(refusal))?;
         // No channel of our own.
         Ok(None)
     }
 
     fn check_device_state(&mut self) -> Result<()> {
-        self.check_state().map_err(refused)
+        let checked = self.check_state();
+        checked.map_err(|refusal| self.refuse_state(refusal))
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

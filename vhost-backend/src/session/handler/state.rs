@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 
+use vhost::vhost_user;
+
 use super::Handler;
 use crate::aside::Aside;
 use crate::device::Device;
@@ -31,7 +33,6 @@ impl<D: Device> Handler<D> {
             .filter_map(|queue| self.inflight_region(queue))
             .any(|region| region.has_requests())
         {
-            log::warn!("the state is not saved: {}", StateError::Held);
             return Err(StateError::Held.into());
         }
         state.save(pipe)?;
@@ -66,6 +67,18 @@ impl<D: Device> Handler<D> {
                 Ok(())
             }
         }
+    }
+
+    /// Keeps why a state was refused: the crate tells the front-end that it was,
+    /// and nobody why.
+    pub(crate) fn refuse_state(&mut self, refusal: Refusal) -> vhost_user::Error {
+        self.state_refusal = Some(refusal);
+        vhost_user::Error::InvalidOperation("the state is refused")
+    }
+
+    /// Why the last state was not saved or taken, once.
+    pub(crate) fn take_state_refusal(&mut self) -> Option<Refusal> {
+        self.state_refusal.take()
     }
 
     fn at_rest(&self) -> Result<DeviceState, StateError> {
