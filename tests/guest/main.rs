@@ -29,3 +29,4 @@ mod migration;
 mod restart;
 mod snapshots;
 mod swap;
+mod whole;

@@ -19,4 +19,5 @@ mod load;
 mod making;
 mod refusals;
 mod several;
+mod troubles;
 mod whole_vms;

@@ -13,20 +13,20 @@ use crate::stamps::{Numbers, Stamps, assert_one_moment};
 /// Nothing is cloned but what is demanded, for longer than any test takes.
 const STANDS: &[(&str, &str)] = &[("EXTENTD_TEST_CLONE_REST", "600000")];
 
-fn disk(mounted: &Mounted) -> Disk {
+pub fn disk(mounted: &Mounted) -> Disk {
     Disk::without(mounted, "vm", &[], STANDS)
 }
 
-fn guest(disk: &Disk) -> Attached {
+pub fn guest(disk: &Disk) -> Attached {
     Attached::new(&disk.socket, Like::Qemu, Wanted::default())
 }
 
-fn next(events: &mut Client) -> serde_json::Value {
+pub fn next(events: &mut Client) -> serde_json::Value {
     events.next_event(Some(limit())).unwrap().unwrap()
 }
 
 /// Calls `act` while a snapshot named "one" is being made; what came of that.
-fn while_made(disk: &Disk, act: impl FnOnce()) -> Done {
+pub fn while_made(disk: &Disk, act: impl FnOnce()) -> Done {
     let mut events = disk.events();
     let done = std::thread::scope(|scope| {
         let asked = scope.spawn(|| disk.extentctl(&["snapshot", "one"]));
@@ -45,7 +45,7 @@ fn while_made(disk: &Disk, act: impl FnOnce()) -> Done {
     done
 }
 
-fn refused(done: &Done, says: &str) {
+pub fn refused(done: &Done, says: &str) {
     assert_eq!((done.status, done.out.as_str()), (Some(1), ""));
     assert!(done.error.contains(says), "{}", done.error);
     assert_eq!(done.error.lines().count(), 1, "{}", done.error);

@@ -276,28 +276,61 @@ impl Guest {
     /// it stood still, in milliseconds.
     pub fn migrate(&mut self, to: &mut Guest, path: &Path) -> u64 {
         let uri = json!({ "uri": format!("unix:{}", path.display()) });
-        for qmp in [&mut self.qmp, &mut to.qmp] {
-            let events = json!([{ "capability": "events", "state": true }]);
-            qmp.execute(
-                "migrate-set-capabilities",
-                &json!({ "capabilities": events }),
-            );
-        }
+        self.tell_migration();
+        to.tell_migration();
         to.qmp.execute("migrate-incoming", &uri);
         self.qmp.execute("migrate", &uri);
+        self.wait_migrated();
+        to.wait_migrated();
+        let result = self.qmp.execute("query-migrate", &json!({}));
+        result["downtime"].as_u64().unwrap()
+    }
+
+    /// Stops it, and saves its memory and devices to a new file at `path`; it
+    /// stays stopped.
+    pub fn save(&mut self, path: &Path) {
+        self.tell_migration();
+        self.qmp.execute("stop", &json!({}));
+        let uri = json!({ "uri": format!("file:{}", path.display()) });
+        self.qmp.execute("migrate", &uri);
+        self.wait_migrated();
+    }
+
+    /// Takes what [`save`](Self::save) has saved into a QEMU that awaits it,
+    /// and lets it go on.
+    pub fn restore(&mut self, path: &Path) {
+        self.tell_migration();
+        let uri = json!({ "uri": format!("file:{}", path.display()) });
+        self.qmp.execute("migrate-incoming", &uri);
+        self.wait_migrated();
+        self.go_on();
+    }
+
+    /// Lets it go on that was stopped.
+    pub fn go_on(&mut self) {
+        self.qmp.execute("cont", &json!({}));
+    }
+
+    fn tell_migration(&mut self) {
+        let events = json!([{ "capability": "events", "state": true }]);
+        self.qmp.execute(
+            "migrate-set-capabilities",
+            &json!({ "capabilities": events }),
+        );
+    }
+
+    /// Until a migration that was begun has ended, which must be well.
+    fn wait_migrated(&mut self) {
         loop {
             let event = self.qmp.wait_event("MIGRATION");
             match event["data"]["status"].as_str().unwrap() {
-                "completed" => break,
+                "completed" => return,
                 "failed" | "cancelled" => {
                     panic!("{}", self.qmp.execute("query-migrate", &json!({})))
                 }
                 _ => {}
             }
         }
-        while to.qmp.wait_event("MIGRATION")["data"]["status"] != "completed" {}
-        let result = self.qmp.execute("query-migrate", &json!({}));
-        result["downtime"].as_u64().unwrap()
     }
 
     /// Ends a QEMU whose guest has migrated away.
