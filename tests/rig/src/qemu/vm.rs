@@ -294,6 +294,11 @@ impl Guest {
         let uri = json!({ "uri": format!("file:{}", path.display()) });
         self.qmp.execute("migrate", &uri);
         self.wait_migrated();
+        // It tells of no event when it may go on again.
+        let start = Instant::now();
+        while self.qmp.execute("query-status", &json!({}))["status"] != "postmigrate" {
+            assert!(start.elapsed() < LIMIT, "it is not finalized");
+        }
     }
 
     /// Takes what [`save`](Self::save) has saved into a QEMU that awaits it,
