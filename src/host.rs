@@ -12,6 +12,7 @@ pub(crate) mod limits;
 pub(crate) mod log_budget;
 pub(crate) mod log_queue;
 pub mod logging;
+pub(crate) mod part;
 pub(crate) mod reach;
 pub(crate) mod sandbox;
 pub(crate) mod socket;

@@ -16,7 +16,7 @@ use crate::disk::at_rest::AtRest;
 pub fn clone(snapshot: &Path, new: &Path) -> Result<u64, BackupError> {
     let from = AtRest::open(snapshot)?;
     let part = Part::begin(new)?;
-    ioctl_ficlone(&part.file, &from.file).map_err(|error| {
+    ioctl_ficlone(part.file(), &from.file).map_err(|error| {
         let source = io::Error::from(error);
         match source.raw_os_error() {
             Some(libc::EXDEV) => BackupError::OtherFileSystem(new.to_owned()),

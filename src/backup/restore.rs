@@ -50,7 +50,7 @@ pub fn restore(from: &From, path: &Path, watch: &mut Watch<'_>) -> Result<Restor
     };
     let part = Part::begin(path)?;
     let mut restoring = Restoring {
-        image: &part.file,
+        image: part.file(),
         path,
         last: None,
         done: Restored {

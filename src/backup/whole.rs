@@ -1,23 +1,18 @@
-//! A file that is there whole, or not at all: written under another name, made
-//! stable, and then renamed. Nothing is ever replaced.
+//! A file that is there whole, or not at all, where a path says.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
-use rustix::io::Errno;
-
 use super::error::BackupError;
+use crate::host::part::{self, PartError};
 
 /// A file that is being written; removed when dropped before it is finished.
 #[derive(Debug)]
 pub(super) struct Part {
-    pub(super) file: File,
+    part: part::Part<File>,
     path: PathBuf,
-    part: PathBuf,
-    finished: bool,
 }
 
 impl Part {
@@ -28,120 +23,39 @@ impl Part {
     /// There is such a file, somebody else makes it, or the host refuses.
     pub(super) fn begin(path: &Path) -> Result<Self, BackupError> {
         let refused = BackupError::host(path, "make it");
-        match fs::symlink_metadata(path) {
-            Ok(_) => return Err(BackupError::Exists(path.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(refused(error)),
-        }
         let Some(name) = path.file_name() else {
             return Err(refused(io::ErrorKind::InvalidInput.into()));
         };
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".part");
-        let part = path.with_file_name(hidden);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&part)
-            .map_err(&refused)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
-            return Err(BackupError::Busy(path.to_owned()));
-        }
-        // Whoever had the lock before may have finished it meanwhile.
-        let same = |meta: &fs::Metadata| (meta.dev(), meta.ino());
-        let here = file.metadata().map_err(&refused)?;
-        if !fs::symlink_metadata(&part).is_ok_and(|meta| same(&meta) == same(&here)) {
-            return Err(BackupError::Busy(path.to_owned()));
-        }
-        file.set_len(0).map_err(&refused)?;
+        let folder = match path.parent() {
+            Some(folder) if folder.as_os_str() != OsStr::new("") => folder,
+            _ => Path::new("."),
+        };
+        let folder = File::open(folder).map_err(refused)?;
         Ok(Self {
-            file,
+            part: part::Part::begin(folder, name).map_err(|error| told(error, path))?,
             path: path.to_owned(),
-            part,
-            finished: false,
         })
+    }
+
+    /// Its contents.
+    pub(super) fn file(&self) -> &File {
+        &self.part.file
     }
 
     /// Gives it its name, when all of it is stable.
     ///
     /// # Errors
     /// Somebody has made such a file meanwhile, or the host refuses.
-    pub(super) fn finish(mut self) -> Result<(), BackupError> {
-        let refused = BackupError::host(&self.path, "make it stable");
-        self.file.sync_all().map_err(&refused)?;
-        let renamed = renameat_with(CWD, &self.part, CWD, &self.path, RenameFlags::NOREPLACE);
-        let renamed = match renamed {
-            // Not on each file system.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                fs::hard_link(&self.part, &self.path).and_then(|()| fs::remove_file(&self.part))
-            }
-            renamed => renamed.map_err(io::Error::from),
-        };
-        match renamed {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(BackupError::Exists(self.path.clone()));
-            }
-            renamed => renamed.map_err(BackupError::host(&self.path, "give it its name"))?,
-        }
-        self.finished = true;
-        let folder = match self.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let stable = File::open(folder).and_then(|folder| folder.sync_all());
-        stable.map_err(refused)
+    pub(super) fn finish(self) -> Result<(), BackupError> {
+        let Self { part, path } = self;
+        part.finish().map_err(|error| told(error, &path))
     }
 }
 
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.finished
-            && let Err(error) = fs::remove_file(&self.part)
-        {
-            log::warn!("cannot remove {}: {error}", self.part.display());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use super::*;
-
-    #[test]
-    fn a_file_is_there_when_it_is_finished_and_never_before() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        let names = || fs::read_dir(folder.path()).unwrap().count();
-        let mut part = Part::begin(&path).unwrap();
-        part.file.write_all(b"half").unwrap();
-        assert!(!path.exists());
-        assert!(matches!(Part::begin(&path), Err(BackupError::Busy(_))));
-        drop(part);
-        assert_eq!(names(), 0);
-        // As left by a kill.
-        fs::write(folder.path().join(".a.part"), "left").unwrap();
-        let mut part = Part::begin(&path).unwrap();
-        part.file.write_all(b"all").unwrap();
-        part.finish().unwrap();
-        assert_eq!((fs::read(&path).unwrap(), names()), (b"all".to_vec(), 1));
-        assert!(matches!(Part::begin(&path), Err(BackupError::Exists(_))));
-    }
-
-    #[test]
-    fn who_comes_first_keeps_the_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        let part = Part::begin(&path).unwrap();
-        fs::write(&path, "first").unwrap();
-        assert!(matches!(part.finish(), Err(BackupError::Exists(_))));
-        assert_eq!(fs::read(&path).unwrap(), b"first");
-        assert!(!folder.path().join(".a.part").exists());
+fn told(error: PartError, path: &Path) -> BackupError {
+    match error {
+        PartError::Exists => BackupError::Exists(path.to_owned()),
+        PartError::Busy => BackupError::Busy(path.to_owned()),
+        PartError::Host(what, error) => BackupError::host(path, what)(error),
     }
 }

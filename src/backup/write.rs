@@ -85,12 +85,12 @@ pub fn backup(
         None => format!("{}.full.{ENDING}", head.name),
     };
     let file = folder.join(name);
-    let mut part = Part::begin(&file)?;
+    let part = Part::begin(&file)?;
     let failed = BackupError::host(&file, "write it");
-    let made = source.write(&mut part.file, head, &failed, watch)?;
+    let made = source.write(&mut part.file(), head, &failed, watch)?;
     if verify {
-        part.file.sync_all().map_err(&failed)?;
-        source.compare(&part.file, &file, made.bytes, watch)?;
+        part.file().sync_all().map_err(&failed)?;
+        source.compare(part.file(), &file, made.bytes, watch)?;
     }
     part.finish()?;
     Ok(Made {

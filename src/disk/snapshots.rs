@@ -1,6 +1,5 @@
 //! Snapshots: clones of the image in a folder of their own. Whoever looks there
-//! finds a snapshot whole, or not at all: it is made under another name, made
-//! stable, renamed, and then the folder is made stable.
+//! finds a snapshot whole, or not at all.
 
 pub(crate) mod cloner;
 
@@ -8,23 +7,22 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, Timespec, Timestamps, flock,
-    fstat, fsync, futimens, ioctl_ficlone, openat, renameat_with, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, Timespec, Timestamps, fstat, futimens, ioctl_ficlone,
+    statat,
 };
 use rustix::io::Errno;
 
+use crate::host::part::{self, PartError};
 use crate::host::sys;
 
 /// Longest name, so that there is room for what parts have around it.
 const NAME_BYTES: usize = 200;
-/// What is not a snapshot yet has a dot before its name, and this behind it.
-const PART: &str = ".part";
 
 /// Why there is no snapshot: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +118,7 @@ impl SnapshotFolder {
                 error => error,
             })?;
         // One block: the whole may take long.
-        sys::clone_start(&trial.file, image)
+        sys::clone_start(&trial.part.file, image)
             .map_err(|error| SnapshotError::NoClones(path.to_owned(), error))?;
         drop(trial);
         Ok(this)
@@ -141,39 +139,10 @@ impl SnapshotFolder {
     }
 
     fn create(&self, name: String) -> Result<Part<'_>, SnapshotError> {
-        let hidden = format!(".{name}{PART}");
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let create = || {
-            openat(
-                &self.folder,
-                hidden.as_str(),
-                flags,
-                Mode::RUSR | Mode::WUSR,
-            )
-        };
-        let created = match create() {
-            Err(Errno::EXIST) => {
-                let _ = self.remove_if_left(&hidden);
-                create()
-            }
-            created => created,
-        };
-        let failed = |error: Errno| match error {
-            Errno::EXIST => SnapshotError::Exists(name.clone()),
-            error => SnapshotError::Host {
-                name: name.clone(),
-                source: error.into(),
-            },
-        };
-        let file = created.map_err(failed)?;
-        // So that nobody takes it for something that was left.
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(failed)?;
-        Ok(Part {
-            folder: self,
-            name,
-            hidden: Some(hidden),
-            file,
-        })
+        match part::Part::begin(self.folder.as_fd(), name.as_ref()) {
+            Ok(part) => Ok(Part { part, name }),
+            Err(error) => Err(told(error, &name)),
+        }
     }
 
     /// What is there, by name.
@@ -204,25 +173,15 @@ impl SnapshotFolder {
     /// Removes parts whose process has ended.
     fn remove_leftovers(&self) -> Result<(), Errno> {
         for entry in self.entries()? {
-            if is_hidden(&entry) && entry.as_encoded_bytes().ends_with(PART.as_bytes()) {
-                // Whoever has it locked still makes it.
-                let _ = self.remove_if_left(&entry);
+            // Whoever has it locked still makes it.
+            if part::is_part(&entry) && part::remove_left(&self.folder, &entry).is_ok() {
+                log::info!(
+                    "{}: removed {}, which was not finished",
+                    self.path.display(),
+                    entry.display()
+                );
             }
         }
-        Ok(())
-    }
-
-    fn remove_if_left(&self, hidden: impl AsRef<std::ffi::OsStr>) -> Result<(), Errno> {
-        let hidden = hidden.as_ref();
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = openat(&self.folder, hidden, flags, Mode::empty())?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        unlinkat(&self.folder, hidden, AtFlags::empty())?;
-        log::info!(
-            "{}: removed {}, which was not finished",
-            self.path.display(),
-            hidden.display()
-        );
         Ok(())
     }
 
@@ -247,13 +206,22 @@ fn is_name(name: &str) -> bool {
     length && !name.starts_with('.') && !name.contains(|c: char| c == '/' || c.is_control())
 }
 
+/// What went wrong with one of that name.
+fn told(error: PartError, name: &str) -> SnapshotError {
+    match error {
+        PartError::Exists | PartError::Busy => SnapshotError::Exists(name.to_owned()),
+        PartError::Host(_, source) => SnapshotError::Host {
+            name: name.to_owned(),
+            source,
+        },
+    }
+}
+
 /// A snapshot that nobody sees yet. It is removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Part<'a> {
-    folder: &'a SnapshotFolder,
+    part: part::Part<BorrowedFd<'a>>,
     name: String,
-    hidden: Option<String>,
-    file: OwnedFd,
 }
 
 impl Part<'_> {
@@ -263,7 +231,7 @@ impl Part<'_> {
     /// # Errors
     /// What the file system says.
     pub(crate) fn clone_of(&self, image: &File) -> Result<(), SnapshotError> {
-        ioctl_ficlone(&self.file, image).map_err(|error| self.failed(error))
+        ioctl_ficlone(&self.part.file, image).map_err(|error| self.failed(error))
     }
 
     /// Its name, once it is seen.
@@ -282,7 +250,7 @@ impl Part<'_> {
         image: &File,
         range: &Range<u64>,
     ) -> Result<(), SnapshotError> {
-        sys::clone_range(&self.file, image, range).map_err(|error| self.refused(error))
+        sys::clone_range(&self.part.file, image, range).map_err(|error| self.refused(error))
     }
 
     /// Has it seen as what was taken then, since 1970; now and after a crash.
@@ -290,7 +258,7 @@ impl Part<'_> {
     /// # Errors
     /// It is not: somebody else has made one of that name, or the host says
     /// something.
-    pub(crate) fn finish(mut self, taken: Duration) -> Result<Found, SnapshotError> {
+    pub(crate) fn finish(self, taken: Duration) -> Result<Found, SnapshotError> {
         let time = Timespec {
             tv_sec: i64::try_from(taken.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: taken.subsec_nanos().into(),
@@ -299,23 +267,12 @@ impl Part<'_> {
             last_access: time,
             last_modification: time,
         };
-        futimens(&self.file, &times).map_err(|error| self.failed(error))?;
-        fsync(&self.file).map_err(|error| self.failed(error))?;
-        let stat = fstat(&self.file).map_err(|error| self.failed(error))?;
-        let folder = &self.folder.folder;
-        if let Some(hidden) = &self.hidden {
-            let flags = RenameFlags::NOREPLACE;
-            renameat_with(folder, hidden.as_str(), folder, self.name.as_str(), flags).map_err(
-                |error| match error {
-                    Errno::EXIST => SnapshotError::Exists(self.name.clone()),
-                    error => self.failed(error),
-                },
-            )?;
-        }
-        self.hidden = None;
-        fsync(folder).map_err(|error| self.failed(error))?;
+        futimens(&self.part.file, &times).map_err(|error| self.failed(error))?;
+        let stat = fstat(&self.part.file).map_err(|error| self.failed(error))?;
+        let Self { part, name } = self;
+        part.finish().map_err(|error| told(error, &name))?;
         Ok(Found {
-            name: self.name.clone(),
+            name,
             bytes: u64::try_from(stat.st_size).unwrap_or(0),
             taken,
         })
@@ -330,15 +287,6 @@ impl Part<'_> {
         SnapshotError::Host {
             name: self.name.clone(),
             source,
-        }
-    }
-}
-
-impl Drop for Part<'_> {
-    fn drop(&mut self) {
-        if let Some(hidden) = self.hidden.take() {
-            // The next start tries it again.
-            let _ = unlinkat(&self.folder.folder, hidden.as_str(), AtFlags::empty());
         }
     }
 }

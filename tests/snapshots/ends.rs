@@ -67,7 +67,8 @@ fn what_another_process_makes_is_left_alone_and_what_was_left_is_removed() {
     let left = disk.snapshots.join(".left.part");
     std::fs::write(&left, b"half").unwrap();
     let made = disk.snapshots.join(".made.part");
-    let other = std::fs::File::create_new(&made).unwrap();
+    std::fs::write(&made, b"half").unwrap();
+    let other = std::fs::File::open(&made).unwrap();
     other.lock().unwrap();
     let mine = disk.snapshots.join(".mine");
     std::fs::write(&mine, b"a file of the operator's").unwrap();
