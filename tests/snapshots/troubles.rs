@@ -23,6 +23,11 @@ fn fill(host: &Mounted) {
     sync(host);
 }
 
+fn make_room(host: &Mounted) {
+    std::fs::remove_file(host.path("filler")).unwrap();
+    sync(host);
+}
+
 /// Sends a write of 4 KiB.
 fn send(guest: &mut Attached, at: u64, byte: u8) {
     let memory = DATA + at % (1 << 20);
@@ -67,9 +72,7 @@ fn a_write_without_room(made: Made) {
     refused(&cancelled, "an operator has cancelled it");
     assert!(disk.names().is_empty(), "{:?}", disk.names());
     assert_eq!(guest.read(0, 4096), [7; 4096]);
-    // Somebody makes room, and the next one is whole.
-    std::fs::remove_file(mounted.path("filler")).unwrap();
-    sync(&mounted);
+    // What was not cloned was never in the way.
     guest.write(IMAGE / 1024, &[8; 512]);
 }
 
@@ -190,6 +193,45 @@ fn a_guest_that_is_paused_leaves_a_snapshot_to_be_made() {
         guest.write(0, &[3; 4096]);
     });
     assert_eq!(disk.read("one")[..4096], [1; 4096]);
+    // Or it is taken of a guest that is paused, which goes on before it is whole.
+    let middle = IMAGE / 1024;
+    guest.write(middle, &[4; 4096]);
+    guest.session.enable(false).unwrap();
+    guest.session.connection.get_features().unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| disk.json(&["snapshot", "two"]));
+        while next(&mut events)["name"] != "two" {}
+        guest.session.enable(true).unwrap();
+        guest.write(middle, &[5; 4096]);
+        assert!(disk.json(&["info"])["snapshot"].is_object());
+        assert_ne!(asked.join().unwrap()["demanded_clones"], 0);
+    });
+    let at = usize::try_from(middle * 512).unwrap();
+    let bytes = disk.read("two");
+    assert_eq!((bytes[0], bytes[at], bytes[at + 4095]), (3, 4, 4));
+}
+
+#[test]
+fn on_a_full_file_system_none_begins_and_removing_one_lets_held_requests_go_on() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let disk = Disk::new(&mounted, "vm", &[]);
+    let mut guest = guest(&disk);
+    guest.write(0, &[1; 4096]);
+    disk.json(&["snapshot", "first"]);
+    fill(&mounted);
+    send(&mut guest, 0, 2);
+    wait_held(&disk, 1);
+    let none = disk.extentctl(&["snapshot", "second"]);
+    refused(&none, "make room on the file system");
+    assert_eq!(disk.names(), ["first"]);
+    assert_eq!(guest.driver.pop().unwrap(), None);
+    assert_eq!(disk.read("first")[..4096], [1; 4096]);
+    std::fs::remove_file(disk.snapshots.join("first")).unwrap();
+    ends(&mut guest, 0);
+    assert_eq!(guest.read(0, 4096), [2; 4096]);
+    make_room(&mounted);
+    disk.json(&["snapshot", "second"]);
+    assert_eq!(disk.read("second")[..4096], [2; 4096]);
 }
 
 #[test]
