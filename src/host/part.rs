@@ -204,6 +204,38 @@ mod tests {
     }
 
     #[test]
+    fn of_many_who_make_one_file_one_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let make = |who: u8| {
+            let made = |name: &usize| {
+                let name = name.to_string();
+                let Ok(mut part) = begin(folder.path(), &name) else {
+                    return false;
+                };
+                part.file.write_all(&[who; 64]).unwrap();
+                match part.finish() {
+                    Ok(()) => true,
+                    Err(PartError::Exists) => false,
+                    Err(error) => panic!("{error:?}"),
+                }
+            };
+            (0..500).filter(made).count()
+        };
+        let made: usize = std::thread::scope(|scope| {
+            let threads = [1, 2, 3, 4].map(|who| scope.spawn(move || make(who)));
+            threads.map(|thread| thread.join().unwrap()).iter().sum()
+        });
+        let entries = fs::read_dir(folder.path()).unwrap();
+        let mut there = 0;
+        for entry in entries {
+            let bytes = fs::read(entry.unwrap().path()).unwrap();
+            assert!(bytes.len() == 64 && bytes.iter().all(|byte| *byte == bytes[0]));
+            there += 1;
+        }
+        assert_eq!(made, there, "nobody lost what was finished");
+    }
+
+    #[test]
     fn what_is_being_written_is_not_left_and_what_is_no_file_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let hidden = OsStr::new(".a.part");

@@ -296,6 +296,8 @@ fn held_until_there_is_room(small: Option<Small>, arguments: &[&str]) {
     assert_eq!(stats["held_requests"], 0);
     assert_eq!(stats["held_requests_ever"], 16);
     assert_eq!(stats["failed_requests"], 0);
+    let over = |line: &str| line.contains("no request is held any more");
+    guest.daemon().wait_stderr(over).unwrap();
     assert_eq!(guest.said("requests are held, and the guest waits"), 1);
     assert_eq!(guest.said("no request is held any more"), 1);
     guest.finish();
