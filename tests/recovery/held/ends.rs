@@ -166,7 +166,7 @@ fn a_state_is_not_saved_while_requests_are_held() {
     assert!(!is_saved(&session));
     guest
         .daemon()
-        .wait_stderr(|line| line.contains("the state of the disk: requests are held"))
+        .wait_stderr(|line| line.contains("requests are held, and would be lost with the record"))
         .unwrap();
     small.make_room();
     session
