@@ -8,8 +8,8 @@ use extentd::host::allocations::{self, Counting};
 use extentd::host::keeper;
 use extentd::host::logging;
 use extentd::options::{settings, usage};
+use extentd::process::activation::Activation;
 use extentd::process::serve;
-use listenfd::ListenFd;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -26,25 +26,18 @@ fn main() -> ExitCode {
     logging::init();
     logging::show(asked.args.log_level.map(Into::into));
     logging::end_on_panic(|backtrace| keeper::look(move || backtrace.to_string()));
-    let config = match asked.args.into_config(&activated()) {
+    let activation = Activation::from_env();
+    let config = match asked.args.into_config(&activation.sockets) {
         Ok(config) => config,
         Err(error) => return fail(&error, ExitCode::from(usage::WRONG)),
     };
-    match serve::run(&config, asked.settings) {
+    match serve::run(&config, asked.settings, activation) {
         Ok(()) => {
             logging::finish();
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error, ExitCode::FAILURE),
     }
-}
-
-/// The sockets that a service manager has handed over.
-fn activated() -> Vec<i32> {
-    let mut sockets = ListenFd::from_env();
-    (0..sockets.len())
-        .filter_map(|index| sockets.take_raw_fd(index).ok().flatten())
-        .collect()
 }
 
 /// QEMU's docs/interop/vhost-user.json: what tools may ask of a back-end.

@@ -1,7 +1,9 @@
 //! The life of the process: start, signals, handing a disk over, and the
 //! preparation of an image as a program of its own.
 
+pub mod activation;
 pub(crate) mod confine;
+mod descriptor_store;
 pub(crate) mod handover;
 mod limits;
 pub mod prepare_command;

@@ -29,7 +29,9 @@ use crate::operator::metrics_listener;
 use crate::options::address::Address;
 use crate::options::config::{Config, Socket};
 use crate::options::settings::Settings;
+use crate::process::activation::Activation;
 use crate::process::confine;
+use crate::process::descriptor_store::DescriptorStore;
 use crate::process::handover::{self, Handover};
 use crate::process::limits::{self as process_limits, LimitError};
 use crate::process::service_manager::{self, NotifyState};
@@ -82,11 +84,12 @@ pub enum ServeError {
 }
 
 /// Serves the disk until a signal asks to stop, or until a front-end that was
-/// inherited as a connection leaves. Does not return from a handover.
+/// inherited as a connection leaves. Does not return from a handover. `activation`
+/// is what the process was started with.
 ///
 /// # Errors
 /// It could not start, or the server could not go on.
-pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
+pub fn run(config: &Config, settings: Settings, activation: Activation) -> Result<(), ServeError> {
     // First: no descriptor of our own may have the number. What is wrong with
     // it is said when it is its turn.
     let entrance = Entrance::find(&config.socket);
@@ -168,6 +171,9 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
     if let Some(pause) = handover::pause_ms() {
         log::info!("taken over after {pause} ms");
     }
+    if let Endpoint::Listener(_) = &endpoint {
+        keep_sessions(&mut server, activation);
+    }
     sandbox::enter(Kind::Session);
     service_manager::tell(&NotifyState::Ready);
     logging::wait_no_more();
@@ -194,6 +200,19 @@ pub fn run(config: &Config, settings: Settings) -> Result<(), ServeError> {
             .map_err(host("run the new binary"))?;
     }
     Ok(result?)
+}
+
+/// Has sessions outlive this process in the service manager's store, if it has one,
+/// and goes on with the one that is there.
+fn keep_sessions(server: &mut Server<Disk>, activation: Activation) {
+    let mut left = activation.left;
+    let names = left.iter().map(|(name, _)| name.clone()).collect();
+    if let Some(store) = DescriptorStore::find(names) {
+        server.keep(Box::new(store));
+        if let Some((_, parcel)) = left.pop() {
+            server.take_up(parcel);
+        }
+    }
 }
 
 /// The CPUs that workers are to run on are there, and ours to use.
@@ -287,7 +306,7 @@ fn wishes(
             watch::stopping();
             leave(&operator);
             service_manager::tell(&NotifyState::Stopping);
-            handle.stop();
+            handle.stop_and_keep();
         }
         Wish::Reread => {
             if let Some(operator) = operator.upgrade() {

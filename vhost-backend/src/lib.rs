@@ -48,6 +48,7 @@ pub use memory::dirty::leave_pages_unmarked;
 pub use meter::{Activity, BOUNDS, BUCKETS, Meters, QueueActivity, SAMPLED, Stage, Times};
 pub use options::{Options, PollTime};
 pub use peer::Peer;
+pub use session::keeping::Shelf;
 pub use session::listener::Endpoint;
 pub use session::server::{Handle, Server, Visit};
 pub use status::{Awaited, Connected, SessionStatus};

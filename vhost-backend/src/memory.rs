@@ -266,6 +266,12 @@ impl Memory {
         self.regions.iter().map(region).collect()
     }
 
+    /// What the front-end has said of the regions, and the files of them.
+    pub(crate) fn origins(&self) -> impl Iterator<Item = (RegionSpec, &File)> {
+        let regions = self.regions.iter();
+        regions.filter_map(|r| Some((r.spec, r.mapping.shared.file()?)))
+    }
+
     /// Bytes of all regions.
     pub(crate) fn bytes(&self) -> u64 {
         self.regions

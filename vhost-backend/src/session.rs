@@ -10,9 +10,12 @@ pub(crate) mod device_state;
 pub(crate) mod features;
 pub(crate) mod handler;
 pub(crate) mod image;
+pub(crate) mod keeping;
 pub(crate) mod listener;
+pub(crate) mod parcel;
 pub(crate) mod poller;
 pub(crate) mod requests;
+mod resuming;
 pub(crate) mod server;
 pub(crate) mod vring;
 
@@ -92,6 +95,8 @@ pub(crate) struct Session<D: Device> {
     is_front_end: bool,
     /// The process that has connected; readable once that has ended.
     process: Option<OwnedFd>,
+    /// Something has come since that may have changed what a next process needs.
+    changes: bool,
     /// The request that was served last; `None` if nothing has ever come.
     last: Option<u32>,
     connected: Connected,
@@ -129,6 +134,7 @@ impl<D: Device> Session<D> {
             refusals: 0,
             is_front_end: false,
             process,
+            changes: false,
             last: None,
             connected: Connected {
                 peer,
@@ -181,6 +187,7 @@ impl<D: Device> Session<D> {
         };
         if gone {
             self.back = None;
+            self.changes = true;
             log::info!(
                 "the process that has connected is gone: its back-end channel is closed, and changes of the size are not told any more"
             );
@@ -191,6 +198,7 @@ impl<D: Device> Session<D> {
     /// (VU-15) and it has a channel for that.
     pub(crate) fn capacity_changed(&mut self) {
         self.config_changed = Some(Instant::now());
+        self.changes = true;
     }
 
     /// Serves the messages that have come.
@@ -258,6 +266,7 @@ impl<D: Device> Session<D> {
     fn serve_message(&mut self, message: &Message) -> io::Result<()> {
         let terms = lock(&self.handler).terms();
         self.last = Some(message.request);
+        self.changes = true;
         let admitted = terms.admit(message, self.channel.payload(message));
         let admitted = admitted.and_then(|request| {
             let mut kinds = self.channel.kinds();
@@ -372,13 +381,17 @@ impl<D: Device> Session<D> {
             return;
         };
         match back.config_changed() {
-            Ok(()) => self.config_changed = None,
+            Ok(()) => {
+                self.config_changed = None;
+                self.changes = true;
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 self.config_changed = Some(Instant::now() + AGAIN);
             }
             Err(error) => {
                 log::warn!("the back-end channel is lost: {error}");
                 self.back = None;
+                self.changes = true;
             }
         }
     }

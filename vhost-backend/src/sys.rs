@@ -187,6 +187,17 @@ pub(crate) fn leave_to_host(addr: *mut u8, len: usize) {
     }
 }
 
+/// Another descriptor of the same open file, kept from other programs.
+pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes an integer and touches no memory of ours.
+    let fd = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is new and ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Makes reads and writes of a descriptor fail rather than wait.
 pub(crate) fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     let fd = fd.as_raw_fd();

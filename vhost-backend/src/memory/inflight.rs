@@ -95,6 +95,8 @@ pub(crate) fn create(shape: Shape) -> Result<File, InflightError> {
 pub(crate) struct Inflight {
     shared: Arc<Shared>,
     shape: Shape,
+    /// Where it begins in its file.
+    offset: u64,
 }
 
 impl Inflight {
@@ -116,7 +118,11 @@ impl Inflight {
             return Err(InflightError::Unaligned);
         }
         let shared = Arc::new(Shared::map(file, offset, shape.bytes())?);
-        let inflight = Self { shared, shape };
+        let inflight = Self {
+            shared,
+            shape,
+            offset,
+        };
         for queue in 0..shape.queues {
             let sound = inflight.region(queue).is_some_and(|region| region.sound());
             if !sound {
@@ -127,6 +133,12 @@ impl Inflight {
             return Err(SharedError::Lost.into());
         }
         Ok(inflight)
+    }
+
+    /// How the front-end has handed it over: its shape, where it begins in its
+    /// file, and that.
+    pub(crate) fn origin(&self) -> Option<(Shape, u64, &File)> {
+        Some((self.shape, self.offset, self.shared.file()?))
     }
 
     /// The part of one queue.

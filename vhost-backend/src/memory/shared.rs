@@ -80,6 +80,11 @@ impl Shared {
         sys::leave_to_host(start, self.mapping.size());
     }
 
+    /// The file of which it is a part.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.mapping.file()
+    }
+
     /// It is memory of this host, and no file on a disk.
     pub(crate) fn in_memory(&self) -> bool {
         self.in_memory

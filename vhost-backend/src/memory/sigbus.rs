@@ -11,10 +11,12 @@
 //! would have.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
 
+use vm_memory::FileOffset;
 use vm_memory::mmap::MmapRegion;
 
 /// More than three full memory tables: the one in use, and others that retire.
@@ -102,6 +104,11 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
+    /// What is mapped.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.mmap.file_offset().map(FileOffset::file)
+    }
+
     /// Guards a mapping; `unit` is what parts of it can be replaced in. One
     /// that lies `apart` is used by no request, and not counted when it is
     /// [lost](losses).

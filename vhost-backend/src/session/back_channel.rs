@@ -25,6 +25,11 @@ impl BackChannel {
         Ok(Self(Aside::new(stream)))
     }
 
+    /// Its socket.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.0
+    }
+
     /// Says that the configuration has changed, without waiting.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -72,6 +72,11 @@ pub(crate) struct Channel {
     /// Bytes of the message in the buffer.
     filled: usize,
     fds: Vec<OwnedFd>,
+    /// Messages are such as were answered before: the front-end does not hear of
+    /// them.
+    replayed: bool,
+    /// The connection goes on without this one.
+    left_open: bool,
 }
 
 impl Channel {
@@ -81,7 +86,49 @@ impl Channel {
             buffer: Box::new([0; MAX_MESSAGE]),
             filled: 0,
             fds: Vec::new(),
+            replayed: false,
+            left_open: false,
         }
+    }
+
+    /// The connection.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// No part of a message is here that was not dealt with.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        self.filled == 0 && self.fds.is_empty()
+    }
+
+    /// From now on messages are [put](Self::put) in, and nothing is answered; or,
+    /// with `false`, they are the front-end's again.
+    pub(crate) fn replay(&mut self, on: bool) {
+        self.replayed = on;
+    }
+
+    /// The [next](Self::next) message is this one.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub(crate) fn put(
+        &mut self,
+        request: u32,
+        payload: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> io::Result<()> {
+        let bytes = bytes(request, VERSION, payload)?;
+        let room = self.buffer.get_mut(..bytes.len());
+        let room = room.ok_or(io::ErrorKind::InvalidInput)?;
+        room.copy_from_slice(&bytes);
+        self.filled = bytes.len();
+        self.fds = fds;
+        Ok(())
+    }
+
+    /// Whoever has the connection too goes on with it.
+    pub(crate) fn leave_open(&mut self) {
+        self.left_open = true;
     }
 
     /// The message that is to be dealt with next: the same one until it was
@@ -170,6 +217,9 @@ impl Channel {
     /// # Errors
     /// The front-end is gone, or does not read its replies.
     pub(crate) fn reply(&self, request: u32, payload: &[u8]) -> io::Result<()> {
+        if self.replayed {
+            return Ok(());
+        }
         send(&self.stream, request, VERSION | REPLY, payload)
     }
 
@@ -183,8 +233,11 @@ impl Channel {
         payload: &[u8],
         fd: OwnedFd,
     ) -> io::Result<()> {
+        if self.replayed {
+            return Ok(());
+        }
         let bytes = bytes(request, VERSION | REPLY, payload)?;
-        send_all(&self.stream, &bytes, &[fd])
+        send_all(&self.stream, &bytes, &[fd.as_fd()])
     }
 
     /// Sends what somebody else has answered, as it is and without waiting.
@@ -192,7 +245,11 @@ impl Channel {
     /// # Errors
     /// As [`reply`](Self::reply).
     pub(crate) fn relay(&self, reply: &Taken) -> io::Result<()> {
-        send_all(&self.stream, &reply.bytes, &reply.fds)
+        if self.replayed {
+            return Ok(());
+        }
+        let fds: Vec<_> = reply.fds.iter().map(AsFd::as_fd).collect();
+        send_all(&self.stream, &reply.bytes, &fds)
     }
 
     /// Receives until the message has `want` bytes; `None` once it has.
@@ -230,6 +287,9 @@ impl Channel {
 impl Drop for Channel {
     fn drop(&mut self) {
         close(&mut self.fds);
+        if self.left_open {
+            return;
+        }
         // The other end hears of it at once, also if the closing waits: what
         // has come and was not received is closed with the socket.
         let _ = self.stream.shutdown(Shutdown::Both);
@@ -297,7 +357,15 @@ fn bytes(request: u32, flags: u32, payload: &[u8]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+/// Sends all of these bytes, with descriptors at the first, without waiting.
+///
+/// # Errors
+/// They are not taken, or not all.
+pub(crate) fn send_all(
+    stream: &UnixStream,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
     let mut control = [0_u64; CONTROL];
     let mut piece = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -340,15 +408,15 @@ fn send_all(stream: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()
 }
 
 #[derive(Debug)]
-struct Received {
-    bytes: usize,
-    fds: Vec<OwnedFd>,
+pub(crate) struct Received {
+    pub bytes: usize,
+    pub fds: Vec<OwnedFd>,
     /// There were more descriptors.
-    truncated: bool,
+    pub truncated: bool,
 }
 
 /// One recvmsg that does not wait.
-fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
+pub(crate) fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
     let mut control = [0_u64; CONTROL];
     let mut piece = libc::iovec {
         iov_base: into.as_mut_ptr().cast(),

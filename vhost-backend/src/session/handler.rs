@@ -31,10 +31,12 @@ use crate::sys;
 use crate::worker::workers::Workers;
 
 mod areas;
+mod kept;
 mod leaving;
 mod state;
 
 pub(crate) use areas::Area;
+use kept::Signals;
 use state::Transfer;
 
 /// Most entries of all rings of a front-end together: as many as 256 rings of
@@ -65,6 +67,8 @@ pub(crate) struct Handler<D: Device> {
     pub(crate) front_end: Option<UnixStream>,
     /// Dirty pages are logged there, once a feature or a ring asks for it.
     log: Option<Arc<Log>>,
+    /// Where rings signal their driver, if that is to be kept.
+    signals: Vec<Signals>,
     /// The front-end is let go of; whether that is because the process stops.
     leaves: Option<bool>,
 }
@@ -93,6 +97,7 @@ impl<D: Device> Handler<D> {
             state_refusal: None,
             front_end: None,
             log: None,
+            signals: Vec::new(),
             leaves: None,
         }
     }
@@ -315,6 +320,8 @@ impl<D: Device> Handler<D> {
     pub(crate) fn set_call(&mut self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let (queue, _) = self.ring(index)?;
         let fd = event("the call", file)?;
+        self.remember(queue, fd.as_ref(), |signals| &mut signals.call)
+            .map_err(Refusal::Host)?;
         self.workers
             .tell(queue, Command::Call { queue, fd }, &self.for_whom());
         Ok(())
@@ -323,6 +330,8 @@ impl<D: Device> Handler<D> {
     pub(crate) fn set_err(&mut self, index: u32, file: Option<File>) -> Result<(), Refusal> {
         let (queue, _) = self.ring(index)?;
         let fd = event("the error event", file)?;
+        self.remember(queue, fd.as_ref(), |signals| &mut signals.err)
+            .map_err(Refusal::Host)?;
         self.workers
             .tell(queue, Command::Err { queue, fd }, &self.for_whom());
         Ok(())

@@ -2,6 +2,7 @@
 //! the thread that serves one session after the other.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,7 @@ use crate::meter::{Activity, Meters};
 use crate::options::Options;
 use crate::peer::{self, Peer};
 use crate::session::handler::Handler;
+use crate::session::keeping::Keeping;
 use crate::session::listener::{Doorway, Endpoint, SILENCE, Visitor};
 use crate::session::poller::Poller;
 use crate::session::{Outcome, Session, Shared, lock};
@@ -35,6 +37,8 @@ const LISTENER: u64 = 2;
 struct Bell {
     event: EventFd,
     stop: AtomicBool,
+    /// What is served then is left to a next process.
+    keep: AtomicBool,
     capacity_changed: AtomicBool,
     status: Mutex<SessionStatus>,
     meters: Meters,
@@ -67,6 +71,13 @@ impl Handle {
         self.0.ring(&self.0.stop);
     }
 
+    /// As [`stop`](Self::stop), but where sessions are [kept](Server::keep) the
+    /// front-end's is left to a next process, and its socket stays open.
+    pub fn stop_and_keep(&self) {
+        self.0.keep.store(true, Ordering::Release);
+        self.stop();
+    }
+
     /// [`Device::capacity_sectors`] has changed. The front-end is told if it
     /// has negotiated that (BLK-35, VU-27).
     pub fn capacity_changed(&self) {
@@ -93,6 +104,10 @@ pub struct Server<D: Device> {
     handler: Shared<D>,
     bell: Arc<Bell>,
     observer: Box<dyn Fn(Visit) + Send>,
+    /// Where sessions are kept.
+    keeping: Option<Keeping>,
+    /// The session to begin with.
+    parcel: Option<OwnedFd>,
 }
 
 /// What becomes of front-ends.
@@ -143,6 +158,7 @@ impl<D: Device> Server<D> {
         let bell = Bell {
             event,
             stop: AtomicBool::new(false),
+            keep: AtomicBool::new(false),
             capacity_changed: AtomicBool::new(false),
             status: Mutex::default(),
             meters,
@@ -151,6 +167,8 @@ impl<D: Device> Server<D> {
             handler: Arc::new(Mutex::new(handler)),
             bell: Arc::new(bell),
             observer: Box::new(|_| ()),
+            keeping: None,
+            parcel: None,
         })
     }
 
@@ -186,7 +204,7 @@ impl<D: Device> Server<D> {
             Endpoint::Listener(listener) => {
                 let doorway = Doorway::new(listener, &poller, LISTENER)
                     .map_err(Error::os("listen for front-ends"))?;
-                (Some(doorway), None)
+                (Some(doorway), self.taken_up(&poller))
             }
             Endpoint::Connected(stream) => (
                 None,
@@ -202,7 +220,7 @@ impl<D: Device> Server<D> {
     }
 
     fn serve(
-        &self,
+        &mut self,
         poller: &Poller,
         doorway: &mut Option<Doorway>,
         session: &mut Option<Session<D>>,
@@ -264,7 +282,7 @@ impl<D: Device> Server<D> {
         self.bell.show(status);
     }
 
-    fn turn(&self, session: &mut Session<D>) -> Outcome {
+    fn turn(&mut self, session: &mut Session<D>) -> Outcome {
         if self.bell.capacity_changed.swap(false, Ordering::AcqRel) {
             session.capacity_changed();
         }
@@ -274,7 +292,7 @@ impl<D: Device> Server<D> {
         {
             lock(&self.handler).start_ready();
         }
-        session.serve()
+        self.serve_kept(session)
     }
 
     fn let_in(
@@ -307,12 +325,20 @@ impl<D: Device> Server<D> {
     }
 
     /// Drains first, so that a closed socket says that all is done.
-    fn hang_up(&self, session: &mut Option<Session<D>>) {
-        if let Some(session) = session.take() {
+    fn hang_up(&mut self, session: &mut Option<Session<D>>) {
+        if let Some(mut session) = session.take() {
+            let kept = self.bell.keeps() && self.leave(&mut session);
             lock(&self.handler).disconnect(self.bell.stops());
             drop(session);
             self.bell.show(SessionStatus::default());
-            log::info!("the front-end has gone");
+            if kept {
+                log::info!("the front-end is left to the next process");
+            } else {
+                log::info!("the front-end has gone");
+                if let Some(keeping) = &mut self.keeping {
+                    keeping.clear();
+                }
+            }
             (self.observer)(Visit::Gone);
         }
     }
@@ -325,8 +351,12 @@ impl<D: Device> Server<D> {
     ) -> Option<Instant> {
         let closed = doorway.and_then(Doorway::closed_until);
         let mine = match session {
-            Some(session) => [session.deadline(), lock(&self.handler).retry_at()],
-            None => [None; 2],
+            Some(session) => [
+                session.deadline(),
+                lock(&self.handler).retry_at(),
+                self.keeping.as_ref().and_then(Keeping::due),
+            ],
+            None => [None; 3],
         };
         let first = doorway.and_then(|doorway| doorway.waiting().next());
         let orphaned = session
@@ -360,6 +390,8 @@ fn impatience<D: Device>(
     }
     Some(at)
 }
+
+mod keeping;
 
 #[cfg(test)]
 mod area_tests;

@@ -1,6 +1,7 @@
 //! How rings stop, one by one or as the front-end goes, and who waits for it.
 
 use super::Handler;
+use super::kept::Signals;
 use crate::command::{Answer, Command};
 use crate::device::Device;
 use crate::memory::Memory;
@@ -22,6 +23,9 @@ impl<D: Device> Handler<D> {
                 .tell(queue, Command::Err { queue, fd: None }, &self.for_whom());
         }
         self.replace_memory(Memory::default(), true);
+        for signals in &mut self.signals {
+            *signals = Signals::default();
+        }
         self.negotiated = Negotiated::default();
         self.front_end = None;
         self.leaves = None;
