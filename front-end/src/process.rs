@@ -101,6 +101,15 @@ impl Daemon {
             .args(arguments)
             .envs(variables.iter().copied())
             .stderr(stderr);
+        Self::spawn(&mut command, socket)
+    }
+
+    /// Runs what was prepared, which is to listen at `socket`; returns when
+    /// somebody does. What is to be read here goes to a pipe as standard error.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn spawn(command: &mut Command, socket: &Path) -> Result<Self> {
         let mut child = command
             .spawn()
             .map_err(|e| Error::Host("run the process", e))?;

@@ -6,6 +6,7 @@
 mod devices;
 mod faults;
 mod held;
+mod kept;
 mod kills;
 mod resize;
 mod upgrade;

@@ -37,4 +37,6 @@ pub mod program;
 pub mod qemu;
 pub mod random;
 pub mod scratch;
+#[cfg(feature = "programs")]
+pub mod service_manager;
 pub mod small_image;
