@@ -32,6 +32,11 @@ inside() {
     [[ $(in_debian extentd --version) == "extentd $(version)" ]] || die "extentd --version: $(in_debian extentd --version)"
     in_debian extentctl --version
     in_debian extentd-load --version
+    in_debian extentd-nbd --version
+    local unit
+    for unit in extentd@ extentd-nbd@; do
+        [[ -s $debian/lib/systemd/system/$unit.service && -s $debian/lib/systemd/system/$unit.socket ]] || die "there is no unit $unit"
+    done
     [[ $(stat -c %a "$debian/var/lib/extentd") == 711 && -d $debian/etc/extentd ]] || die "the folders are not there"
     local binary
     binary=$(sed -n 's/.*"binary": "\(.*\)".*/\1/p' "$debian/usr/share/qemu/vhost-user/50-extentd.json")

@@ -57,6 +57,8 @@ fn the_units_are_understood_by_systemd() {
         "extentd@.service",
         "extentd@.socket",
         "extentd-exporter.service",
+        "extentd-nbd@.service",
+        "extentd-nbd@.socket",
     ] {
         let text = std::fs::read_to_string(packaged(name)).unwrap();
         // It looks whether the program is there.
@@ -66,6 +68,8 @@ fn the_units_are_understood_by_systemd() {
         );
         let extentctl = format!("{} ", env!("CARGO_BIN_EXE_extentctl"));
         let text = text.replace("/usr/bin/extentctl ", &extentctl);
+        let nbd = format!("{} ", env!("CARGO_BIN_EXE_extentd-nbd"));
+        let text = text.replace("/usr/bin/extentd-nbd ", &nbd);
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
         units.push(path);
@@ -86,6 +90,7 @@ fn the_service_is_rated_safe() {
         .args(["security", "--offline=true", "--threshold=13", "--no-pager"])
         .arg(packaged("extentd@.service"))
         .arg(packaged("extentd-exporter.service"))
+        .arg(packaged("extentd-nbd@.service"))
         .output();
     let Ok(rated) = rated else {
         println!("SKIP: no systemd-analyze here");

@@ -1,7 +1,7 @@
 //! Scenes that play inside the machine: the test program is there too, and runs itself.
 
 use crate::machine::{Bus, HostMachine, HostVm};
-use crate::{failing, hanging, journalled, units};
+use crate::{failing, hanging, journalled, snapshot_unit, units};
 
 /// Names the scene to a test program that runs in the machine.
 const SCENE: &str = "EXTENTD_TEST_SCENE";
@@ -17,7 +17,7 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 9] = [
+const SCENES: [(&str, Scene); 10] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
@@ -27,6 +27,7 @@ const SCENES: [(&str, Scene); 9] = [
     ("journals data", journalled::journals_data),
     ("units", units::serve_restart_reload_and_recover),
     ("swap unit", units::serve_a_swap_device),
+    ("snapshot unit", snapshot_unit::serve_a_snapshot),
 ];
 
 /// Plays these in one machine, one after the other.

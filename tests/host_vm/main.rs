@@ -34,5 +34,6 @@ mod pressure;
 mod privileges;
 mod properties;
 mod smoke;
+mod snapshot_unit;
 mod system;
 mod units;

@@ -105,7 +105,12 @@ fn fill(tree: &Path) -> std::io::Result<()> {
         units.join("default.target"),
     )?;
     let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
-    for unit in ["extentd@.service", "extentd@.socket"] {
+    for unit in [
+        "extentd@.service",
+        "extentd@.socket",
+        "extentd-nbd@.service",
+        "extentd-nbd@.socket",
+    ] {
         fs::copy(
             packaging.join(unit),
             tree.join("usr/lib/systemd/system").join(unit),
@@ -125,6 +130,10 @@ fn programs(tree: &Path) -> Result<(), String> {
     for (program, name) in [
         (rig::extentd!(), "extentd"),
         (rig::extentctl!(), "extentctl"),
+        (
+            rig::program::named("EXTENTD_NBD", env!("CARGO_BIN_EXE_extentd-nbd")),
+            "extentd-nbd",
+        ),
         (this, "tests"),
     ] {
         run(Command::new("strip")

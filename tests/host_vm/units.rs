@@ -21,10 +21,10 @@ use crate::mapped::IMAGE;
 use crate::system;
 
 /// Where the units have their images.
-const IMAGES: &str = "/var/lib/extentd";
+pub const IMAGES: &str = "/var/lib/extentd";
 const PROGRAM: &str = "/usr/bin/extentd";
 /// The user of the swap unit, and the group of disks.
-const EXTENTD: u32 = 990;
+pub const EXTENTD: u32 = 990;
 const DISK: u32 = 6;
 
 #[test]
@@ -37,11 +37,12 @@ fn the_units_serve_restart_reload_and_recover_under_systemd() {
     let devices = [data, String::new()];
     inside::play_one(&mut vm, "units", &devices);
     inside::play_one(&mut vm, "swap unit", &devices);
+    inside::play_one(&mut vm, "snapshot unit", &devices);
     vm.power_off();
 }
 
 /// `systemctl`, which must succeed; what it prints.
-fn systemctl(arguments: &[&str]) -> String {
+pub fn systemctl(arguments: &[&str]) -> String {
     let result = run(Command::new("systemctl").args(arguments));
     result.unwrap_or_else(|error| {
         let log = run(Command::new("journalctl").args(["--no-pager", "-n", "40"]));
@@ -49,18 +50,18 @@ fn systemctl(arguments: &[&str]) -> String {
     })
 }
 
-fn property(unit: &str, name: &str) -> String {
+pub fn property(unit: &str, name: &str) -> String {
     let text = systemctl(&["show", "--value", "--property", name, unit]);
     text.trim().to_owned()
 }
 
 /// What a unit and its process have said, for whoever wants to see it.
-fn print_log(unit: &str) {
+pub fn print_log(unit: &str) {
     let log = run(Command::new("journalctl").args(["-o", "cat", "--no-pager", "-u", unit]));
     println!("{}", log.unwrap());
 }
 
-fn pid(unit: &str) -> String {
+pub fn pid(unit: &str) -> String {
     property(unit, "MainPID")
 }
 
@@ -74,7 +75,7 @@ fn info(control: &str) -> Value {
 }
 
 /// Waits for what no event tells.
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < LIMIT, "{what}");
@@ -100,6 +101,20 @@ impl Attached {
             session,
             lanes,
         }
+    }
+
+    /// Keeps the load up while something happens that it is not to notice.
+    fn not_notice(&mut self, happened: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !happened() {
+            assert!(start.elapsed() < LIMIT, "it does not happen");
+            self.lanes
+                .run_until(Instant::now() + Duration::from_millis(20));
+            assert!(self.lanes.sound(), "{:?}", self.lanes.wrong);
+        }
+        self.lanes.proceed();
+        let noticed = wait_readable(self.session.connection.stream(), Duration::ZERO);
+        assert!(noticed.is_err(), "the connection has ended");
     }
 
     /// Keeps the load up until the process has gone, and goes on with the next.
@@ -188,7 +203,7 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
 
     let before = pid(service);
     let restart = thread::spawn(move || systemctl(&["restart", service]));
-    attached.outlive();
+    attached.not_notice(|| restart.is_finished());
     restart.join().unwrap();
     assert_ne!(pid(service), before);
 
@@ -204,17 +219,21 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
     assert_eq!(property(service, "ActiveState"), "active");
     confined(&before, &image, control);
 
+    wait_until("its session is not kept", || {
+        property(service, "NFileDescriptorStore") == "1"
+    });
     run(Command::new("kill").args(["-9", &before])).unwrap();
-    attached.outlive();
-    wait_until("it is not ready", || {
-        property(service, "ActiveState") == "active"
+    attached.not_notice(|| {
+        property(service, "NRestarts") == "1" && property(service, "ActiveState") == "active"
     });
     assert_ne!(pid(service), before);
-    assert_eq!(property(service, "NRestarts"), "1");
 
     assert_eq!(attached.lanes.settle(&mut attached.session), 0);
-    drop(attached.session);
     systemctl(&["stop", service, socket]);
+    // What is kept is closed with the service.
+    let connection = &attached.session.connection;
+    wait_readable(connection.stream(), LIMIT).unwrap();
+    connection.receive().unwrap_err();
     assert_eq!(property(service, "Result"), "success");
     assert_eq!(property(service, "ExecMainStatus"), "0");
     print_log(service);

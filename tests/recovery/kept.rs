@@ -91,9 +91,16 @@ fn restarts_under_load(like: Like, wanted: u64) {
         return;
     };
     let (mut guest, mut daemon) = Guest::new(&host, like, wanted);
-    for _ in 0..RESTARTS {
+    for round in 0..RESTARTS {
         let began = Instant::now();
-        guest.end(daemon);
+        if round % 2 == 1 {
+            // What was answered last is not done again where nothing follows.
+            assert_eq!(guest.lanes.settle(&mut guest.session), 0);
+            guest.lanes.start(&mut guest.session).unwrap();
+            assert!(daemon.terminate().unwrap().success());
+        } else {
+            guest.end(daemon);
+        }
         daemon = guest.manager.start(&[]);
         let ended = guest.lanes.ended;
         while guest.lanes.ended == ended && guest.lanes.sound() {
@@ -242,10 +249,31 @@ fn a_disk_that_has_become_another_one_is_not_gone_on_with() {
     image.set_len(before + 4096).unwrap();
     let daemon = guest.manager.start(&[]);
     guest.wait_hung_up();
+    daemon
+        .wait_stderr(|line| line.contains("the process before has to connect again"))
+        .unwrap();
     assert!(daemon.terminate().unwrap().success());
     image.set_len(before).unwrap();
     let daemon = guest.manager.start(&[]);
     connects_again(guest, daemon);
+}
+
+#[test]
+fn what_the_manager_does_not_keep_is_said() {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let (mut guest, daemon) = Guest::new(&host, Like::Qemu, RECORDED);
+    guest.manager.wait_stored(0);
+    guest.manager.wait_settled();
+    guest.manager.go_deaf();
+    assert_eq!(guest.lanes.settle(&mut guest.session), 0);
+    guest.lanes.start(&mut guest.session).unwrap();
+    let said = |words: &str| daemon.wait_stderr(|line| line.contains(words)).unwrap();
+    said("connection is not kept for a next process");
+    drop(guest.session);
+    said("the service manager keeps what is of no use any more");
+    assert!(daemon.terminate().unwrap().success());
 }
 
 #[test]

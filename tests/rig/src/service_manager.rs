@@ -189,6 +189,11 @@ impl ServiceManager {
         self.heard.lock().stored.clear();
     }
 
+    /// Hears no more.
+    pub fn go_deaf(&self) {
+        std::fs::remove_file(&self.notify).unwrap();
+    }
+
     /// A session that takes everything that `wanted` has of the protocol.
     pub fn connect(&self, like: Like, features: u64, wanted: u64) -> Session {
         let wanted = Wanted {
