@@ -67,11 +67,15 @@ pub(crate) fn protect() -> Vec<Shortfall> {
     shortfalls
 }
 
-/// One heap for all threads: the C library else reserves address space for
-/// each, which would count as locked, and no thread that matters allocates.
+/// One heap for all threads: the GNU C library else reserves address space for
+/// each, which would count as locked, and no thread that matters allocates. Others
+/// have but one.
 fn share_heap() {
+    #[cfg(target_env = "gnu")]
     // SAFETY: mallopt only sets a parameter, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 const LOCK: &str = "lock its memory";
@@ -148,8 +152,12 @@ pub(crate) fn lock_memory() -> Result<(), Shortfall> {
     })
 }
 
-/// Frees memory that is not used, so that none of it is locked.
+/// Frees memory that is not used, so that none of it is locked. Only the GNU C
+/// library has to be told.
 pub(crate) fn trim() {
+    #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim only gives free memory back.
-    unsafe { libc::malloc_trim(0) };
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 /// Alignments that direct I/O on a file asks for, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DirectAlign {
@@ -37,9 +39,13 @@ pub(crate) enum LockKind {
     None,
 }
 
-const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-const BLKSSZGET: libc::c_ulong = 0x1268;
-const BLKPBSZGET: libc::c_ulong = 0x127b;
+const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<u64>(0x12, 114);
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKPBSZGET: libc::Ioctl = 0x127b;
+
+/// `STATX_DIOALIGN` and `STATX_DIO_READ_ALIGN`.
+const DIOALIGN: u32 = 0x2000;
+const DIO_READ_ALIGN: u32 = 0x2_0000;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
@@ -52,27 +58,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 /// Asks the kernel what direct I/O on `file` needs (`STATX_DIOALIGN`, since
 /// 6.1); `None` where it does not say.
 pub(crate) fn direct_align(file: &File) -> Option<DirectAlign> {
-    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the descriptor is open, the path is an empty C string that
-    // AT_EMPTY_PATH asks for, and `stat` has the size the kernel fills.
-    let result = unsafe {
-        libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN | libc::STATX_DIO_READ_ALIGN,
-            stat.as_mut_ptr(),
-        )
-    };
-    check(result).ok()?;
-    // SAFETY: it was zeroed, which is a value of this plain struct, and the
-    // kernel has filled it.
-    let stat = unsafe { stat.assume_init() };
+    let asked = StatxFlags::from_bits_retain(DIOALIGN | DIO_READ_ALIGN);
+    let stat = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, asked).ok()?;
     let offset = stat.stx_dio_offset_align;
-    let told = stat.stx_mask & libc::STATX_DIOALIGN != 0 && offset != 0;
+    let told = stat.stx_mask & DIOALIGN != 0 && offset != 0;
     // Since 6.13, and only where it differs.
     let read_offset = match stat.stx_dio_read_offset_align {
-        less if stat.stx_mask & libc::STATX_DIO_READ_ALIGN != 0 && less != 0 => less.min(offset),
+        less if stat.stx_mask & DIO_READ_ALIGN != 0 && less != 0 => less.min(offset),
         _ => offset,
     };
     told.then_some(DirectAlign {
@@ -98,7 +90,7 @@ pub(crate) fn device_size(file: &File) -> io::Result<u64> {
 /// # Errors
 /// What the ioctl says.
 pub(crate) fn is_read_only(device: &File) -> io::Result<bool> {
-    const BLKROGET: libc::c_ulong = 0x125e;
+    const BLKROGET: libc::Ioctl = 0x125e;
     let mut read_only: libc::c_int = 0;
     // SAFETY: BLKROGET writes one int to the address given.
     check(unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut read_only) })?;

@@ -106,21 +106,14 @@ pub(crate) fn has_sent(stream: &UnixStream) -> Option<bool> {
     }
 }
 
-fn filesystem(file: &File) -> io::Result<libc::statfs> {
-    // SAFETY: all zeros is a valid statfs, a struct of integers.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the descriptor is open and `stat` is writable for the call.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(stat)
-}
+/// The type that statfs(2) gives hugetlbfs.
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// The unit in which a file that [is memory](is_memory) can be mapped and
 /// unmapped, in bytes: a huge page on hugetlbfs, a page elsewhere.
 pub(crate) fn map_granule(file: &File) -> io::Result<u64> {
-    let stat = filesystem(file)?;
-    if stat.f_type == libc::HUGETLBFS_MAGIC {
+    let stat = rustix::fs::fstatfs(file)?;
+    if u64::try_from(stat.f_type) == Ok(HUGETLBFS) {
         return u64::try_from(stat.f_bsize).map_err(io::Error::other);
     }
     Ok(page_size())

@@ -21,6 +21,9 @@ const GETPID_OF_X32: c_long = 0x4000_0000 | libc::SYS_getpid;
 #[cfg(not(target_arch = "x86_64"))]
 const GETPID_OF_X32: c_long = -1;
 
+/// `PTRACE_SEIZE`, which C libraries have as numbers of different types.
+const PTRACE_SEIZE: i32 = 0x4206;
+
 fn tries() -> [Try; 13] {
     let path = |name: &'static std::ffi::CStr| name.as_ptr().addr();
     let number = |number: i32| usize::try_from(number).unwrap_or(usize::MAX);
@@ -40,7 +43,7 @@ fn tries() -> [Try; 13] {
         (
             "ptrace",
             libc::SYS_ptrace,
-            [number(libc::PTRACE_SEIZE.cast_signed()), init, 0, 0, 0, 0],
+            [number(PTRACE_SEIZE), init, 0, 0, 0, 0],
         ),
         (
             "mount",

@@ -1,17 +1,23 @@
 //! The front-end's socket: receives each message whole before anybody acts on
 //! it, so that a bad one can be refused instead of ending the connection, and
 //! nothing here ever waits for the front-end.
-#![allow(unsafe_code)]
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::aside::{self, Aside};
@@ -30,12 +36,12 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// Words that hold a control message of as many descriptors as the kernel
-/// lets through at once (253).
-const CONTROL: usize = 132;
-
-/// Most descriptors kept for one message, which may come in several pieces.
+/// Most descriptors kept for one message, which may come in several pieces, and
+/// as many as the kernel lets through at once.
 const MAX_FDS: usize = 253;
+
+/// Bytes that hold a control message of so many.
+const CONTROL: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
 
 /// A whole message of the front-end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,16 +206,9 @@ impl Channel {
 
     /// A reply will not have to wait: the socket's buffer is nearly empty.
     pub(crate) fn is_writable(&self) -> io::Result<bool> {
-        let mut poll = libc::pollfd {
-            fd: self.stream.as_raw_fd(),
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: one pollfd is writable for the call, which does not wait.
-        if unsafe { libc::poll(&raw mut poll, 1, 0) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(poll.revents != 0)
+        let stream: &UnixStream = &self.stream;
+        let mut ready = [PollFd::new(stream, PollFlags::OUT)];
+        Ok(poll(&mut ready, Some(&Timespec::default()))? > 0)
     }
 
     /// Answers a request without waiting.
@@ -366,44 +365,17 @@ pub(crate) fn send_all(
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut control = [0_u64; CONTROL];
-    let mut piece = libc::iovec {
-        iov_base: bytes.as_ptr().cast_mut().cast(),
-        iov_len: bytes.len(),
-    };
-    // SAFETY: all zeros is a valid msghdr.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut piece;
-    header.msg_iovlen = 1;
-    if !fds.is_empty() {
-        let len = u32::try_from(size_of_val(fds)).map_err(io::Error::other)?;
-        header.msg_control = control.as_mut_ptr().cast();
-        // SAFETY: only computes a number.
-        header.msg_controllen = unsafe { libc::CMSG_SPACE(len) } as usize;
-        if header.msg_controllen > size_of_val(&control) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        // SAFETY: the control buffer is as long as the header says, aligned
-        // for a cmsghdr, and has room for `len` bytes of data.
-        unsafe {
-            let cmsg = libc::CMSG_FIRSTHDR(&raw const header);
-            (*cmsg).cmsg_level = libc::SOL_SOCKET;
-            (*cmsg).cmsg_type = libc::SCM_RIGHTS;
-            (*cmsg).cmsg_len = libc::CMSG_LEN(len) as usize;
-            let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
-            for (index, fd) in fds.iter().enumerate() {
-                data.add(index).write_unaligned(fd.as_raw_fd());
-            }
-        }
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the header points to buffers that live through the call and are
-    // readable for the lengths it gives.
-    let sent = unsafe { libc::sendmsg(stream.as_raw_fd(), &raw const header, flags) };
-    match usize::try_from(sent) {
-        Ok(sent) if sent == bytes.len() => Ok(()),
-        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
-        Err(_) => Err(io::Error::last_os_error()),
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)?;
+    if sent == bytes.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
     }
 }
 
@@ -417,61 +389,24 @@ pub(crate) struct Received {
 
 /// One recvmsg that does not wait.
 pub(crate) fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
-    let mut control = [0_u64; CONTROL];
-    let mut piece = libc::iovec {
-        iov_base: into.as_mut_ptr().cast(),
-        iov_len: into.len(),
-    };
-    // SAFETY: all zeros is a valid msghdr.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut piece;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    let bytes = loop {
-        // SAFETY: the header points to buffers that live through the call and
-        // are writable for the lengths it gives.
-        let bytes = unsafe { libc::recvmsg(stream.as_raw_fd(), &raw mut header, flags) };
-        match usize::try_from(bytes) {
-            Ok(bytes) => break bytes,
-            Err(_) => {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+    let mut space = [MaybeUninit::uninit(); CONTROL];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let result = loop {
+        match recvmsg(stream, &mut [IoSliceMut::new(into)], &mut control, flags) {
+            Err(Errno::INTR) => {}
+            result => break result?,
         }
     };
-    let truncated = header.msg_flags & libc::MSG_CTRUNC != 0;
+    let fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
     Ok(Received {
-        bytes,
-        fds: descriptors(&header),
-        truncated,
+        bytes: result.bytes,
+        fds: fds.flatten().collect(),
+        truncated: result.flags.contains(ReturnFlags::CTRUNC),
     })
-}
-
-/// Owns the descriptors of a received header.
-fn descriptors(header: &libc::msghdr) -> Vec<OwnedFd> {
-    let mut fds = Vec::new();
-    // SAFETY: the kernel has filled the control buffer as far as the header
-    // says; the macros stay within. Each descriptor in it is new and ours.
-    unsafe {
-        let mut cmsg = libc::CMSG_FIRSTHDR(header);
-        while !cmsg.is_null() {
-            if (*cmsg).cmsg_level == libc::SOL_SOCKET && (*cmsg).cmsg_type == libc::SCM_RIGHTS {
-                let data = libc::CMSG_DATA(cmsg).cast::<RawFd>();
-                let head = data.addr().saturating_sub(cmsg.addr());
-                let bytes = (*cmsg).cmsg_len.saturating_sub(head);
-                let count = bytes.checked_div(size_of::<RawFd>()).unwrap_or(0);
-                for index in 0..count {
-                    fds.push(OwnedFd::from_raw_fd(data.add(index).read_unaligned()));
-                }
-            }
-            cmsg = libc::CMSG_NXTHDR(header, cmsg);
-        }
-    }
-    fds
 }
 
 #[cfg(test)]
