@@ -8,7 +8,7 @@ use rig::program::run;
 use rig::qemu::boot::{self, BootFiles};
 
 /// Kernel modules; NVMe and ext4 are built in.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 14] = [
     "xfs",
     "loop",
     "brd",
@@ -16,6 +16,13 @@ const MODULES: [&str; 7] = [
     "null_blk",
     "dm_delay",
     "dm_flakey",
+    "dm_crypt",
+    "xts",
+    "dm_mirror",
+    "dm_thin_pool",
+    "dm_snapshot",
+    "dm_multipath",
+    "dm_round_robin",
 ];
 /// Programs of this machine. What is not here is busybox'.
 const TOOLS: [&str; 9] = [

@@ -1,7 +1,7 @@
 //! Scenes that play inside the machine: the test program is there too, and runs itself.
 
 use crate::machine::{Bus, HostMachine, HostVm};
-use crate::{failing, hanging, journalled, snapshot_unit, units};
+use crate::{failing, hanging, journalled, snapshot_unit, stacks, units};
 
 /// Names the scene to a test program that runs in the machine.
 const SCENE: &str = "EXTENTD_TEST_SCENE";
@@ -17,7 +17,7 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 10] = [
+const SCENES: [(&str, Scene); 15] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
@@ -25,6 +25,11 @@ const SCENES: [(&str, Scene); 10] = [
     ("fails in places", failing::fails_in_places),
     ("fails at times", failing::fails_at_times),
     ("journals data", journalled::journals_data),
+    ("volumes", stacks::volumes),
+    ("encrypted", stacks::encrypted),
+    ("partitions", stacks::partitions),
+    ("large blocks", stacks::large_blocks),
+    ("paths", stacks::paths),
     ("units", units::serve_restart_reload_and_recover),
     ("swap unit", units::serve_a_swap_device),
     ("snapshot unit", snapshot_unit::serve_a_snapshot),

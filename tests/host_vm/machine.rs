@@ -34,8 +34,22 @@ impl HostMachine {
 
     /// Adds an empty disk of `mebibytes`, of which [`HostVm::device`] tells the device.
     pub fn disk(self, bus: Bus, name: &str, mebibytes: u64) -> Self {
+        self.disk_with(bus, name, mebibytes, "")
+    }
+
+    /// As [`disk`](Self::disk), with these properties of QEMU's device.
+    pub fn disk_with(self, bus: Bus, name: &str, mebibytes: u64, properties: &str) -> Self {
         let image = self.scratch.image(&format!("{name}.disk"), mebibytes);
-        self.disk_from(bus, name, &image)
+        self.node(name, &image).device(bus, name, name, properties)
+    }
+
+    /// One disk that is there under two names.
+    pub fn disk_by_two(self, bus: Bus, names: [&str; 2], mebibytes: u64) -> Self {
+        let image = self.scratch.image("shared.disk", mebibytes);
+        let machine = self.node("shared", &image);
+        names.iter().fold(machine, |machine, name| {
+            machine.device(bus, "shared", name, ",share-rw=on")
+        })
     }
 
     /// Files that live as long as the machine.
@@ -44,24 +58,30 @@ impl HostMachine {
     }
 
     /// Adds a disk that is there already.
-    pub fn disk_from(mut self, bus: Bus, name: &str, image: &Path) -> Self {
+    pub fn disk_from(self, bus: Bus, name: &str, image: &Path) -> Self {
+        self.node(name, image).device(bus, name, name, "")
+    }
+
+    fn node(mut self, name: &str, image: &Path) -> Self {
+        self.machine = self.machine.with([
+            "-blockdev".to_owned(),
+            format!(
+                "driver=raw,node-name={name},discard=unmap,file.driver=file,file.filename={}",
+                image.display()
+            ),
+        ]);
+        self
+    }
+
+    fn device(mut self, bus: Bus, node: &str, name: &str, properties: &str) -> Self {
         let driver = match bus {
             Bus::Virtio => "virtio-blk-pci",
             Bus::Nvme => "nvme",
         };
-        self.machine = self
-            .machine
-            .with([
-                "-blockdev".to_owned(),
-                format!(
-                    "driver=raw,node-name={name},discard=unmap,file.driver=file,file.filename={}",
-                    image.display()
-                ),
-            ])
-            .with([
-                "-device".to_owned(),
-                format!("{driver},drive={name},serial={name}"),
-            ]);
+        self.machine = self.machine.with([
+            "-device".to_owned(),
+            format!("{driver},drive={node},serial={name}{properties}"),
+        ]);
         self
     }
 

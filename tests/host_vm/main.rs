@@ -16,6 +16,8 @@
 )]
 
 mod boot;
+mod layers;
+mod loaded;
 mod machine;
 mod served;
 mod stress;
@@ -35,5 +37,6 @@ mod privileges;
 mod properties;
 mod smoke;
 mod snapshot_unit;
+mod stacks;
 mod system;
 mod units;

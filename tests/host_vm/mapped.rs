@@ -2,44 +2,38 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use mapping::{ExtentSource, Fiemap, Kind};
-use rig::program::run;
+
+use crate::layers::{self, Layer, SECTOR, dmsetup, shell, unmount};
 
 /// Bytes of an image.
 pub const IMAGE: usize = 16 << 20;
-/// Bytes of a sector of the device mapper.
-const SECTOR: u64 = 512;
 
 /// The device, mounted; gone when dropped.
 pub struct Mapped {
     name: &'static str,
     under: String,
     sectors: u64,
-}
-
-fn shell(program: &str, arguments: &[&str]) {
-    run(Command::new(program).args(arguments).stdin(Stdio::null())).unwrap();
+    _layer: Layer,
 }
 
 impl Mapped {
     /// On all of the device `under`.
     pub fn new(name: &'static str, under: &str) -> Self {
-        let bytes = run(Command::new("blockdev").args(["--getsize64", under])).unwrap();
+        let sectors = layers::sectors(under);
+        let layer = Layer::mapped(name, &format!("0 {sectors} linear {under} 0"));
+        let device = layer.node();
         let mapped = Self {
             name,
             under: under.to_owned(),
-            sectors: bytes.trim().parse::<u64>().unwrap() / SECTOR,
+            sectors,
+            _layer: layer,
         };
-        mapped.dmsetup(&["create", "--table", &mapped.linear()]);
         // Without a journal, whose end would make the file system read-only as soon as a write of
-        // it fails. Nobody makes names under /dev/mapper here.
-        let minor = ["info", "-c", "--noheadings", "-o", "minor", name];
-        let minor = run(Command::new("dmsetup").args(minor)).unwrap();
-        let device = format!("/dev/dm-{}", minor.trim());
+        // it fails.
         shell("mkfs.ext4", &["-q", "-F", "-O", "^has_journal", &device]);
         let folder = mapped.folder();
         std::fs::create_dir(&folder).unwrap();
@@ -59,26 +53,19 @@ impl Mapped {
         path
     }
 
-    /// `dmsetup`, whose first argument is a command on this device.
-    fn dmsetup(&self, arguments: &[&str]) {
-        let mut all = vec![arguments[0], self.name, "--noudevsync", "--noudevrules"];
-        all.extend(&arguments[1..]);
-        shell("dmsetup", &all);
-    }
-
     /// From now on I/O waits. What the file system has to write first waits for nothing.
     pub fn suspend(&self) {
-        self.dmsetup(&["suspend", "--nolockfs", "--noflush"]);
+        dmsetup(self.name, &["suspend", "--nolockfs", "--noflush"]);
     }
 
     /// I/O goes on.
     pub fn resume(&self) {
-        self.dmsetup(&["resume"]);
+        dmsetup(self.name, &["resume"]);
     }
 
     /// Puts another table into place.
     pub fn change(&self, table: &str) {
-        self.dmsetup(&["reload", "--table", table]);
+        dmsetup(self.name, &["reload", "--table", table]);
         self.suspend();
         self.resume();
     }
@@ -132,26 +119,8 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // A scene that has failed may have left it as it should not be unmounted.
-        let best = |program: &str, arguments: &[&str]| {
-            let _ = Command::new(program).args(arguments).status();
-        };
-        best("dmsetup", &["resume", self.name]);
-        // The rings of a process end a moment after it, and have the image open until then.
-        let gone = |folder: &str| {
-            Command::new("umount")
-                .arg(folder)
-                .stderr(Stdio::null())
-                .status()
-                .is_ok_and(|status| status.success())
-        };
-        let folder = self.folder();
-        for _ in 0..100 {
-            if gone(folder.to_str().unwrap()) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        best("dmsetup", &["remove", self.name]);
+        let _ = Command::new("dmsetup").args(["resume", self.name]).status();
+        unmount(&self.folder());
         let _ = std::fs::remove_dir(self.folder());
     }
 }
