@@ -17,7 +17,7 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 15] = [
+const SCENES: [(&str, Scene); 16] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
@@ -26,6 +26,7 @@ const SCENES: [(&str, Scene); 15] = [
     ("fails at times", failing::fails_at_times),
     ("journals data", journalled::journals_data),
     ("volumes", stacks::volumes),
+    ("volume changes", stacks::changes),
     ("encrypted", stacks::encrypted),
     ("partitions", stacks::partitions),
     ("large blocks", stacks::large_blocks),

@@ -167,8 +167,12 @@ pub struct Home {
 impl Home {
     /// A new one.
     pub fn make(kind: &'static str, device: &str) -> Self {
-        let force = if kind == "xfs" { "-f" } else { "-F" };
-        shell(&format!("mkfs.{kind}"), &["-q", force, device]);
+        // No trimming of what is new.
+        let options: &[&str] = match kind {
+            "xfs" => &["-q", "-f", "-K"],
+            _ => &["-q", "-F", "-E", "nodiscard"],
+        };
+        shell(&format!("mkfs.{kind}"), &[options, &[device]].concat());
         let folder = PathBuf::from("/mnt/home");
         std::fs::create_dir_all(&folder).unwrap();
         let home = Self {

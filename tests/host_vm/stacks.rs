@@ -48,6 +48,11 @@ const LARGE: Expected = Expected {
 /// Has a stack serve in all ways.
 fn serves(name: &str, stack: &Stack, expected: Expected) {
     serves_itself(name, stack, expected);
+    serves_homes(name, stack, expected);
+}
+
+/// Has it serve images on file systems on it.
+fn serves_homes(name: &str, stack: &Stack, expected: Expected) {
     let device = stack.top();
     let waiting = waiting();
     for kind in ["ext4", "xfs"] {
@@ -69,9 +74,9 @@ fn serves(name: &str, stack: &Stack, expected: Expected) {
         let auto = by(expected.path(), &extentd, &[]);
         let said = auto["path_reason"].as_str().unwrap();
         assert_eq!(said.contains("no NOWAIT"), !expected.nowait, "{said}");
-        by("file", &extentd, &["--io-path", "file"]);
         if expected.nowait {
             assert_eq!(auto["device_io"], "queued");
+            by("file", &extentd, &["--io-path", "file"]);
         } else {
             is_refused(&image);
             let info = by("disk", &waiting, &["--io-path", "disk"]);
@@ -172,6 +177,9 @@ fn readable(device: &str) -> usize {
     bytes.chunks_exact(model::SECTOR).filter(shows).count()
 }
 
+/// Options of dm-crypt that have the thread that asks encrypt.
+const WITHOUT_QUEUES: &str = "3 allow_discards no_read_workqueue no_write_workqueue";
+
 fn crypt(under: &str, options: &str) -> String {
     format!("crypt aes-xts-plain64 {KEY} 0 {under} 0 {options}")
 }
@@ -214,26 +222,69 @@ pub fn volumes(stage: &Stage) {
     drop(snapshot);
 }
 
+/// What LVM does to a volume that is in use: a snapshot comes and goes (`lvcreate --snapshot`), and
+/// its blocks move to another disk (`pvmove`).
+pub fn changes(stage: &Stage) {
+    let [first, second] = &stage.devices;
+    let stack = Stack::on(first).map("volume", |disk| format!("linear {disk} 0"));
+    let home = Home::make("ext4", &stack.top());
+    let image = home.folder().join("image");
+    write_image(&image);
+    let mut loaded = Loaded::new(&rig::extentd!(), &image, "disk", &[]);
+    for (what, target) in [
+        ("a snapshot", format!("snapshot-origin {first}")),
+        ("the snapshot gone", format!("linear {first} 0")),
+        (
+            "moving",
+            format!("mirror core 1 1024 2 {first} 0 {second} 0"),
+        ),
+        ("moved", format!("linear {second} 0")),
+    ] {
+        let table = format!("0 {} {target}", sectors(first));
+        dmsetup("volume", &["reload", "--table", &table]);
+        dmsetup("volume", &["suspend"]);
+        dmsetup("volume", &["resume"]);
+        if what == "moving" {
+            let done = |status: &str| status.contains(" 1 AA ");
+            while !done(&dmsetup("volume", &["status"])) {
+                loaded.lanes.proceed();
+            }
+        }
+        let before = loaded.place.disk();
+        loaded.lanes.proceed();
+        loaded.lanes.proceed();
+        let after = loaded.place.disk();
+        say(what, &after);
+        let more = |name| count(&after, name) - count(&before, name);
+        let (raw, refused) = (more("disk_operations"), more("refused_operations"));
+        // A target that would wait refuses what may not, and the file gets it.
+        if target.starts_with("linear") {
+            assert!(raw > 0 && refused == 0, "{what}: {raw}, {refused}");
+        } else {
+            assert!(raw == 0 && refused > 0, "{what}: {raw}, {refused}");
+        }
+    }
+    let mut lanes = loaded.end();
+    home.mount_again();
+    loaded::check(&mut lanes, &image);
+}
+
 /// dm-crypt on a disk, and a volume on it.
 pub fn encrypted(stage: &Stage) {
     let disk = &stage.devices[0];
     for (name, options, block) in [
         ("dm-crypt", "1 allow_discards", 512),
         ("dm-crypt in blocks of 4096", "1 sector_size:4096", 4096),
-        (
-            "dm-crypt without queues",
-            "3 allow_discards no_read_workqueue no_write_workqueue",
-            512,
-        ),
     ] {
         let stack = Stack::on(disk).map("crypt", |disk| crypt(disk, options));
-        serves(name, &stack, Expected { block, ..WAITS });
-        serves_itself(name, &stack, Expected { block, ..WAITS });
+        let expected = Expected { block, ..WAITS };
+        serves_itself(name, &stack, expected);
         assert!(readable(&stack.top()) > 0);
         assert_eq!(readable(stack.disk()), 0, "{name} shows what it hides");
+        serves_homes(name, &stack, expected);
     }
     let stack = Stack::on(disk)
-        .map("crypt", |disk| crypt(disk, "1 allow_discards"))
+        .map("crypt", |disk| crypt(disk, WITHOUT_QUEUES))
         .map("volume", |crypt| format!("linear {crypt} 0"));
     serves("a volume on dm-crypt", &stack, WAITS);
 }
@@ -282,16 +333,39 @@ pub fn paths(stage: &Stage) {
     let mut loaded = Loaded::new(&rig::extentd!(), &device, "disk", &[]);
     for (fails, works) in [(one, two), (two, one)] {
         dmsetup("paths", &["message", "0", &format!("fail_path {fails}")]);
+        let failed = major_minor(fails);
         let status = dmsetup("paths", &["status"]);
-        println!("multipath: {status}");
+        assert!(status.contains(&format!("{failed} F")), "{status}");
+        let before = requests(works);
         loaded.lanes.proceed();
+        assert!(requests(works) > before, "{works} was not used");
         dmsetup(
             "paths",
             &["message", "0", &format!("reinstate_path {fails}")],
         );
-        println!("multipath: {works} had it all");
     }
     loaded.end();
+}
+
+/// The number of a disk, as `MAJOR:MINOR`.
+fn major_minor(disk: &str) -> String {
+    attribute(disk, "dev")
+}
+
+/// Requests that a disk has ended so far: reads and writes.
+fn requests(disk: &str) -> u64 {
+    let text = attribute(disk, "stat");
+    let fields: Vec<u64> = text
+        .split_whitespace()
+        .map(|f| f.parse().unwrap())
+        .collect();
+    fields[0] + fields[4]
+}
+
+fn attribute(disk: &str, name: &str) -> String {
+    let disk = disk.trim_start_matches("/dev/");
+    let text = std::fs::read_to_string(format!("/sys/block/{disk}/{name}")).unwrap();
+    text.trim().to_owned()
 }
 
 fn play(scene: &str, machine: HostMachine, disks: [&str; 2]) {
@@ -320,6 +394,15 @@ fn volumes_of_every_kind_are_served_right() {
             .disk(Bus::Virtio, "first", MEBIBYTES)
             .disk(Bus::Virtio, "second", MEBIBYTES);
     play("volumes", machine, ["first", "second"]);
+}
+
+#[test]
+fn a_volume_that_is_snapshot_and_moved_is_served_right_meanwhile() {
+    let machine =
+        machine()
+            .disk(Bus::Virtio, "first", MEBIBYTES)
+            .disk(Bus::Virtio, "second", MEBIBYTES);
+    play("volume changes", machine, ["first", "second"]);
 }
 
 #[test]
