@@ -5,17 +5,18 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-ALL=(q35 pc modern transitional microvm disks uefi hugepages numa)
+ALL=(q35 pc modern transitional microvm microvm-pci disks uefi hugepages numa)
 usage() {
     say "usage: guests.sh [--kvm] [KIND...]
   --kvm         run guests with KVM instead of emulating the CPU
   q35, pc       the machines of most guests
   modern        a device of virtio 1 only
   transitional  a device that old drivers know as well
-  microvm       a machine without PCI
+  microvm       a machine without PCI: the disk is a device of virtio-mmio
+  microvm-pci   the same machine with PCI Express
   disks         four disks, told apart by their serial numbers
   uefi          booted from the disk by OVMF (needs ovmf, mtools, dosfstools)
-  hugepages     guest memory on huge pages of 2 MiB (needs 128 free ones)
+  hugepages     guest memory on huge pages of 2 MiB (needs 128 free ones; root makes them, for as long as it takes)
   numa          guest memory on two nodes
 Without a kind all of them, one after the other. What cannot run here prints SKIP: and why.
 Environment: EXTENTD=PATH uses that binary instead of building one; EXTENTD_TEST_DIR names the folder for the images
@@ -44,13 +45,14 @@ fi
 "$SCRIPTS/setup.sh"
 build_extentd
 work=$(mktemp -d "${EXTENTD_TEST_DIR:-/var/tmp}/extentd-guests.XXXXXX")
-qemu_pid='' pids=()
+qemu_pid='' pids=() huge_pages_before=''
 cleanup() {
     local status=$?
     trap - EXIT
     [[ -z $qemu_pid ]] || kill -TERM "$qemu_pid" 2>/dev/null || true
     for EXTENTD_PID in ${pids[@]+"${pids[@]}"}; do stop_extentd || true; done
     rm -rf "$work"
+    [[ -z $huge_pages_before ]] || echo "$huge_pages_before" >/proc/sys/vm/nr_hugepages || true
     exit "$status"
 }
 trap cleanup EXIT
@@ -106,13 +108,13 @@ run() {
 }
 
 memory() { printf '%s\n' -m 256M -smp 2 -object "memory-backend-memfd,id=mem,size=256M,share=on${1:-}"; }
-kernel() { printf '%s\n' -kernel "$(guest_kernel)" -initrd "$work/initramfs" -append "console=ttyS0 quiet panic=-1"; }
+kernel() { printf '%s\n' -kernel "$(guest_kernel)" -initrd "$work/initramfs" -append "console=ttyS0 quiet panic=-1${1:-}"; }
 
-# A machine $1 with one disk of the device $2, and memory with the properties $3.
+# A machine $1 with one disk of the device $2, memory with the properties $3, and the words $4 for its kernel.
 one_disk() {
     names=("$kind")
     serve "$kind"
-    mapfile -t arguments < <(memory "${3:-}" && kernel)
+    mapfile -t arguments < <(memory "${3:-}" && kernel "${4:-}")
     run -machine "$1,memory-backend=mem,accel=$accel" "${arguments[@]}" "${disk[@]}" -device "$2,chardev=$kind"
 }
 
@@ -150,18 +152,22 @@ uefi() {
         "${disk[@]}" -device vhost-user-blk-pci,chardev=uefi,bootindex=1
 }
 
-# Its kernel finds disks by ACPI only, with which it has no clock but that of KVM.
+# Debian's kernel finds what is there by ACPI, with which it takes none of the clocks by which others measure how fast
+# processors count. KVM tells it; else it has to be told, and an emulated processor counts as this one does.
 microvm() {
-    if [[ $accel != kvm ]]; then
-        say "SKIP: Debian's kernel has no clock on a microvm without KVM (--kvm)"
-        return
-    fi
-    one_disk microvm vhost-user-blk,queue-size=1024
+    local words=''
+    if [[ $accel != kvm ]]; then words=$(awk '/^cpu MHz/ { printf " tsc_early_khz=%d tsc=reliable", $4 * 1000; exit }' /proc/cpuinfo); fi
+    one_disk "$1" "$2" '' "$words"
 }
 
 huge_pages() {
-    local free
+    local free pool=/proc/sys/vm/nr_hugepages
     free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
+    if ((free < 128)) && [[ -w $pool ]]; then
+        huge_pages_before=$(<"$pool")
+        echo $((huge_pages_before + 128 - free)) >"$pool"
+        free=$(awk '/^HugePages_Free/ { print $2 }' /proc/meminfo)
+    fi
     if ((free < 128)); then
         say "SKIP: $free free huge pages of 2 MiB, and 128 are needed (vm.nr_hugepages)"
         return
@@ -185,7 +191,8 @@ for kind in "${kinds[@]}"; do
     q35 | pc) one_disk "$kind" vhost-user-blk-pci ;;
     modern) one_disk q35 vhost-user-blk-pci-non-transitional ;;
     transitional) one_disk pc vhost-user-blk-pci-transitional ;;
-    microvm) microvm ;;
+    microvm) microvm microvm vhost-user-blk,queue-size=1024 ;;
+    microvm-pci) microvm microvm,pcie=on vhost-user-blk-pci ;;
     disks) several ;;
     uefi) uefi ;;
     hugepages) huge_pages ;;
