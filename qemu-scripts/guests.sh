@@ -5,7 +5,7 @@ set -euo pipefail
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-ALL=(q35 pc modern transitional microvm microvm-pci disks uefi hugepages numa)
+ALL=(q35 pc modern transitional microvm microvm-pci disks uefi hugepages numa old new)
 usage() {
     say "usage: guests.sh [--kvm] [KIND...]
   --kvm         run guests with KVM instead of emulating the CPU
@@ -18,6 +18,8 @@ usage() {
   uefi          booted from the disk by OVMF (needs ovmf, mtools, dosfstools)
   hugepages     guest memory on huge pages of 2 MiB (needs 128 free ones; root makes them, for as long as it takes)
   numa          guest memory on two nodes
+  old           the kernel of Debian 11, 5.10 (fetched by old-kernel.sh)
+  new           a kernel that has cachestat, 6.5 or newer (fetched by setup.sh --tests)
 Without a kind all of them, one after the other. What cannot run here prints SKIP: and why.
 Environment: EXTENTD=PATH uses that binary instead of building one; EXTENTD_TEST_DIR names the folder for the images
 (default /var/tmp)."
@@ -63,6 +65,7 @@ trap 'exit 143' TERM
 cat >"$work/job" <<'JOB'
 #!/bin/sh
 set -e
+echo "guest: Linux $(uname -r)"
 for disk in /sys/block/vd*; do
     name=${disk##*/}
     dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
@@ -185,6 +188,35 @@ numa() {
         "${arguments[@]}" "${disk[@]}" -device vhost-user-blk-pci,chardev=numa
 }
 
+# The machine q35 with the kernel $1 and an initramfs for it, made with the option $2.
+other_kernel() {
+    "$SCRIPTS/make-initramfs.sh" --out "$work/initramfs-$kind" --job "$work/job" "$2"
+    names=("$kind")
+    serve "$kind"
+    mapfile -t arguments < <(memory)
+    run -machine "q35,memory-backend=mem,accel=$accel" "${arguments[@]}" "${disk[@]}" \
+        -kernel "$1" -initrd "$work/initramfs-$kind" -append "console=ttyS0 quiet panic=-1" \
+        -device "vhost-user-blk-pci,chardev=$kind"
+}
+
+old() {
+    local image
+    if ! image=$("$SCRIPTS/old-kernel.sh"); then
+        say "SKIP: no old kernel here"
+        return
+    fi
+    other_kernel "$image" --old
+}
+
+new() {
+    local folder
+    if ! folder=$(host_kernel_folder); then
+        say "SKIP: no kernel of 6.5 or newer here"
+        return
+    fi
+    other_kernel "$(kernel_image "$folder")" --host
+}
+
 for kind in "${kinds[@]}"; do
     say "== $kind"
     case $kind in
@@ -196,7 +228,7 @@ for kind in "${kinds[@]}"; do
     disks) several ;;
     uefi) uefi ;;
     hugepages) huge_pages ;;
-    numa) numa ;;
+    numa | old | new) "$kind" ;;
     esac
 done
 say "guests.sh: OK"

@@ -59,6 +59,30 @@ host_kernel_folder() {
     return 1
 }
 
+# Unpacks the package $1 into $CACHE/$2 without installing it, all or nothing; the rest is for apt-get.
+fetch() {
+    local package=$1 dest=$CACHE/$2 work
+    shift 2
+    mkdir -p "$CACHE"
+    work=$(mktemp -d "$CACHE/fetch.XXXXXX")
+    if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=3 "$@" download "$package" </dev/null) >"$work/log" 2>&1; then
+        say "cannot download $package: $(grep -E '^(E|Err)' "$work/log" | tail -n 1)" >&2
+        rm -rf "$work"
+        return 1
+    fi
+    mkdir "$work/root"
+    dpkg -x "$work"/*.deb "$work/root"
+    rm -rf "$dest"
+    mv "$work/root" "$dest"
+    rm -rf "$work"
+}
+# The package of the newest cloud kernel, from the suite $1 if it is not empty; the rest is for apt-cache.
+kernel_package() {
+    local suite=$1
+    shift
+    apt-cache "$@" depends --important "linux-image-cloud-amd64${suite:+/$suite}" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1
+}
+
 # Waits until somebody listens on the unix socket $1 and the process $2 lives.
 # A connect() would count as a front-end, so the kernel's table is read instead.
 wait_socket() {

@@ -12,6 +12,7 @@ usage() {
   --module NAME      a kernel module besides virtio_pci and virtio_blk (repeatable)
   --file SOURCE:DEST any file, DEST an absolute path in the guest (repeatable)
   --host             for the kernel of a machine that runs extentd, not for that of a guest
+  --old              for the kernel of old-kernel.sh
 Without a job the guest opens a shell on its console, or, with extentd.agent=ttyS1 on its kernel
 command line, runs the commands it reads from that port."
 }
@@ -22,6 +23,10 @@ while (($# > 0)); do
     -h | --help) usage && exit 0 ;;
     --host)
         kernel=$(host_kernel_folder) || die "no kernel for a host; run setup.sh --tests first"
+        shift
+        ;;
+    --old)
+        kernel=old-kernel
         shift
         ;;
     --out | --job | --tool | --module | --file)

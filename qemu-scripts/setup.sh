@@ -154,34 +154,18 @@ if ((want_qemu)); then
     (($(qemu_major) >= 10)) || die "QEMU 10 or later is needed, apt gave version $(qemu_major)"
 fi
 
-# Unpacks the package $1 into $CACHE/$2 without installing it, all or nothing.
-fetch() {
-    local package=$1 dest=$CACHE/$2 work
-    mkdir -p "$CACHE"
-    work=$(mktemp -d "$CACHE/fetch.XXXXXX")
-    if ! (cd "$work" && apt-get -qq -o APT::Sandbox::User=root -o Acquire::Retries=3 download "$package" </dev/null) >"$log" 2>&1; then
-        rm -rf "$work"
-        die "cannot download $package: $(grep -E '^(E|Err)' "$log" | tail -n 1)"
-    fi
-    mkdir "$work/root"
-    dpkg -x "$work"/*.deb "$work/root"
-    rm -rf "$dest"
-    mv "$work/root" "$dest"
-    rm -rf "$work"
-}
-
 if ((want_busybox)); then
     say "setup: fetching a static busybox for the guests"
-    fetch busybox-static busybox
+    fetch busybox-static busybox || exit 1
     static_busybox >/dev/null || die "the package busybox-static holds no static busybox"
 fi
 # Fetches the newest cloud kernel into the folder $1 of the cache, from the suite $2 if there is one.
 fetch_kernel() {
     local package
-    package=$(apt-cache depends --important "linux-image-cloud-amd64${2:+/$2}" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1)
+    package=$(kernel_package "${2:-}")
     [[ -n $package ]] || die "apt knows no linux-image-cloud-amd64${2:+ in $2}, so there is no kernel for the guests"
     say "setup: fetching $package for the guests"
-    fetch "$package" "$1"
+    fetch "$package" "$1" || exit 1
     kernel_image "$1" >/dev/null || die "$package holds no kernel image"
     depmod -b "$CACHE/$1" "$(kernel_release "$1")"
 }

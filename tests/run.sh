@@ -117,7 +117,7 @@ quick_start() {
 }
 
 # Machines that the suite of real guests has not.
-guests() { EXTENTD=$TARGET/debug/extentd qemu-scripts/guests.sh modern transitional disks uefi numa; }
+guests() { EXTENTD=$TARGET/debug/extentd qemu-scripts/guests.sh modern transitional microvm microvm-pci disks uefi hugepages numa old new; }
 
 stage setup qemu-scripts/setup.sh --tests
 check format formatted
