@@ -27,6 +27,8 @@ Environment:
                      rounds of migrations beside qemu-storage-daemon (default 2)
   EXTENTD_TEST_LATENCY_ROUNDS
                      how often latency is measured while a host swaps (default 1)
+  EXTENTD_TEST_CRYPT_ROUNDS
+                     how often the cost of dm-crypt is measured (default 1)
   EXTENTD_TEST_LIMITS=long
                      measure limits at every rate and depth for ten seconds each, instead of a few (default: a few)
   CI=true            a skipped test counts as failed"

@@ -22,6 +22,7 @@ mod machine;
 mod served;
 mod stress;
 
+mod crypt_cost;
 mod failing;
 mod groups;
 mod guest_memory;

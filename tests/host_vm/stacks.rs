@@ -180,9 +180,10 @@ fn readable(device: &str) -> usize {
 }
 
 /// Options of dm-crypt that have the thread that asks encrypt.
-const WITHOUT_QUEUES: &str = "3 allow_discards no_read_workqueue no_write_workqueue";
+pub const WITHOUT_QUEUES: &str = "3 allow_discards no_read_workqueue no_write_workqueue";
 
-fn crypt(under: &str, options: &str) -> String {
+/// The target of dm-crypt on all of a device.
+pub fn crypt(under: &str, options: &str) -> String {
     format!("crypt aes-xts-plain64 {KEY} 0 {under} 0 {options}")
 }
 
