@@ -51,7 +51,7 @@ needs=(
 if ((for_tests)); then
     needs+=(
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
-        c++:g++ strip:binutils dmsetup:dmsetup xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
+        c++:g++ strip:binutils dmsetup:dmsetup cryptsetup:cryptsetup-bin xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
         promtool:prometheus nbdinfo:libnbd-bin shellcheck:shellcheck mandoc:mandoc mcopy:mtools mkfs.vfat:dosfstools lintian:lintian mmdebstrap:mmdebstrap
         dpkg-shlibdeps:dpkg-dev unshare:util-linux virt-xml-validate:libvirt-clients xmllint:libxml2-utils
     )

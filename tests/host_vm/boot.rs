@@ -8,7 +8,7 @@ use rig::program::run;
 use rig::qemu::boot::{self, BootFiles};
 
 /// Kernel modules; NVMe and ext4 are built in.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 15] = [
     "xfs",
     "loop",
     "brd",
@@ -17,6 +17,7 @@ const MODULES: [&str; 14] = [
     "dm_delay",
     "dm_flakey",
     "dm_crypt",
+    "algif_skcipher",
     "xts",
     "dm_mirror",
     "dm_thin_pool",
@@ -44,7 +45,7 @@ pub enum With {
     Ours,
     /// qemu-storage-daemon too.
     StorageDaemon,
-    /// This test program too.
+    /// This test program too, and what its scenes need.
     Tests,
 }
 
@@ -77,7 +78,11 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
     for module in MODULES {
         add("--module", module.to_owned());
     }
-    let peer = (with == With::StorageDaemon).then_some("qemu-storage-daemon");
+    let peer = match with {
+        With::Ours => None,
+        With::StorageDaemon => Some("qemu-storage-daemon"),
+        With::Tests => Some("cryptsetup"),
+    };
     for tool in TOOLS.into_iter().chain(peer) {
         add("--tool", tool.to_owned());
     }

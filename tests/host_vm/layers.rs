@@ -60,6 +60,32 @@ impl Layer {
     /// A device of the device mapper by its table.
     pub fn mapped(name: &str, table: &str) -> Self {
         dmsetup(name, &["create", "--table", table]);
+        Self::named(name)
+    }
+
+    /// A new LUKS device on all of a disk, as `cryptsetup` makes and opens it. Its key is easily
+    /// found.
+    pub fn luks(name: &str, disk: &str) -> Self {
+        let key = "/tmp/luks-key";
+        std::fs::write(key, "not secret").unwrap();
+        // Nobody makes nodes but the library itself.
+        let cryptsetup = |arguments: &[&str]| {
+            let mut command = Command::new("cryptsetup");
+            command.env("DM_DISABLE_UDEV", "1").args(arguments);
+            run(command.args(["--key-file", key]).stdin(Stdio::null())).unwrap();
+        };
+        cryptsetup(&[
+            "luksFormat",
+            "--batch-mode",
+            "--pbkdf=pbkdf2",
+            "--pbkdf-force-iterations=1000",
+            disk,
+        ]);
+        cryptsetup(&["open", "--allow-discards", disk, name]);
+        Self::named(name)
+    }
+
+    fn named(name: &str) -> Self {
         let minor = ["info", "-c", "--noheadings", "-o", "minor", name];
         let minor = shell("dmsetup", &minor);
         Self::Mapped {

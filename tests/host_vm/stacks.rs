@@ -260,11 +260,12 @@ pub fn changes(stage: &Stage) {
         say(what, &after);
         let more = |name| count(&after, name) - count(&before, name);
         let (raw, refused) = (more("disk_operations"), more("refused_operations"));
-        // A target that would wait refuses what may not, and the file gets it.
+        // A target that would wait refuses what may not, and the file gets it. What was in flight
+        // at the change may count the other way.
         if target.starts_with("linear") {
-            assert!(raw > 0 && refused == 0, "{what}: {raw}, {refused}");
+            assert!(raw > refused, "{what}: {raw}, {refused}");
         } else {
-            assert!(raw == 0 && refused > 0, "{what}: {raw}, {refused}");
+            assert!(refused > raw, "{what}: {raw}, {refused}");
         }
     }
     let mut lanes = loaded.end();
@@ -272,24 +273,31 @@ pub fn changes(stage: &Stage) {
     loaded::check(&mut lanes, &image);
 }
 
+/// Has an encrypted device serve in all ways; what the guest writes is not on the disk.
+fn hides(name: &str, stack: &Stack, expected: Expected) {
+    serves_itself(name, stack, expected);
+    assert!(readable(&stack.top()) > 0);
+    assert_eq!(readable(stack.disk()), 0, "{name} shows what it hides");
+    serves_homes(name, stack, expected);
+}
+
 /// dm-crypt on a disk, and a volume on it.
 pub fn encrypted(stage: &Stage) {
     let disk = &stage.devices[0];
-    for (name, options, block) in [
-        ("dm-crypt", "1 allow_discards", 512),
-        ("dm-crypt in blocks of 4096", "1 sector_size:4096", 4096),
-    ] {
-        let stack = Stack::on(disk).map("crypt", |disk| crypt(disk, options));
-        let expected = Expected { block, ..WAITS };
-        serves_itself(name, &stack, expected);
-        assert!(readable(&stack.top()) > 0);
-        assert_eq!(readable(stack.disk()), 0, "{name} shows what it hides");
-        serves_homes(name, &stack, expected);
-    }
+    let stack = Stack::on(disk).with(Layer::luks("luks", disk));
+    hides("LUKS", &stack, WAITS);
+    drop(stack);
+    let stack = Stack::on(disk).map("crypt", |disk| crypt(disk, "1 sector_size:4096"));
+    let expected = Expected {
+        block: 4096,
+        ..WAITS
+    };
+    hides("dm-crypt in blocks of 4096", &stack, expected);
+    drop(stack);
     let stack = Stack::on(disk)
         .map("crypt", |disk| crypt(disk, WITHOUT_QUEUES))
         .map("volume", |crypt| format!("linear {crypt} 0"));
-    serves("a volume on dm-crypt", &stack, WAITS);
+    hides("a volume on dm-crypt", &stack, WAITS);
 }
 
 /// Partitions, one of which begins amid a block of the page cache.
