@@ -68,6 +68,8 @@ fn serves_homes(name: &str, stack: &Stack, expected: Expected) {
             loaded::check(&mut lanes, &image);
             say(&format!("{name}, {kind}, {arguments:?}"), &info);
             assert_eq!(count(&info, "disk_operations") > 0, path == "disk");
+            // Whatever its device has.
+            assert_eq!(info["logical_block_size"], 512);
             info
         };
         let extentd = rig::extentd!();
