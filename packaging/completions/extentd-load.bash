@@ -23,7 +23,7 @@ _extentd__load() {
 
     case "${cmd}" in
         extentd__load)
-            opts="-h -V --socket-path --pattern --size --depth --queues --threads --queue-size --read-percent --pieces --churn-rate --range --seconds --warm-up --verify --cpu --sleep --cpu-of --json --help --version"
+            opts="-h -V --socket-path --pattern --size --depth --queues --threads --queue-size --read-percent --pieces --churn-rate --range --seconds --every --warm-up --verify --cpu --sleep --cpu-of --json --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -74,6 +74,10 @@ _extentd__load() {
                     return 0
                     ;;
                 --seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --every)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -15,6 +15,7 @@ complete -c extentd-load -l pieces -d 'Where churn has its pieces: in the other 
 complete -c extentd-load -l churn-rate -d 'Most that churn discards and refills, in MiB a second' -r
 complete -c extentd-load -l range -d 'Use only the first part of the disk: bytes, or with K, M, G or T' -r
 complete -c extentd-load -l seconds -d 'Seconds that are counted' -r
+complete -c extentd-load -l every -d 'Also report requests and the longest latency in each interval of so many seconds' -r
 complete -c extentd-load -l warm-up -d 'Seconds before them that are not' -r
 complete -c extentd-load -l cpu -d 'CPUs for the client\'s threads in turn, as in 0,2' -r
 complete -c extentd-load -l cpu-of -d 'Also report the CPU time of this process, the back-end' -r
