@@ -49,8 +49,10 @@ impl Pace {
         }
     }
 
-    /// The piece that begins with the first pending byte from `at` on; `None`
-    /// if nothing is pending there. `count` tells how many extents a range has.
+    /// The piece with the first pending byte from `at` on; `None` if nothing
+    /// is pending there. Pieces are aligned, so that those that are demanded
+    /// here and there leave no scraps between them. `count` tells how many
+    /// extents a range has.
     fn piece(
         &mut self,
         pending: &Pending,
@@ -58,7 +60,12 @@ impl Pace {
         mut count: impl FnMut(Range<u64>) -> u64,
     ) -> Option<Range<u64>> {
         loop {
-            let piece = pending.piece(&(at..pending.size()), self.bytes)?;
+            let first = pending.piece(&(at..pending.size()), 1)?;
+            let aligned = first.start - first.start % self.bytes;
+            let around = pending.piece(&(aligned..aligned + self.bytes), self.bytes);
+            let piece = around
+                .filter(|around| around.contains(&first.start))
+                .or_else(|| pending.piece(&(first.start..aligned + self.bytes), self.bytes))?;
             let extents = count(piece.clone());
             let smallest = self.bytes <= pending.unit();
             if extents > self.extents && !smallest {
@@ -180,15 +187,44 @@ mod tests {
         while at < 20 << 20 {
             let piece = pace.piece(&pending, at, count).unwrap();
             assert_eq!(piece.start, at);
+            let passed: Result<(), ()> = pending.pass(&piece, None, || Ok(()));
+            passed.unwrap();
             at = piece.end;
             lengths.push((piece.end - piece.start) / unit);
         }
-        assert_eq!(lengths[..8], [1, 2, 4, 8, 16, 32, 64, 128]);
+        assert_eq!(lengths[..9], [1, 1, 2, 4, 8, 16, 32, 64, 128]);
         assert!(
-            lengths[9..].iter().all(|length| *length <= 2),
+            lengths[10..].iter().all(|length| *length <= 2),
             "{lengths:?}"
         );
         assert_eq!(pace.piece(&pending, 64 << 20, count), None);
+    }
+
+    #[test]
+    fn pieces_that_are_demanded_leave_nothing_between_them() {
+        let pending = Pending::new(4 << 20);
+        let unit = pending.unit();
+        let mut pace = Pace::new(&pending, 32);
+        pace.bytes = 4 * unit;
+        let mut take = |unit_number: u64| {
+            let piece = pace
+                .piece(&pending, unit_number * unit + 512, |_| 32)
+                .unwrap();
+            let passed: Result<(), ()> = pending.pass(&piece, None, || Ok(()));
+            passed.unwrap();
+            piece.start / unit..piece.end / unit
+        };
+        assert_eq!(take(6), 4..8);
+        assert_eq!(take(11), 8..12);
+        assert_eq!(take(3), 0..4);
+        pace.bytes = unit;
+        let _one = pace
+            .piece(&pending, 13 * unit, |_| 32)
+            .map(|piece| pending.pass(&piece, None, || Ok::<_, ()>(())));
+        pace.bytes = 4 * unit;
+        // One of the four has passed.
+        let behind = pace.piece(&pending, 14 * unit, |_| 32);
+        assert_eq!(behind, Some(14 * unit..16 * unit));
     }
 
     #[test]
