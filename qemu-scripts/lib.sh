@@ -83,6 +83,17 @@ kernel_package() {
     apt-cache "$@" depends --important "linux-image-cloud-amd64${suite:+/$suite}" | sed -n 's/^ *Depends: \(linux-image-.*\)/\1/p' | head -n 1
 }
 
+# Sets codename to this release of Debian, and archive to where apt gets it from.
+debian_archive() {
+    # shellcheck disable=SC1091
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    [[ -n $codename ]] || die "/etc/os-release names no VERSION_CODENAME, so the archive of this release is not known"
+    # shellcheck disable=SC2016
+    archive=$(apt-get indextargets --format '$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
+        awk -F'|' -v c="$codename" '$1 == c && $2 == "main" { print $3; exit }')
+    [[ -n $archive ]] || die "apt has no main archive of $codename to take other releases from"
+}
+
 # Waits until somebody listens on the unix socket $1 and the process $2 lives.
 # A connect() would count as a front-end, so the kernel's table is read instead.
 wait_socket() {

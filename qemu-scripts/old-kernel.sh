@@ -19,11 +19,12 @@ kernel_image old-kernel && exit 0
 have apt-get || die "this system has no apt-get"
 suite=bullseye key=/usr/share/keyrings/debian-archive-keyring.gpg
 [[ -r $key ]] || die "$key is missing (package debian-archive-keyring)"
+debian_archive
 mkdir -p "$CACHE"
 apt=$(mktemp -d "$CACHE/apt.XXXXXX")
 trap 'rm -rf "$apt"' EXIT
 mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
-echo "deb [signed-by=$key] http://deb.debian.org/debian $suite main" >"$apt/sources"
+echo "deb [signed-by=$key] $archive $suite main" >"$apt/sources"
 options=(
     -o "Dir::Etc::SourceList=$apt/sources" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$apt/lists"
     -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root

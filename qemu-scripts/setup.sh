@@ -120,14 +120,8 @@ fi
 
 # Adds the backports suite beside the release's own entry, from the same archive and with the same key.
 add_backports() {
-    local codename archive key list=/etc/apt/sources.list.d/extentd-backports.sources
-    # shellcheck disable=SC1091
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    [[ -n $codename ]] || die "/etc/os-release names no VERSION_CODENAME, so its backports cannot be found"
-    # shellcheck disable=SC2016
-    archive=$(apt-get indextargets --format '$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
-        awk -F'|' -v c="$codename" '$1 == c && $2 == "main" { print $3; exit }')
-    [[ -n $archive ]] || die "apt has no main archive of $codename to take backports from"
+    local archive key list=/etc/apt/sources.list.d/extentd-backports.sources
+    debian_archive
     key=/usr/share/keyrings/debian-archive-keyring.gpg
     [[ -r $key ]] || die "$key is missing (package debian-archive-keyring)"
     printf 'Types: deb\nURIs: %s\nSuites: %s-backports\nComponents: main\nSigned-By: %s\n' \
