@@ -20,7 +20,7 @@ Environment:
   EXTENTD_TEST_SNAPSHOTS, EXTENTD_TEST_GUEST_SNAPSHOTS
                      snapshots under load, and of a guest's file system (default 20 and 5)
   EXTENTD_TEST_STORM_SECONDS
-                     how long each file system's disk path is disturbed in every way at once (default 8, in CI 60)
+                     how long each file system's disk path is disturbed in every way at once (default 8, in CI 30)
   EXTENTD_TEST_BACKUPS
                      rounds of backups of a disk at work (default 10)
   EXTENTD_TEST_DOWNTIMES
@@ -83,10 +83,10 @@ scripts_sound() {
 }
 tested() {
     if [[ ${CI:-} == true ]]; then
-        export EXTENTD_TEST_STORM_SECONDS=${EXTENTD_TEST_STORM_SECONDS:-60}
+        export EXTENTD_TEST_STORM_SECONDS=${EXTENTD_TEST_STORM_SECONDS:-30}
     fi
     # The time limit only keeps a stuck test from holding the run for ever.
-    timeout 4200 cargo test --workspace --no-fail-fast -- --show-output
+    timeout 4800 cargo test --workspace --no-fail-fast -- --show-output
 }
 # Model checks of the lock-free parts, in the crates that have them.
 modelled() {

@@ -14,6 +14,11 @@ use crate::qemu::boot::BootFiles;
 use crate::qemu::qmp::Qmp;
 use crate::scratch::Scratch;
 
+/// How often a machine is started that stands still at its boot.
+const BOOTS: usize = 3;
+/// What a kernel says then.
+const STOPPED: &str = "detected stalls on CPUs";
+
 /// What to boot.
 pub struct Machine {
     arguments: Vec<String>,
@@ -87,8 +92,16 @@ impl Machine {
         self.with(["-device", "pcie-root-port,id=root-port,chassis=1,slot=1"])
     }
 
-    /// Boots it and waits until it takes commands.
+    /// Boots it and waits until it takes commands. An emulated machine whose
+    /// clock stops at its boot is started again.
     pub fn boot(self, files: &BootFiles, scratch: &Scratch) -> Guest {
+        for _ in 1..BOOTS {
+            let mut guest = self.launch(files, scratch);
+            if !guest.stands_still() {
+                return guest;
+            }
+            println!("the emulated machine stood still at its boot and is started again");
+        }
         let mut guest = self.launch(files, scratch);
         guest.wait_ready();
         guest
@@ -99,8 +112,11 @@ impl Machine {
         self.with(["-incoming", "defer"]).launch(files, scratch)
     }
 
-    fn launch(self, files: &BootFiles, scratch: &Scratch) -> Guest {
+    fn launch(&self, files: &BootFiles, scratch: &Scratch) -> Guest {
         let (agent, control) = (scratch.path("agent"), scratch.path("qmp"));
+        for old in [&agent, &control] {
+            let _ = std::fs::remove_file(old);
+        }
         let listeners = (
             UnixListener::bind(&agent).unwrap(),
             UnixListener::bind(&control).unwrap(),
@@ -198,6 +214,37 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Waits for the guest's first word, or until its kernel finds that one of
+    /// its CPUs has stopped, which does not end.
+    fn stands_still(&mut self) -> bool {
+        let (mut line, start) = (Vec::new(), Instant::now());
+        self.set_patience(Duration::from_secs(2));
+        loop {
+            match self.agent.read_until(b'\n', &mut line) {
+                Ok(length) if length > 0 => {
+                    if line.trim_ascii_end() == b"@ready" {
+                        self.set_patience(LIMIT);
+                        return false;
+                    }
+                    line.clear();
+                }
+                Ok(_) => panic!("QEMU ended\n{}", self.console()),
+                Err(error) if start.elapsed() > LIMIT => {
+                    panic!("the guest is silent: {error}\n{}", self.console())
+                }
+                Err(_) if self.console().contains(STOPPED) => return true,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn set_patience(&self, patience: Duration) {
+        self.agent
+            .get_ref()
+            .set_read_timeout(Some(patience))
+            .unwrap();
+    }
+
     /// Waits for the guest's first word after a boot.
     pub fn wait_ready(&mut self) {
         while self.line() != "@ready" {}
