@@ -1,6 +1,10 @@
 //! What else may happen while a snapshot is made: no room on the file system, a
 //! migration, a pause, and what other operators ask.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use front_end::codes::{feature, status};
@@ -8,6 +12,7 @@ use front_end::{Buffer, Op, limit};
 use rig::attached::{Attached, DATA};
 use rig::file_systems::{BTRFS, Made, Mounted, XFS, occupy, sync};
 use rig::operator::wait_info;
+use rig::program::run;
 
 use crate::making::{disk, guest, next, refused, while_made};
 use crate::rig::{Disk, IMAGE, extentctl, mounted};
@@ -26,6 +31,21 @@ fn fill(host: &Mounted) {
 fn make_room(host: &Mounted) {
     std::fs::remove_file(host.path("filler")).unwrap();
     sync(host);
+}
+
+/// Gives each block of an image that nobody uses an extent of its own.
+fn cut_up(image: &Path) {
+    let other = image.with_extension("other");
+    let mut cp = Command::new("cp");
+    run(cp.arg("--reflink=always").arg(image).arg(&other)).unwrap();
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    for at in (4096..IMAGE).step_by(8192) {
+        let mut block = [0; 4096];
+        file.read_exact_at(&mut block, at).unwrap();
+        file.write_all_at(&block, at).unwrap();
+    }
+    file.sync_all().unwrap();
+    std::fs::remove_file(other).unwrap();
 }
 
 /// Sends a write of 4 KiB.
@@ -85,6 +105,8 @@ fn a_write_that_finds_no_room_waits_and_is_done_once_the_snapshot_is_given_up() 
 fn where_there_is_no_room_for_the_clone_it_is_given_up_and_the_guest_goes_on() {
     let Some(mounted) = mounted(XFS) else { return };
     let disk = disk(&mounted);
+    // So that it is cloned in the smallest pieces.
+    cut_up(&disk.image);
     let mut guest = guest(&disk);
     let mut wrote = Vec::new();
     let failed = while_made(&disk, || {
