@@ -77,9 +77,10 @@ impl Comparison {
         self.differences_in(0..self.size)
     }
 
-    /// As [`differences`](Self::differences), in about half the time on a machine with two CPUs: each file's extents
-    /// are asked for ahead, by a thread of its own, which ends soon after what is returned is dropped. Where the
-    /// process may not start threads it is the same as `differences`.
+    /// As [`differences`](Self::differences), but each file's extents are asked for ahead, by a thread of its own,
+    /// which ends soon after what is returned is dropped: whoever looks at what is told does not wait for each call
+    /// of the file system. XFS has both threads take turns where extents may be shared. Where the process may not
+    /// start threads it is the same as `differences`.
     #[must_use]
     pub fn differences_ahead(&self) -> Differences<'_> {
         let range = 0..self.size;
