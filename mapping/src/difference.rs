@@ -9,10 +9,8 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::MetadataExt;
-
-use cursor::Cursor;
 
 use crate::source::ExtentSource;
 use crate::source::extent::{Extent, Kind};
@@ -20,7 +18,8 @@ use crate::source::fiemap::Fiemap;
 use crate::sync::Arc;
 use crate::sys;
 
-mod cursor;
+/// Extents of one file in memory at a time.
+const BATCH: usize = 512;
 
 /// A range in which the bytes of two files may differ. All numbers are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,30 +72,13 @@ impl Comparison {
 
     /// Where they may differ, up to the end of the longer one; the other one counts as zeros behind its end.
     #[must_use]
-    pub fn differences(&self) -> Differences<'_> {
+    pub fn differences(&self) -> Differences<'_, Fiemap> {
         self.differences_in(0..self.size)
-    }
-
-    /// As [`differences`](Self::differences), but each file's extents are asked for ahead, by a thread of its own,
-    /// which ends soon after what is returned is dropped: whoever looks at what is told does not wait for each call
-    /// of the file system. XFS has both threads take turns where extents may be shared. Where the process may not
-    /// start threads it is the same as `differences`.
-    #[must_use]
-    pub fn differences_ahead(&self) -> Differences<'_> {
-        let range = 0..self.size;
-        let [from, to] = [&self.from, &self.to].map(|file| Cursor::ahead(file, range.clone()));
-        Differences {
-            from,
-            to,
-            at: range.start,
-            end: range.end,
-            one_disk: self.one_disk,
-        }
     }
 
     /// As [`differences`](Self::differences), within `range` (bytes).
     #[must_use]
-    pub fn differences_in(&self, range: Range<u64>) -> Differences<'_> {
+    pub fn differences_in(&self, range: Range<u64>) -> Differences<'_, Fiemap> {
         let range = range.start..range.end.min(self.size);
         Differences::new(&self.from, &self.to, range, self.one_disk)
     }
@@ -122,18 +104,18 @@ fn on_one_disk(one: &File, other: &File) -> io::Result<bool> {
 
 /// The differences, in ascending order; neighbours are told as one. Ends after an error.
 #[derive(Debug)]
-pub struct Differences<'a> {
-    from: Cursor<'a>,
-    to: Cursor<'a>,
+pub struct Differences<'a, S> {
+    from: Cursor<'a, S>,
+    to: Cursor<'a, S>,
     at: u64,
     end: u64,
     one_disk: bool,
 }
 
-impl<'a> Differences<'a> {
+impl<'a, S: ExtentSource> Differences<'a, S> {
     /// Compares what two sources tell of `range`. `one_disk` says whether their places are of one disk, whose data
     /// never change in place while two files have them.
-    pub fn new<S: ExtentSource>(from: &'a S, to: &'a S, range: Range<u64>, one_disk: bool) -> Self {
+    pub fn new(from: &'a S, to: &'a S, range: Range<u64>, one_disk: bool) -> Self {
         Self {
             from: Cursor::new(from, range.clone()),
             to: Cursor::new(to, range.clone()),
@@ -160,7 +142,7 @@ impl<'a> Differences<'a> {
     }
 }
 
-impl Iterator for Differences<'_> {
+impl<S: ExtentSource> Iterator for Differences<'_, S> {
     type Item = io::Result<Difference>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -191,9 +173,70 @@ impl Iterator for Differences<'_> {
     }
 }
 
+/// A place in what a source tells.
+#[derive(Debug)]
+struct Cursor<'a, S> {
+    source: &'a S,
+    batch: Vec<Extent>,
+    next: usize,
+    /// What the source was not asked for yet.
+    left: Range<u64>,
+    end: u64,
+}
+
+impl<'a, S: ExtentSource> Cursor<'a, S> {
+    fn new(source: &'a S, range: Range<u64>) -> Self {
+        Self {
+            source,
+            batch: Vec::with_capacity(BATCH),
+            next: 0,
+            end: range.end,
+            left: range,
+        }
+    }
+
+    /// The extent at `offset`, which is never before the one asked for last; a hole where there is none.
+    fn at(&mut self, offset: u64) -> io::Result<Extent> {
+        loop {
+            match self.batch.get(self.next) {
+                Some(extent) if extent.end() <= offset => self.next += 1,
+                Some(extent) if extent.start <= offset => return Ok(*extent),
+                None if !self.left.is_empty() => self.fill()?,
+                behind => {
+                    let end = behind.map_or(self.end, |extent| extent.start);
+                    return Ok(Extent {
+                        start: offset,
+                        len: end - offset,
+                        disk: 0,
+                        kind: Kind::Hole,
+                    });
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        self.batch.clear();
+        self.next = 0;
+        let batch = &mut self.batch;
+        self.source.fill(self.left.clone(), &mut |extent| {
+            batch.push(extent);
+            if batch.len() < BATCH {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        self.left.start = match self.batch.last() {
+            Some(last) if self.batch.len() == BATCH => last.end(),
+            _ => self.left.end,
+        };
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::cursor::BATCH;
     use super::*;
     use crate::source::extent::Reason;
     use proptest::prelude::*;

@@ -33,10 +33,7 @@ fn content(made: Made, seed: u64, offset: u64, len: usize) -> Vec<u8> {
 
 fn differences(from: &Arc<File>, to: &Arc<File>) -> Vec<Difference> {
     let comparison = Comparison::new(from, to).unwrap();
-    let told: Vec<_> = comparison.differences().map(Result::unwrap).collect();
-    let ahead: Vec<_> = comparison.differences_ahead().map(Result::unwrap).collect();
-    assert_eq!(told, ahead);
-    told
+    comparison.differences().map(Result::unwrap).collect()
 }
 
 fn at(bytes: &[u8], range: Range<u64>) -> &[u8] {

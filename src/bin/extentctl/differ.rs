@@ -107,7 +107,7 @@ fn compare(from: &AtRest, to: &AtRest, as_json: bool) -> Result<(), Failure> {
         ))?;
     }
     let (mut bytes, mut count) = (0_u64, 0_u64);
-    for one in comparison.differences_ahead() {
+    for one in comparison.differences() {
         let one = one.map_err(failed)?;
         written(row(&one, count == 0, as_json, &mut out))?;
         bytes = bytes.saturating_add(one.len);
