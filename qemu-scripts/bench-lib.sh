@@ -90,6 +90,9 @@ format() {
     mount "$ram_device" "$work/mnt"
 }
 
+# The figure of key $1 in the JSON of extentd-load, or of extentctl, in file $2.
+figure() { sed -n "s/^ *\"$1\": \([-+.0-9e]*\),\{0,1\}\$/\1/p" "$2"; }
+
 # Adds a line to the results in $out: place, case, variant, IOPS, CPU, p50, p99, p99.9.
 record() {
     (IFS=$'\t' && printf '%s\n' "$*") >>"$out/results.tsv"

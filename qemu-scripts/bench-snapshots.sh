@@ -87,8 +87,6 @@ PYTHON
     xfs_io -c "cowextsize 0" "$1"
     sync -f "$1"
 }
-# The figure of key $1 in the JSON of file $2.
-figure() { sed -n "s/^ *\"$1\": \([-+.0-9e]*\),\{0,1\}\$/\1/p" "$2"; }
 # Requests a second and the longest latency of the load's report from second $1 to $2, in microseconds.
 course() {
     python3 - "$work/report" "$1" "$2" <<'PYTHON'

@@ -143,9 +143,6 @@ write_image() {
     dd if=/dev/urandom of="$1" bs=1M count="$image_bytes" iflag=fullblock,count_bytes oflag=direct conv=fsync status=none
 }
 
-# The figure of key $1 in the JSON of extentd-load in file $2.
-figure() { sed -n "s/^ *\"$1\": \([-+.0-9e]*\),\{0,1\}\$/\1/p" "$2"; }
-
 # Loads the back-end of process $1, whose name is $2, as the case's variables say.
 load() {
     local pid=$1 name=$2 generator
