@@ -76,12 +76,12 @@ fn a_guest_with_192_mebibytes_uses_600_several_times_while_the_back_end_has_none
     let pages = || "awk '/^pswp/ { sum += $2 } END { print sum }' /proc/vmstat";
     assert_eq!(guest.run(pages()), "0");
     // Page tables of the guest's memory count too, and are made as it is first used.
-    guest.run_long("verifier memory 600 0");
+    guest.run("verifier memory 600 0");
     group.squeeze(SPARE);
     let before = major_faults(daemon.pid());
     let allocations = swap_info(&control)["worker_allocations"].clone();
     let reclaim = group.reclaim();
-    let output = guest.run_long("verifier memory 600 2");
+    let output = guest.run("verifier memory 600 2");
     assert!(output.contains("round 2"), "{output}");
     drop(reclaim);
     let swapped: u64 = guest.run(pages()).parse().unwrap();

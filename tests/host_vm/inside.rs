@@ -56,7 +56,7 @@ pub fn play(scenes: &[&str]) {
 /// Plays one in a machine that has the programs.
 pub fn play_one(vm: &mut HostVm, scene: &str, devices: &[String; 2]) {
     let devices = devices.join(" ");
-    let said = vm.run_long(&format!(
+    let said = vm.run(&format!(
         "{SCENE}='{scene}:{devices}' EXTENTD=$(command -v extentd) EXTENTD_TEST_DIR={FOLDER} TMPDIR={FOLDER} RUST_BACKTRACE=1 tests {NAME} --exact --nocapture"
     ));
     println!("{said}");

@@ -19,6 +19,9 @@ const BOOTS: usize = 3;
 /// What a kernel says then.
 const STOPPED: &str = "detected stalls on CPUs";
 
+/// How long a command may take whose guest lives.
+const SLOWEST: Duration = Duration::from_secs(1200);
+
 /// What to boot.
 pub struct Machine {
     arguments: Vec<String>,
@@ -262,30 +265,27 @@ impl Guest {
         output
     }
 
-    /// Runs a shell command; its exit status and trimmed output.
+    /// Runs a shell command; its exit status and trimmed output. It may be as slow as a busy
+    /// machine makes it while the guest says that it lives.
     pub fn try_run(&mut self, command: &str) -> (i32, String) {
         self.send(command);
-        let mut output = String::new();
+        let (mut output, start) = (String::new(), Instant::now());
         loop {
             let line = self.line();
+            if line == "@alive" {
+                assert!(
+                    start.elapsed() < SLOWEST,
+                    "the guest's `{command}` does not end\n{}",
+                    self.console()
+                );
+                continue;
+            }
             if let Some(status) = line.strip_prefix("@status ") {
                 return (status.parse().unwrap(), output.trim().to_owned());
             }
             output.push_str(&line);
             output.push('\n');
         }
-    }
-
-    /// As [`Guest::run`], for a command that takes longer than the host waits for a line.
-    pub fn run_long(&mut self, command: &str) -> String {
-        self.run("rm -f /tmp/long.*");
-        self.spawn("long", command);
-        while self
-            .try_run("timeout 60 sh -c 'until [ -e /tmp/long.status ]; do sleep 0.5; done'")
-            .0
-            != 0
-        {}
-        self.join("long")
     }
 
     /// Starts a shell command in the background under a name for [`Guest::join`].
@@ -404,7 +404,17 @@ impl Guest {
         match self.agent.read_until(b'\n', &mut bytes) {
             Ok(length) if length > 0 => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
             Ok(_) => panic!("QEMU ended\n{}", self.console()),
-            Err(error) => panic!("the guest is silent: {error}\n{}", self.console()),
+            Err(error) => {
+                // Where its CPUs are tells a guest that waits from one that spins or stands.
+                let registers = self.qmp.execute(
+                    "human-monitor-command",
+                    &json!({ "command-line": "info registers -a" }),
+                );
+                panic!(
+                    "the guest is silent: {error}\n{registers}\n{}",
+                    self.console()
+                )
+            }
         }
     }
 
