@@ -1,14 +1,34 @@
 //! The service manager's store of descriptors, in which a session is kept while
 //! one process of the service ends and the next one starts.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use vhost_backend::Shelf;
 
 use crate::host::sys;
-use crate::process::activation::LEFT;
+use crate::process::activation::{Activation, LEFT};
 use crate::process::service_manager;
+
+/// The image of the session that was left, if its front-end still waits: a guest's
+/// disk does not become another file that has its name by now.
+pub(crate) fn image(activation: &Activation) -> Option<OwnedFd> {
+    let (_, parcel) = activation.left.last()?;
+    vhost_backend::companion(parcel)
+}
+
+/// What goes with each session: by this the image is opened again, whatever has
+/// its name by then. It is no use of the image that would keep a lease away.
+///
+/// # Errors
+/// What the host says, as where there is no /proc.
+pub(crate) fn name_of(image: &File) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", image.as_raw_fd());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
 
 /// The store of this process's service.
 #[derive(Debug)]

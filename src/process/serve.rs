@@ -31,7 +31,7 @@ use crate::options::config::{Config, Socket};
 use crate::options::settings::Settings;
 use crate::process::activation::Activation;
 use crate::process::confine;
-use crate::process::descriptor_store::DescriptorStore;
+use crate::process::descriptor_store::{self, DescriptorStore};
 use crate::process::handover::{self, Handover};
 use crate::process::limits::{self as process_limits, LimitError};
 use crate::process::service_manager::{self, NotifyState};
@@ -96,10 +96,11 @@ pub fn run(config: &Config, settings: Settings, activation: Activation) -> Resul
     switches::pass_on();
     limits::raise();
     check_cpus(config)?;
-    let handed = handover::inherited_image();
-    if handed.is_none() {
+    let inherited = handover::inherited_image();
+    if inherited.is_none() {
         reach::all(config.paths())?;
     }
+    let handed = inherited.or_else(|| descriptor_store::image(&activation));
     confine::begin(config, handed.as_ref(), handover::sandbox_begun());
     if let Some(grade) = config.disk.swap {
         swap::protect(grade)?;
@@ -172,7 +173,7 @@ pub fn run(config: &Config, settings: Settings, activation: Activation) -> Resul
         log::info!("taken over after {pause} ms");
     }
     if let Endpoint::Listener(_) = &endpoint {
-        keep_sessions(&mut server, activation);
+        keep_sessions(&mut server, &disk, activation);
     }
     sandbox::enter(Kind::Session);
     service_manager::tell(&NotifyState::Ready);
@@ -204,11 +205,17 @@ pub fn run(config: &Config, settings: Settings, activation: Activation) -> Resul
 
 /// Has sessions outlive this process in the service manager's store, if it has one,
 /// and goes on with the one that is there.
-fn keep_sessions(server: &mut Server<Disk>, activation: Activation) {
+fn keep_sessions(server: &mut Server<Disk>, disk: &Disk, activation: Activation) {
     let mut left = activation.left;
     let names = left.iter().map(|(name, _)| name.clone()).collect();
     if let Some(store) = DescriptorStore::find(names) {
-        server.keep(Box::new(store));
+        match descriptor_store::name_of(disk.image()) {
+            Ok(image) => server.keep(Box::new(store), Some(image)),
+            Err(error) => {
+                log::warn!("no connection of a front-end is kept for a next process: {error}");
+                return;
+            }
+        }
         if let Some((_, parcel)) = left.pop() {
             server.take_up(parcel);
         }

@@ -2,8 +2,10 @@
 //! on with the same connection, of which the front-end notices nothing.
 #![allow(unsafe_code)]
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use front_end::codes::{feature, protocol};
@@ -234,6 +236,78 @@ fn a_front_end_that_hung_up_in_between_is_forgotten() {
     let daemon = guest.manager.start(&[]);
     guest.manager.wait_empty();
     connects_again(guest, daemon);
+}
+
+/// Something else happens to the image's name while no process has the image.
+fn stays_the_image(changes: impl Fn(&Path), killed: bool) {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let (mut guest, mut daemon) = Guest::new(&host, Like::Qemu, RECORDED);
+    let (name, kept) = (guest.image.path.clone(), host.path("kept"));
+    fs::hard_link(&name, &kept).unwrap();
+    let mut puts = 0;
+    for round in 0..2 {
+        if killed {
+            guest.manager.wait_stored(puts);
+            guest.manager.wait_settled();
+            puts = guest.manager.puts();
+            daemon.kill().unwrap();
+        } else {
+            guest.end(daemon);
+        }
+        if round == 0 {
+            changes(&name);
+        }
+        daemon = guest.manager.start(&[]);
+        daemon
+            .wait_stderr(|line| line.contains("is another file by now, or none"))
+            .unwrap();
+        guest.lanes.proceed();
+        assert!(guest.is_connected(), "the restart was noticed");
+    }
+    guest.image.path = kept;
+    guest.check(daemon);
+}
+
+#[test]
+fn a_disk_stays_the_image_that_it_was_when_another_file_gets_its_name() {
+    let replace = |name: &Path| {
+        let other = name.with_extension("other");
+        let length = fs::metadata(name).unwrap().len();
+        File::create(&other).unwrap().set_len(length).unwrap();
+        fs::rename(&other, name).unwrap();
+    };
+    stays_the_image(replace, false);
+    stays_the_image(replace, true);
+}
+
+#[test]
+fn a_disk_stays_the_image_that_it_was_when_its_name_is_removed() {
+    stays_the_image(|name| fs::remove_file(name).unwrap(), false);
+}
+
+#[test]
+fn a_guest_that_comes_later_gets_what_has_the_name() {
+    let Some(host) = Mounted::new(EXT4) else {
+        return;
+    };
+    let (mut guest, daemon) = Guest::new(&host, Like::Qemu, RECORDED);
+    guest.end(daemon);
+    drop(guest.session);
+    let other = host.path("other");
+    fs::copy(&guest.image.path, &other).unwrap();
+    let inode = fs::metadata(&other).unwrap().ino();
+    fs::rename(&other, &guest.image.path).unwrap();
+    let daemon = guest.manager.start(&[]);
+    guest.manager.wait_empty();
+    let opened = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let mut opened = opened.filter_map(|entry| fs::metadata(entry.unwrap().path()).ok());
+    assert!(
+        opened.any(|file| file.ino() == inode),
+        "it has another file"
+    );
+    assert!(daemon.terminate().unwrap().success());
 }
 
 #[test]

@@ -50,6 +50,7 @@ pub use options::{Options, PollTime};
 pub use peer::Peer;
 pub use session::keeping::Shelf;
 pub use session::listener::Endpoint;
+pub use session::parcel::companion;
 pub use session::server::{Handle, Server, Visit};
 pub use status::{Awaited, Connected, SessionStatus};
 #[cfg(feature = "fuzzing")]

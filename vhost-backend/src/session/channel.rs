@@ -389,9 +389,18 @@ pub(crate) struct Received {
 
 /// One recvmsg that does not wait.
 pub(crate) fn receive(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
+    receive_by(stream, into, RecvFlags::empty())
+}
+
+/// As [`receive`], but it stays there to be received.
+pub(crate) fn peek(stream: &UnixStream, into: &mut [u8]) -> io::Result<Received> {
+    receive_by(stream, into, RecvFlags::PEEK)
+}
+
+fn receive_by(stream: &UnixStream, into: &mut [u8], how: RecvFlags) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); CONTROL];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let flags = how | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
     let result = loop {
         match recvmsg(stream, &mut [IoSliceMut::new(into)], &mut control, flags) {
             Err(Errno::INTR) => {}

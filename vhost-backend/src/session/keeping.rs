@@ -3,7 +3,7 @@
 //! received, and renewed when it has been quiet.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::session::parcel::Seal;
@@ -32,6 +32,8 @@ pub trait Shelf: Send {
 /// What is kept of a session.
 pub(crate) struct Keeping {
     shelf: Box<dyn Shelf>,
+    /// What goes with each session.
+    companion: Option<OwnedFd>,
     /// Of what is on the shelf.
     seal: Option<Seal>,
     /// What is on the shelf is to be renewed then.
@@ -41,13 +43,19 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
-    pub(crate) fn new(shelf: Box<dyn Shelf>) -> Self {
+    pub(crate) fn new(shelf: Box<dyn Shelf>, companion: Option<OwnedFd>) -> Self {
         Self {
             shelf,
+            companion,
             seal: None,
             due: None,
             failed: false,
         }
+    }
+
+    /// What goes with each session.
+    pub(crate) fn companion(&self) -> Option<BorrowedFd<'_>> {
+        self.companion.as_ref().map(AsFd::as_fd)
     }
 
     /// The session is about to be changed: what is kept is of no use meanwhile.

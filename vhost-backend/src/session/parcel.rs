@@ -3,12 +3,13 @@
 //! served again as any front-end's are, and believed no more.
 //!
 //! A parcel is one socket in which all descriptors wait, so that whoever keeps it
-//! has all of them or none: first the connection and a memory file, then those of
-//! the messages in their order. The memory file has, in the byte order of this
-//! host: the magic, whether it is settled, the flags, and how many bytes of
-//! identity, messages and descriptors there are (32 bits each); the identity; then
-//! for each message how many descriptors it has, its request and how long its
-//! payload is (32 bits each), and the payload.
+//! has all of them or none: at once the connection, a memory file and what goes
+//! with the session, if there is something, and then those of the messages in their
+//! order. The memory file has, in the byte order of this host: the magic, whether it
+//! is settled, the flags, and how many bytes of identity, messages and descriptors
+//! of theirs there are (32 bits each); the identity; then for each message how many
+//! descriptors it has, its request and how long its payload is (32 bits each), and
+//! the payload.
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)
@@ -16,7 +17,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
@@ -73,12 +74,30 @@ impl Seal {
     }
 }
 
+/// What goes with the session that another process has put on a
+/// [`Shelf`](crate::Shelf), as [`Server::keep`](crate::Server::keep) was given it
+/// there; `None` if there is nothing, or the front-end has gone, so that the session
+/// will not be gone on with. The parcel stays whole.
+#[must_use]
+pub fn companion(parcel: &OwnedFd) -> Option<OwnedFd> {
+    let parcel = UnixStream::from(sys::duplicate(parcel).ok()?);
+    let mut first = channel::peek(&parcel, &mut [0]).ok()?.fds.into_iter();
+    let (connection, _memory) = (first.next()?, first.next()?);
+    let waits =
+        sys::kind(&connection) == Kind::Socket && !sys::has_hung_up(&UnixStream::from(connection));
+    first.next().filter(|_| waits)
+}
+
 /// Packs a parcel, which is not settled yet.
 ///
 /// # Errors
 /// The host gives no descriptor or memory, or lets no more descriptors wait in
 /// sockets.
-pub(crate) fn pack(connection: &UnixStream, contents: &Contents) -> io::Result<(OwnedFd, Seal)> {
+pub(crate) fn pack(
+    connection: &UnixStream,
+    companion: Option<BorrowedFd<'_>>,
+    contents: &Contents,
+) -> io::Result<(OwnedFd, Seal)> {
     let bytes = encode(contents)?;
     let length = u64::try_from(bytes.len()).map_err(io::Error::other)?;
     if length > MOST {
@@ -87,7 +106,9 @@ pub(crate) fn pack(connection: &UnixStream, contents: &Contents) -> io::Result<(
     let memory = sys::sealed_memory(c"session", length)?;
     memory.write_all_at(&bytes, 0)?;
     let (parcel, way_in) = UnixStream::pair()?;
-    channel::send_all(&way_in, &[0], &[connection.as_fd(), memory.as_fd()])?;
+    let mut first = vec![connection.as_fd(), memory.as_fd()];
+    first.extend(companion);
+    channel::send_all(&way_in, &[0], &first)?;
     let fds = contents.setups.iter().flat_map(|setup| &setup.fds);
     let fds: Vec<_> = fds.map(AsFd::as_fd).collect();
     for some in fds.chunks(AT_ONCE) {
@@ -102,7 +123,7 @@ pub(crate) fn pack(connection: &UnixStream, contents: &Contents) -> io::Result<(
 /// It is none, is not settled, or the host gives no descriptors.
 pub(crate) fn open(parcel: OwnedFd) -> io::Result<(UnixStream, Contents)> {
     let parcel = UnixStream::from(parcel);
-    let mut fds = Vec::new();
+    let mut all = Vec::new();
     loop {
         let received = channel::receive(&parcel, &mut [0])?;
         if received.truncated {
@@ -111,13 +132,15 @@ pub(crate) fn open(parcel: OwnedFd) -> io::Result<(UnixStream, Contents)> {
         if received.bytes == 0 {
             break;
         }
-        fds.extend(received.fds);
+        all.push(received.fds);
     }
     let damaged = || io::Error::other("what was kept of it is damaged");
-    let mut fds = fds.into_iter();
-    let (Some(connection), Some(memory)) = (fds.next(), fds.next()) else {
+    let mut all = all.into_iter();
+    let mut first = all.next().into_iter().flatten();
+    let (Some(connection), Some(memory)) = (first.next(), first.next()) else {
         return Err(damaged());
     };
+    let fds: Vec<OwnedFd> = all.flatten().collect();
     if (sys::kind(&connection), sys::kind(&memory)) != (Kind::Socket, Kind::Memory) {
         return Err(damaged());
     }
@@ -128,7 +151,7 @@ pub(crate) fn open(parcel: OwnedFd) -> io::Result<(UnixStream, Contents)> {
     }
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
     memory.read_exact_at(&mut bytes, 0)?;
-    let (settled, contents) = decode(&bytes, fds).ok_or_else(damaged)?;
+    let (settled, contents) = decode(&bytes, fds.into_iter()).ok_or_else(damaged)?;
     if !settled {
         return Err(io::Error::other(
             "the process before ended amid one of its messages",

@@ -1,7 +1,7 @@
 //! A session as the next process needs it, and going on with one of the last.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use vhost::vhost_user::message::FrontendReq;
@@ -33,11 +33,11 @@ impl<D: Device> Session<D> {
         self.channel.leave_open();
     }
 
-    /// What a next process needs to go on.
+    /// What a next process needs to go on, and the companion.
     ///
     /// # Errors
     /// As [`parcel::pack`].
-    pub(crate) fn pack(&self) -> io::Result<(OwnedFd, Seal)> {
+    pub(crate) fn pack(&self, companion: Option<BorrowedFd<'_>>) -> io::Result<(OwnedFd, Seal)> {
         let mut contents = lock(&self.handler).contents()?;
         contents.features_read = self.features_read;
         contents.news = self.config_changed.is_some();
@@ -48,7 +48,7 @@ impl<D: Device> Session<D> {
                 fds: vec![sys::duplicate(back.stream())?],
             });
         }
-        parcel::pack(self.channel.stream(), &contents)
+        parcel::pack(self.channel.stream(), companion, &contents)
     }
 
     /// Sets the device up as it was in the last process.

@@ -25,9 +25,15 @@ fn what_is_packed_is_opened_with_all_its_descriptors() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     // More descriptors than go at once.
     let sent = contents(200);
-    let (parcel, seal) = pack(&ours, &sent).unwrap();
+    let with = std::io::pipe().unwrap().0;
+    let inode = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+    let (parcel, seal) = pack(&ours, Some(with.as_fd()), &sent).unwrap();
     seal.set(true).unwrap();
     drop(ours);
+    for _ in 0..2 {
+        let companion = companion(&parcel).unwrap();
+        assert_eq!(inode(companion.as_fd()), inode(with.as_fd()));
+    }
     let (mut connection, got) = open(parcel).unwrap();
     connection.write_all(b"x").unwrap();
     theirs.read_exact(&mut [0]).unwrap();
@@ -45,8 +51,7 @@ fn what_is_packed_is_opened_with_all_its_descriptors() {
     assert_eq!(outline(&got), outline(&sent));
     for (got, sent) in got.setups.iter().zip(&sent.setups) {
         for (got, sent) in got.fds.iter().zip(&sent.fds) {
-            let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
-            assert_eq!(inode(got), inode(sent));
+            assert_eq!(inode(got.as_fd()), inode(sent.as_fd()));
         }
     }
 }
@@ -55,19 +60,33 @@ fn what_is_packed_is_opened_with_all_its_descriptors() {
 fn a_parcel_is_of_use_once_and_only_while_it_is_settled() {
     let (ours, _theirs) = UnixStream::pair().unwrap();
     let packed = |last: bool| {
-        let (parcel, seal) = pack(&ours, &contents(3)).unwrap();
+        let (parcel, seal) = pack(&ours, None, &contents(3)).unwrap();
         for settled in [true, false, last] {
             seal.set(settled).unwrap();
         }
         parcel
     };
-    let (parcel, _) = pack(&ours, &contents(3)).unwrap();
+    let (parcel, _) = pack(&ours, None, &contents(3)).unwrap();
     open(parcel).unwrap_err();
     open(packed(false)).unwrap_err();
     let parcel = packed(true);
     let again = parcel.try_clone().unwrap();
     open(parcel).unwrap();
     open(again).unwrap_err();
+}
+
+#[test]
+fn nothing_goes_with_a_session_whose_front_end_has_gone() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let with = std::io::pipe().unwrap().0;
+    let (parcel, _) = pack(&ours, None, &contents(3)).unwrap();
+    assert!(companion(&parcel).is_none());
+    let (parcel, _) = pack(&ours, Some(with.as_fd()), &contents(3)).unwrap();
+    assert!(companion(&parcel).is_some());
+    drop(theirs);
+    assert!(companion(&parcel).is_none());
+    let other = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    assert!(companion(&other).is_none());
 }
 
 #[test]

@@ -23,10 +23,11 @@ impl<D: Device> Server<D> {
     /// [`stop_and_keep`](super::Handle::stop_and_keep); and after a sudden end, if
     /// the front-end keeps a record of requests in flight and nothing of a message
     /// was lost. What cannot be gone on with is hung up on, as if nothing had been
-    /// kept.
-    pub fn keep(&mut self, shelf: Box<dyn Shelf>) {
+    /// kept. The `companion` goes with each, for whoever goes on
+    /// ([`companion`](crate::companion)).
+    pub fn keep(&mut self, shelf: Box<dyn Shelf>, companion: Option<OwnedFd>) {
         lock(&self.handler).keep();
-        self.keeping = Some(Keeping::new(shelf));
+        self.keeping = Some(Keeping::new(shelf, companion));
     }
 
     /// [`run`](Self::run) goes on with the session of another process, that was put
@@ -97,7 +98,7 @@ impl<D: Device> Server<D> {
         if !keeping.is_due() {
             keeping.settle();
         } else if session.is_front_end() && lock(&self.handler).can_be_kept() {
-            keeping.put(session.pack());
+            keeping.put(session.pack(keeping.companion()));
         } else {
             keeping.clear_if_kept();
         }
@@ -114,7 +115,7 @@ impl<D: Device> Server<D> {
         let can_be = session.is_front_end()
             && session.is_between_messages()
             && lock(&self.handler).can_be_kept();
-        if can_be && keeping.put(session.pack()) {
+        if can_be && keeping.put(session.pack(keeping.companion())) {
             session.leave_open();
             return true;
         }
