@@ -212,7 +212,9 @@ fn keep_sessions(server: &mut Server<Disk>, disk: &Disk, activation: Activation)
         match descriptor_store::name_of(disk.image()) {
             Ok(image) => server.keep(Box::new(store), Some(image)),
             Err(error) => {
-                log::warn!("no connection of a front-end is kept for a next process: {error}");
+                log::warn!(
+                    "the front-end's connection is not kept for a next process, and it has to connect again then: {error}"
+                );
                 return;
             }
         }

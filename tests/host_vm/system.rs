@@ -116,11 +116,23 @@ fn fill(tree: &Path) -> std::io::Result<()> {
             tree.join("usr/lib/systemd/system").join(unit),
         )?;
     }
+    fs::copy(packaging.join("debian/postinst"), tree.join(POSTINST))?;
+    for kind in ["sysusers", "tmpfiles"] {
+        let folder = tree.join(format!("usr/lib/{kind}.d"));
+        fs::create_dir_all(&folder)?;
+        fs::copy(
+            packaging.join(format!("{kind}.conf")),
+            folder.join("extentd.conf"),
+        )?;
+    }
     // Without one it would be the first boot.
     fs::write(tree.join("etc/machine-id"), format!("{:032x}\n", 7))?;
     fs::write(tree.join("etc/passwd"), PASSWD)?;
     fs::write(tree.join("etc/group"), GROUPS)
 }
+
+/// Where the package's script of an installation is, without the leading slash.
+pub const POSTINST: &str = "usr/share/extentd.postinst";
 
 /// Ours, and busybox' for all that Debian's few packages do not bring.
 fn programs(tree: &Path) -> Result<(), String> {

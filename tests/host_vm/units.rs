@@ -177,6 +177,55 @@ fn resized(image: &Path, control: &str, attached: &mut Attached) {
     }
 }
 
+/// A file system that nothing is in use of.
+fn mounted_anew(folder: &str) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut mounts = mounts.lines().map(|line| line.split(' '));
+    let mut mount = mounts
+        .find(|line| line.clone().nth(1) == Some(folder))
+        .unwrap();
+    let device = mount.next().unwrap();
+    run(Command::new("umount").arg(folder)).unwrap();
+    run(Command::new("mount").args(["-t", "ext4", device, folder])).unwrap();
+}
+
+/// Puts a new file where the program is; which one it was.
+fn install_again() -> u64 {
+    let old = fs::metadata(PROGRAM).unwrap().ino();
+    let part = format!("{PROGRAM}.part");
+    fs::copy(PROGRAM, &part).unwrap();
+    fs::rename(&part, PROGRAM).unwrap();
+    old
+}
+
+/// What the package does when a newer one is installed: the guest does not notice it, and a disk
+/// that is held still stays as it is.
+fn upgraded_by_the_package(service: &'static str, control: &str, attached: &mut Attached) {
+    let configure = || {
+        let script = format!("/{}", system::POSTINST);
+        run(Command::new("sh").args([&*script, "configure", "0.1.0-1"])).unwrap()
+    };
+    let operator = |words: &[&str]| {
+        let command = ["--control-path", control];
+        run(Command::new("extentctl").args(command).args(words)).unwrap()
+    };
+    let before = pid(service);
+    let old = install_again();
+    operator(&["quiesce", "--for", "600"]);
+    configure();
+    assert_eq!(
+        pid(service),
+        before,
+        "a disk was restarted that is held still"
+    );
+    operator(&["resume"]);
+    attached.lanes.proceed();
+    let upgrade = thread::spawn(configure);
+    attached.not_notice(|| upgrade.is_finished());
+    upgrade.join().unwrap();
+    assert_ne!(runs(&pid(service)), old, "it is what it was");
+}
+
 pub fn serve_restart_reload_and_recover(_stage: &Stage) {
     let (service, socket) = ("extentd@vm.service", "extentd@vm.socket");
     fs::create_dir_all("/etc/extentd").unwrap();
@@ -207,11 +256,10 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
     restart.join().unwrap();
     assert_ne!(pid(service), before);
 
+    upgraded_by_the_package(service, control, &mut attached);
+
     let before = pid(service);
-    let old = runs(&before);
-    let part = format!("{PROGRAM}.part");
-    fs::copy(PROGRAM, &part).unwrap();
-    fs::rename(&part, PROGRAM).unwrap();
+    let old = install_again();
     systemctl(&["reload", service]);
     attached.outlive();
     assert_eq!(pid(service), before);
@@ -230,6 +278,7 @@ pub fn serve_restart_reload_and_recover(_stage: &Stage) {
 
     assert_eq!(attached.lanes.settle(&mut attached.session), 0);
     systemctl(&["stop", service, socket]);
+    mounted_anew(IMAGES);
     // What is kept is closed with the service.
     let connection = &attached.session.connection;
     wait_readable(connection.stream(), LIMIT).unwrap();
