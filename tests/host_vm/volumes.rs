@@ -51,7 +51,12 @@ fn content(device: &Path) -> Vec<u8> {
 /// Takes a snapshot of the volume that is served, as docs/recipes.md has it: what it holds then.
 fn snapshot(loaded: &mut Loaded, words: &str) -> Vec<u8> {
     let control = loaded.place.control.to_str().unwrap().to_owned();
-    let ask = |words: &[&str]| shell("extentctl", &[&["--control-path", &control], words].concat());
+    let ask = |words: &[&str]| {
+        shell(
+            "extentctl",
+            &[&["--control-path", &control], words].concat(),
+        )
+    };
     ask(&["quiesce", "--for", "60", "--sync"]);
     do_lvm(words);
     let then = content(&loaded.place.image);
@@ -87,7 +92,10 @@ pub fn change(stage: &Stage) {
     };
     assert!(status.success(), "pvmove: {status}");
     let table = shell("dmsetup", &["deps", "-o", "devname", "images-vm1"]);
-    assert!(table.contains(second.trim_start_matches("/dev/")), "{table}");
+    assert!(
+        table.contains(second.trim_start_matches("/dev/")),
+        "{table}"
+    );
     loaded.lanes.proceed();
     loaded.end();
     do_lvm("lvremove images/vm1");
