@@ -67,7 +67,8 @@ fn snapshot(loaded: &mut Loaded, words: &str) -> Vec<u8> {
     then
 }
 
-/// A snapshot comes and goes, and the volume moves to another disk; then a thin one and its snapshot.
+/// A snapshot comes and goes, and the volume moves to another disk; then a thin one and its
+/// snapshot.
 pub fn change(stage: &Stage) {
     let [first, second] = &stage.devices;
     std::fs::create_dir_all("/run/lock/lvm").unwrap();
