@@ -42,6 +42,11 @@ inside() {
     binary=$(sed -n 's/.*"binary": "\(.*\)".*/\1/p' "$debian/usr/share/qemu/vhost-user/50-extentd.json")
     in_debian "$binary" --print-capabilities | grep -q '"type": "block"' || die "the description names no back-end: $binary"
 
+    for binary in extentd extentctl extentd-load extentd-nbd; do
+        crates_of "$debian/usr/bin/$binary"
+    done
+    python3 -c 'import json, sys; json.load(open(sys.argv[1]))' "$debian/usr/share/doc/extentd/extentd.cdx.json"
+
     local image=/var/lib/extentd/vm1.img socket=/run/extentd/vm1.sock control=/run/extentd/vm1.control
     truncate -s 16M "$debian$image"
     mkdir -p "$debian/run/extentd"
@@ -89,6 +94,20 @@ inside() {
     echo "installed, upgraded under load, purged: nothing lost and nothing left"
 }
 
+# A program has the list of its crates as scanners read it, and that names what it is and what it cannot be without.
+crates_of() {
+    objcopy --dump-section .dep-v0=/dev/stdout "$1" /dev/null | python3 -c '
+import json, os, sys, zlib
+packages = json.loads(zlib.decompress(sys.stdin.buffer.read()))["packages"]
+names = {package["name"] for package in packages if package.get("kind") != "build"}
+roots = [package["name"] + " " + package["version"] for package in packages if package.get("root")]
+own = {"extentd-load": "extentd-front-end"}.get(os.path.basename(sys.argv[1]), "extentd")
+wanted = {"clap", "libc"} | ({"vhost-backend", "extentd-mapping", "io-uring"} if own == "extentd" else set())
+if roots != [own + " " + sys.argv[2]] or not wanted <= names:
+    sys.exit(f"{sys.argv[1]} lists {roots} and lacks {wanted - names}")
+print(f"{sys.argv[1]} lists {len(packages)} crates")
+' "$1" "$(version)" || die "the list of crates in $1"
+}
 version() { sed -n '0,/^version = /s/^version = "\(.*\)"/\1/p' Cargo.toml; }
 wait_for() {
     local what=$1 turns

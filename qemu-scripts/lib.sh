@@ -94,6 +94,25 @@ debian_archive() {
     [[ -n $archive ]] || die "apt has no main archive of $codename to take other releases from"
 }
 
+# Gets the package lists of another release of Debian, $1, into a new folder `apt`, which the caller removes; `of_release` is
+# what has apt know that release alone. This system's lists stay as they are.
+other_release() {
+    local suite=$1 archive codename key=/usr/share/keyrings/debian-archive-keyring.gpg
+    have apt-get || die "this system has no apt-get"
+    [[ -r $key ]] || die "$key is missing (package debian-archive-keyring)"
+    debian_archive
+    mkdir -p "$CACHE"
+    apt=$(mktemp -d "$CACHE/apt.XXXXXX")
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+    echo "deb [signed-by=$key] $archive $suite main" >"$apt/sources"
+    of_release=(
+        -o "Dir::Etc::SourceList=$apt/sources" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$apt/lists"
+        -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
+    )
+    apt-get -qq "${of_release[@]}" -o Acquire::Retries=3 update </dev/null >"$apt/log" 2>&1 ||
+        die "cannot get the lists of $suite: $(grep -E '^(E|Err)' "$apt/log" | tail -n 1)"
+}
+
 # Waits until somebody listens on the unix socket $1 and the process $2 lives.
 # A connect() would count as a front-end, so the kernel's table is read instead.
 wait_socket() {

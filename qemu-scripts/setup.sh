@@ -14,14 +14,15 @@ case ${1:-} in
 --tests) for_tests=1 ;;
 --bench) for_bench=1 ;;
 -h | --help)
-    say "usage: setup.sh [--tests | --bench | --kernel | --host-kernel | --systemd]
+    say "usage: setup.sh [--tests | --bench | --kernel | --host-kernel | --systemd | --lvm]
 Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE, now $CACHE).
   --tests    also what only the tests need
   --bench    only what bench.sh needs: qemu-storage-daemon 10, fio and file-system tools
   --kernel   install nothing, print the guest kernel's path
   --host-kernel
              the same for the kernel of a machine that runs extentd in the tests
-  --systemd  the same for the root folder of a system with systemd"
+  --systemd  the same for the root folder of a system with systemd
+  --lvm      the same for that of one with LVM"
     exit 0
     ;;
 --kernel)
@@ -36,6 +37,11 @@ Installs QEMU 10, file-system tools and a guest kernel (kept in \$EXTENTD_CACHE,
 --systemd)
     [[ -x $CACHE/systemd/usr/lib/systemd/systemd ]] || die "no systemd in $CACHE; run setup.sh --tests first"
     echo "$CACHE/systemd"
+    exit 0
+    ;;
+--lvm)
+    [[ -x $CACHE/lvm/usr/sbin/lvm ]] || die "no LVM in $CACHE; run setup.sh --tests first"
+    echo "$CACHE/lvm"
     exit 0
     ;;
 *) die "unknown argument '$1' (see --help)" ;;
@@ -53,7 +59,7 @@ if ((for_tests)); then
         mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount mount:mount setpriv:util-linux
         c++:g++ strip:binutils dmsetup:dmsetup cryptsetup:cryptsetup-bin xz:xz-utils strace:strace llvm-symbolizer:llvm valgrind:valgrind
         promtool:prometheus nbdinfo:libnbd-bin shellcheck:shellcheck mandoc:mandoc mcopy:mtools mkfs.vfat:dosfstools lintian:lintian mmdebstrap:mmdebstrap
-        dpkg-shlibdeps:dpkg-dev unshare:util-linux virt-xml-validate:libvirt-clients xmllint:libxml2-utils
+        dpkg-shlibdeps:dpkg-dev python3:python3 unshare:util-linux virt-xml-validate:libvirt-clients xmllint:libxml2-utils
     )
 fi
 if ((for_bench)); then
@@ -79,7 +85,9 @@ if ((for_bench)); then
 fi
 want_systemd=0
 if ((for_tests)) && [[ ! -x $CACHE/systemd/usr/lib/systemd/systemd ]]; then want_systemd=1; fi
-if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0 && want_host_kernel == 0 && want_systemd == 0)); then
+want_lvm=0
+if ((for_tests)) && [[ ! -x $CACHE/lvm/usr/sbin/lvm ]]; then want_lvm=1; fi
+if ((${#missing[@]} == 0 && want_qemu == 0 && want_busybox == 0 && want_kernel == 0 && want_host_kernel == 0 && want_systemd == 0 && want_lvm == 0)); then
     exit 0
 fi
 
@@ -169,10 +177,11 @@ if ((want_host_kernel)) && ! host_kernel_folder >/dev/null; then
     fetch_kernel host-kernel "$suite"
     host_kernel_folder >/dev/null || die "$suite has no kernel 6.5 or later"
 fi
-# Unpacks systemd into the cache with all that it depends on, as if on a system where nothing is installed. The
-# folders that Debian has merged are links before anything comes into them.
-fetch_systemd() {
-    local work folder archive
+# Unpacks packages into the folder $1 of the cache with all that they depend on, as if on a system where nothing is
+# installed. The folders that Debian has merged are links before anything comes into them.
+fetch_tree() {
+    local name=$1 work folder archive
+    shift
     mkdir -p "$CACHE"
     work=$(mktemp -d "$CACHE/fetch.XXXXXX")
     mkdir -p "$work/archives/partial"
@@ -183,20 +192,24 @@ fetch_systemd() {
     done
     if ! apt-get -qq -y -d --no-install-recommends -o APT::Sandbox::User=root -o Acquire::Retries=3 -o Debug::NoLocking=1 \
         -o Dir::State::status="$work/status" -o Dir::Cache::Archives="$work/archives/" \
-        install systemd mount </dev/null >"$log" 2>&1; then
+        install "$@" </dev/null >"$log" 2>&1; then
         rm -rf "$work"
-        die "cannot download systemd: $(grep -E '^(E|Err)' "$log" | tail -n 1)"
+        die "cannot download $*: $(grep -E '^(E|Err)' "$log" | tail -n 1)"
     fi
     for archive in "$work"/archives/*.deb; do
         dpkg-deb --fsys-tarfile "$archive" | tar -x --keep-directory-symlink -C "$work/root"
     done
     rm -rf "$work/root"/usr/share/{doc,man,locale,perl5,bash-completion,zsh}
-    rm -rf "$CACHE/systemd"
-    mv "$work/root" "$CACHE/systemd"
+    rm -rf "${CACHE:?}/$name"
+    mv "$work/root" "$CACHE/$name"
     rm -rf "$work"
 }
 if ((want_systemd)); then
     say "setup: fetching systemd for a machine of the tests"
-    fetch_systemd
+    fetch_tree systemd systemd mount
+fi
+if ((want_lvm)); then
+    say "setup: fetching LVM for a machine of the tests"
+    fetch_tree lvm lvm2
 fi
 say "setup: done"

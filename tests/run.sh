@@ -120,6 +120,8 @@ quick_start() {
 
 # Machines that the suite of real guests has not.
 guests() { EXTENTD=$TARGET/debug/extentd qemu-scripts/guests.sh modern transitional microvm disks uefi hugepages numa old; }
+# The client of programs that reach such disks without a guest.
+by_libblkio() { EXTENTD=$TARGET/debug/extentd qemu-scripts/libblkio.sh; }
 
 stage setup qemu-scripts/setup.sh --tests
 check format formatted
@@ -130,6 +132,7 @@ suite tests tested
 suite models modelled
 check "quick start" quick_start
 check guests guests
+check libblkio by_libblkio
 check package packaging/test-package.sh
 check crates cargo package --workspace --no-verify --allow-dirty
 if cargo +nightly --version >/dev/null 2>&1; then

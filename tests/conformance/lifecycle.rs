@@ -4,9 +4,9 @@ use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use front_end::codes::{flag, request, status};
+use front_end::codes::{flag, protocol, request, status};
 use front_end::{
-    Buffer, Connection, Driver, GuestMemory, Like, Op, RingUsers, Session, Wanted, limit,
+    Buffer, Connection, Driver, GuestMemory, Like, Op, RingUsers, Session, Setup, Wanted, limit,
 };
 
 use crate::disk::{Attached, DATA, Disk, MEMORY, assert_ok, content};
@@ -97,6 +97,47 @@ fn vu_16_the_base_says_what_is_taken_next_and_nothing_else() {
     // Where answers go is read from guest memory: 1.
     assert_eq!(again.stop(1).unwrap(), [3]);
     assert_eq!(front.driver.ring().device_index(), 1);
+}
+
+#[test]
+fn vu_9_16_a_device_that_is_reset_by_disabling_its_rings_gets_new_ones() {
+    let disk = Disk::start(&[]);
+    let plain = Wanted {
+        protocol: protocol::CONFIG | protocol::MQ,
+        ..Wanted::default()
+    };
+    let mut front = Attached::new(&disk.socket, Like::CloudHypervisor, plain);
+    for sector in 0..5 {
+        front.read(sector, 512);
+    }
+    // As libkrun does it: nothing else is said when the guest resets the device.
+    front.session.enable(false).unwrap();
+    let features = front.session.features;
+    let setup = Setup {
+        size: 64,
+        features,
+        indirect: 16,
+    };
+    let old = std::mem::replace(
+        &mut front.driver,
+        Driver::new(&front.memory, 1 << 20, setup).unwrap(),
+    );
+    let connection = &front.session.connection;
+    connection.set_owner().unwrap();
+    connection.set_mem_table(front.memory.regions()).unwrap();
+    connection.set_features(features).unwrap();
+    connection.set_vring_num(0, 64).unwrap();
+    connection.set_vring_base(0, 0).unwrap();
+    let at = users(&front.memory, &front.driver);
+    connection.set_vring_addr(0, &at).unwrap();
+    let ring = front.driver.ring();
+    connection.set_vring_kick(0, Some(ring.kick_fd())).unwrap();
+    connection.set_vring_call(0, Some(ring.call_fd())).unwrap();
+    front.session.enable(true).unwrap();
+    // It begins as the new memory says, and leaves the old alone.
+    assert_eq!(front.read(7, 512), content(7 * 512, 512));
+    assert_eq!(front.driver.ring().device_index(), 1);
+    assert_eq!(old.ring().device_index(), 5);
 }
 
 #[test]

@@ -44,6 +44,21 @@ fn a_second_front_end_is_told_of_in_the_log_and_in_info() {
 }
 
 #[test]
+fn who_connects_again_at_once_waits_for_nobody() {
+    let rig = Rig::on_tmpfs(&[]);
+    // As libblkio does to ask for properties first.
+    for _ in 0..50 {
+        let mut session =
+            Session::open(rig.daemon.socket(), Like::Qemu, Wanted::default()).unwrap();
+        session.start_one(1 << 20, 16).unwrap();
+    }
+    session_of(&rig, |one| one["connected"] == false);
+    let told = rig.daemon.stderr();
+    let waited = told.iter().find(|line| line.contains("another front-end"));
+    assert_eq!(waited, None);
+}
+
+#[test]
 fn a_silent_connection_keeps_nobody_out_for_ever() {
     let rig = Rig::on_tmpfs(&[]);
     let mut silent = UnixStream::connect(rig.daemon.socket()).unwrap();

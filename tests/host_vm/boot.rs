@@ -47,6 +47,8 @@ pub enum With {
     StorageDaemon,
     /// This test program too, and what its scenes need.
     Tests,
+    /// As `Tests`, and LVM.
+    Volumes,
 }
 
 /// Prepared once per run. `None`, after a line that says why, where something is not installed.
@@ -55,10 +57,12 @@ pub fn files(with: With) -> Option<&'static BootFiles> {
     static OURS: Files = OnceLock::new();
     static STORAGE_DAEMON: Files = OnceLock::new();
     static TESTS: Files = OnceLock::new();
+    static VOLUMES: Files = OnceLock::new();
     let files = match with {
         With::Ours => OURS.get_or_init(|| prepare("host-vm", with)),
         With::StorageDaemon => STORAGE_DAEMON.get_or_init(|| prepare("host-vm-qsd", with)),
         With::Tests => TESTS.get_or_init(|| prepare("host-vm-tests", with)),
+        With::Volumes => VOLUMES.get_or_init(|| prepare("host-vm-volumes", with)),
     };
     match files {
         Ok(files) => Some(files),
@@ -81,7 +85,7 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
     let peer = match with {
         With::Ours => None,
         With::StorageDaemon => Some("qemu-storage-daemon"),
-        With::Tests => Some("cryptsetup"),
+        With::Tests | With::Volumes => Some("cryptsetup"),
     };
     for tool in TOOLS.into_iter().chain(peer) {
         add("--tool", tool.to_owned());
@@ -91,7 +95,7 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         (rig::extentctl!(), "extentctl"),
         (load()?, "extentd-load"),
     ];
-    if with == With::Tests {
+    if matches!(with, With::Tests | With::Volumes) {
         let this = std::env::current_exe().map_err(|error| error.to_string())?;
         programs.push((this, "tests"));
     }
@@ -102,6 +106,11 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         run(strip.arg("-o").arg(&stripped).arg(program))?;
         add("--tool", stripped.display().to_string());
     }
+    if with == With::Volumes {
+        for file in lvm()? {
+            arguments.extend(["--file".to_owned(), file]);
+        }
+    }
     let verifier = format!("{}:/bin/verifier", boot::verifier(built)?.display());
     arguments.extend(["--file".to_owned(), verifier, "--host".to_owned()]);
     boot::pack(
@@ -109,6 +118,31 @@ fn prepare(name: &str, with: With) -> Result<BootFiles, String> {
         "--host-kernel",
         &arguments,
     )
+}
+
+/// LVM's program, unpacked and not installed, and the libraries that it needs; where each goes.
+/// Those that this machine has are taken as they are, for the loader is this machine's too.
+fn lvm() -> Result<Vec<String>, String> {
+    let setup = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu-scripts/setup.sh");
+    let tree = PathBuf::from(run(Command::new(setup).arg("--lvm"))?.trim());
+    let program = tree.join("usr/sbin/lvm");
+    let own = tree.join("usr/lib/x86_64-linux-gnu");
+    let said = run(Command::new("ldd")
+        .env("LD_LIBRARY_PATH", &own)
+        .arg(&program))?;
+    let names = said.lines().filter_map(|line| line.split_once(" => "));
+    let libraries = names.map(|(name, _)| {
+        let name = name.trim();
+        let to = Path::new("/lib/x86_64-linux-gnu").join(name);
+        let from = if to.exists() {
+            to.clone()
+        } else {
+            own.join(name)
+        };
+        format!("{}:{}", from.display(), to.display())
+    });
+    let program = format!("{}:/bin/lvm", program.display());
+    Ok(std::iter::once(program).chain(libraries).collect())
 }
 
 /// Where extentd-load is: `$EXTENTD_LOAD`, else it is built, as cargo builds no program of another

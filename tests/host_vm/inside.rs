@@ -1,7 +1,7 @@
 //! Scenes that play inside the machine: the test program is there too, and runs itself.
 
 use crate::machine::{Bus, HostMachine, HostVm};
-use crate::{failing, hanging, journalled, snapshot_unit, stacks, units};
+use crate::{failing, hanging, journalled, snapshot_unit, stacks, units, volumes};
 
 /// Names the scene to a test program that runs in the machine.
 const SCENE: &str = "EXTENTD_TEST_SCENE";
@@ -17,7 +17,7 @@ pub struct Stage {
 
 type Scene = fn(&Stage);
 
-const SCENES: [(&str, Scene); 16] = [
+const SCENES: [(&str, Scene); 17] = [
     ("hangs", hanging::hangs),
     ("is stopped", hanging::is_stopped),
     ("is killed", hanging::is_killed),
@@ -27,6 +27,7 @@ const SCENES: [(&str, Scene); 16] = [
     ("journals data", journalled::journals_data),
     ("volumes", stacks::volumes),
     ("volume changes", stacks::changes),
+    ("LVM", volumes::change),
     ("encrypted", stacks::encrypted),
     ("partitions", stacks::partitions),
     ("large blocks", stacks::large_blocks),

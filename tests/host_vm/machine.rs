@@ -110,6 +110,12 @@ impl HostMachine {
         self
     }
 
+    /// As [`tests`](Self::tests), and LVM too.
+    pub fn volumes(mut self) -> Self {
+        self.with = With::Volumes;
+        self
+    }
+
     /// Boots it, and leaves all else to the system in it; `None` as for [`boot`](Self::boot).
     pub fn boot_system(self) -> Option<HostVm> {
         let files = boot::files(self.with)?;

@@ -41,3 +41,4 @@ mod snapshot_unit;
 mod stacks;
 mod system;
 mod units;
+mod volumes;

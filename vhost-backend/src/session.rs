@@ -150,6 +150,11 @@ impl<D: Device> Session<D> {
         [patience, news].into_iter().flatten().min()
     }
 
+    /// The front-end has gone, and all that it has sent was taken.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        sys::has_sent(self.channel.stream()) == Some(false)
+    }
+
     /// Who is at the other end.
     pub(crate) fn connected(&self) -> Connected {
         self.connected

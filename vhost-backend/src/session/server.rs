@@ -228,7 +228,9 @@ impl<D: Device> Server<D> {
         while !self.bell.stops() {
             pulse::turn();
             if let Some(doorway) = doorway.as_mut() {
-                let served = session.as_ref().map(|one| one.connected().peer);
+                // One that has hung up keeps nobody waiting: its end comes next.
+                let served = session.as_ref().filter(|one| !one.has_hung_up());
+                let served = served.map(|one| one.connected().peer);
                 doorway.look(poller, served);
             }
             if let (Some(session), Some(doorway)) = (session.as_mut(), doorway.as_ref())
