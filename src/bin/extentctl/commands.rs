@@ -27,6 +27,7 @@ use crate::status::Failure;
 use crate::strip;
 use crate::svg;
 use crate::table::{columns, drawn, sized, table};
+use crate::unsharing;
 
 /// Asks one extentd.
 ///
@@ -34,7 +35,9 @@ use crate::table::{columns, drawn, sized, table};
 /// It is refused, or nobody answers.
 pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
     let patience = match request {
-        Request::Quiesce { .. } | Request::Snapshot { .. } => LONG_PATIENCE,
+        Request::Quiesce { .. } | Request::Snapshot { .. } | Request::Unshare { .. } => {
+            LONG_PATIENCE
+        }
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
@@ -48,6 +51,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Snapshot { .. } => taken(&understand(&json)?),
         Request::SnapshotCancel {} => cancelled(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
+        Request::Unshare { .. } => unsharing::begun(&understand(&json)?),
+        Request::UnshareCancel {} => unsharing::cancelled(&understand(&json)?),
         Request::Resume { .. } => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
