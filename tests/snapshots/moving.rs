@@ -7,13 +7,13 @@ use std::process::Command;
 
 use front_end::Op;
 use rig::attached::{Attached, DATA, assert_ok};
-use rig::file_systems::{Made, Mounted, XFS, sync};
+use rig::file_systems::{Made, Mounted, XFS};
 use rig::files::{pattern, reflink};
 use rig::operator::wait_path;
 use rig::program::run;
 
 use crate::making::guest;
-use crate::rig::{Disk, IMAGE, mounted};
+use crate::rig::{Disk, IMAGE, mounted, remove};
 use crate::stamps::USED;
 
 /// Bytes of a request.
@@ -62,8 +62,7 @@ fn read_after(variables: &[(&'static str, &'static str)]) -> Option<usize> {
     let ended = disk.json(&["unshare", "--wait"]);
     assert_eq!(ended["left_bytes"], 0);
     // The only one that still has the old places: they are emptied.
-    std::fs::remove_file(disk.snapshots.join("one")).unwrap();
-    sync(&mounted);
+    remove(&mounted, &disk.snapshots.join("one"), IMAGE);
     run(Command::new("fstrim").arg(mounted.root())).unwrap();
     let mut found = 0;
     by_disk(&disk, || found = wrong(&mut guest));

@@ -17,7 +17,7 @@ use rig::operator::{wait_info, wait_path};
 use serde_json::Value;
 
 use crate::making::{guest, next, refused};
-use crate::rig::{Disk, IMAGE, extentctl, mounted};
+use crate::rig::{Disk, IMAGE, extentctl, mounted, remove};
 use crate::stamps::{Numbers, Stamps, USED, assert_one_moment};
 
 /// So slow that it is under way for as long as a test needs.
@@ -212,8 +212,7 @@ fn a_full_file_system_ends_it_and_the_disk_is_right_and_served() {
     // What was unshared is written without room.
     guest.write((IMAGE - 4096) / 512, &[9; 4096]);
     refused(&disk.extentctl(&["unshare"]), "make room on it");
-    std::fs::remove_file(mounted.path("filler")).unwrap();
-    sync(&mounted);
+    remove(&mounted, &mounted.path("filler"), 2 * IMAGE);
     assert_eq!(disk.json(&["unshare", "--wait"])["left_bytes"], 0);
     assert_eq!(guest.read((IMAGE - 4096) / 512, 4096), [9; 4096]);
     assert!(disk.read("one") == one);
