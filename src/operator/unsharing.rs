@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long after a piece in which requests were in flight.
 const SOON: Duration = Duration::from_millis(2);
 
+/// The longest rest, whatever the rate.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Whose blocks become its own, and who is told.
 #[derive(Clone)]
 pub(super) struct Whose {
@@ -187,7 +190,7 @@ impl Job {
         // Before that the rate allows nothing.
         let mut due = Instant::now();
         loop {
-            self.rest(due);
+            self.rest(due.saturating_duration_since(Instant::now()));
             self.wait_for(&whose);
             if let Some(reason) = self.stop() {
                 return Err(format!("unshare: given up: {reason}"));
@@ -209,14 +212,14 @@ impl Job {
             };
             let took = begun.elapsed();
             due = match step {
-                Step::Busy => Instant::now() + SOON,
+                Step::Busy => after(Instant::now(), SOON),
                 Step::Unshared(bytes) => {
                     self.unshared.fetch_add(bytes, Ordering::Relaxed);
                     let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                     self.longest.fetch_max(us, Ordering::Relaxed);
                     // What was late is not made up for.
-                    let allowed = due.max(begun) + time_for(bytes, self.rate);
-                    allowed.max(Instant::now() + took)
+                    let allowed = after(due.max(begun), time_for(bytes, self.rate));
+                    allowed.max(after(Instant::now(), took))
                 }
             };
         }
@@ -229,7 +232,7 @@ impl Job {
             && self.stop().is_none()
         {
             lock(&self.state).waits = Some(why);
-            self.rest(Instant::now() + LOOK);
+            self.rest(LOOK);
         }
         lock(&self.state).waits = None;
     }
@@ -238,12 +241,11 @@ impl Job {
         lock(&self.state).stop
     }
 
-    /// Waits until then, or until it is to end.
-    fn rest(&self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
+    /// Waits for so long, or until it is to end.
+    fn rest(&self, time: Duration) {
         let state = lock(&self.state);
         let goes_on = |state: &mut State| state.stop.is_none();
-        drop(self.changed.wait_timeout_while(state, left, goes_on));
+        drop(self.changed.wait_timeout_while(state, time, goes_on));
     }
 
     fn end(&self, result: Result<u64, String>, feed: &Feed<Event>) {
@@ -298,8 +300,14 @@ fn time_for(bytes: u64, rate: Option<u64>) -> Duration {
     let Some(rate) = rate else {
         return Duration::ZERO;
     };
-    let ns = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
+    let ns = u128::from(bytes).saturating_mul(1_000_000_000);
+    let ns = ns.checked_div(u128::from(rate)).unwrap_or(u128::MAX);
     Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+}
+
+/// So long after `start`, but not for ever.
+fn after(start: Instant, time: Duration) -> Instant {
+    start.checked_add(time.min(LONGEST)).unwrap_or(start)
 }
 
 #[cfg(test)]
@@ -329,7 +337,7 @@ mod tests {
         *lock(&unshare.job) = Some(Arc::new(job));
         assert!(unshare.cancel("why").is_ok());
         let job = unshare.current().unwrap();
-        job.rest(Instant::now() + Duration::from_secs(3600));
+        job.rest(Duration::from_secs(3600));
         assert_eq!(job.stop(), Some("why"));
     }
 }

@@ -353,6 +353,37 @@ fn it_waits_while_nobody_uses_the_disk_and_while_it_is_held_still() {
 }
 
 #[test]
+fn others_may_open_the_image_and_the_way_may_change_meanwhile() {
+    let Some(mounted) = mounted(XFS) else { return };
+    let mut disk = Disk::new(&mounted, "vm", &[]);
+    let stamps = Stamps::start(&disk.socket);
+    disk.json(&["snapshot", "one"]);
+    let one = disk.read("one");
+    disk.json(&["unshare", "--rate", "1M"]);
+    let quiet = usize::try_from(USED).unwrap();
+    let mut rounds = 0;
+    while disk.json(&["info"])["unshare"]["running"] == true {
+        // Which takes the lease away, and brings pages into the page cache.
+        let bytes = crate::rig::bytes(&disk.image);
+        assert_eq!(bytes[quiet..], pattern(5, USED, quiet));
+        let way = if rounds % 2 == 0 { "file" } else { "auto" };
+        assert_eq!(disk.extentctl(&["io-path", way]).status, Some(0));
+        stamps.go_on(5);
+        rounds += 1;
+    }
+    assert!(rounds > 1);
+    let ended = disk.json(&["info"])["unshare"].clone();
+    assert_eq!(
+        (&ended["left_bytes"], &ended["error"]),
+        (&0.into(), &Value::Null)
+    );
+    let end = stamps.end();
+    stop(&mut disk);
+    all_is_there(&disk, &end);
+    assert!(disk.read("one") == one);
+}
+
+#[test]
 fn the_length_may_change_meanwhile() {
     let Some(mounted) = mounted(XFS) else { return };
     let mut disk = Disk::new(&mounted, "vm", &[]);

@@ -9,7 +9,7 @@ use extentd::options::size;
 use extentd::protocol::Request;
 use extentd::protocol::done::{
     LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Retried, SnapshotCancelled, SnapshotList,
-    SnapshotTaken,
+    SnapshotTaken, UnshareCancelled, Unsharing,
 };
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
@@ -27,7 +27,6 @@ use crate::status::Failure;
 use crate::strip;
 use crate::svg;
 use crate::table::{columns, drawn, sized, table};
-use crate::unsharing;
 
 /// Asks one extentd.
 ///
@@ -51,8 +50,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Snapshot { .. } => taken(&understand(&json)?),
         Request::SnapshotCancel {} => cancelled(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
-        Request::Unshare { .. } => unsharing::begun(&understand(&json)?),
-        Request::UnshareCancel {} => unsharing::cancelled(&understand(&json)?),
+        Request::Unshare { .. } => unsharing(&understand(&json)?),
+        Request::UnshareCancel {} => unshare_cancelled(&understand(&json)?),
         Request::Resume { .. } => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
@@ -263,6 +262,20 @@ fn snapshots(list: &SnapshotList) -> String {
         ));
     }
     text
+}
+
+fn unsharing(now: &Unsharing) -> String {
+    format!(
+        "{} are shared, and become the image's own: extentctl info tells how far it is\n",
+        size::display(now.shared_bytes)
+    )
+}
+
+fn unshare_cancelled(done: &UnshareCancelled) -> String {
+    format!(
+        "it ends; {} are the image's own by it\n",
+        size::display(done.unshared_bytes)
+    )
 }
 
 fn resized(done: &Resized) -> String {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use extentd::options::size;
 use extentd::protocol::Request;
-use extentd::protocol::done::{UnshareCancelled, Unsharing};
+use extentd::protocol::done::Unsharing;
 use extentd::protocol::info::Info;
 use serde_json::Value;
 
@@ -62,14 +62,6 @@ pub fn begin(path: &Path, rate: Option<u64>, waits: bool, draws: bool) -> Result
     }
 }
 
-/// What is said when it has begun.
-pub fn begun(now: &Unsharing) -> String {
-    format!(
-        "{} are shared, and become the image's own: extentctl info tells how far it is\n",
-        size::display(now.shared_bytes)
-    )
-}
-
 fn ended(now: &Unsharing) -> String {
     let left = match now.left_bytes {
         None | Some(0) => "nothing is shared any more".to_owned(),
@@ -78,13 +70,5 @@ fn ended(now: &Unsharing) -> String {
     format!(
         "{} were copied, and {left}\n",
         size::display(now.unshared_bytes)
-    )
-}
-
-/// What is said when it was cancelled.
-pub fn cancelled(done: &UnshareCancelled) -> String {
-    format!(
-        "it ends; {} are the image's own by it\n",
-        size::display(done.unshared_bytes)
     )
 }
