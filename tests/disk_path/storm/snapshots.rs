@@ -65,8 +65,8 @@ pub fn cancel(storm: &Storm, _: &mut Random) -> Did {
     ask(storm, &Request::SnapshotCancel {})
 }
 
-/// Ends what the image shares with all that has cloned it, while it is served: at once, or so slowly
-/// that it goes on for some time. One may be under way.
+/// Ends what the image shares with all that has cloned it, while it is served: at
+/// once, or so slowly that it goes on for some time. One may be under way.
 pub fn unshare(storm: &Storm, random: &mut Random) -> Did {
     let rate = (random.below(2) == 0).then_some(4 << 20);
     ask(storm, &Request::Unshare { rate })
