@@ -43,6 +43,7 @@ mod reports;
 mod resize;
 pub(crate) mod room;
 pub(crate) mod snapshots;
+pub(crate) mod unsharing;
 mod ways;
 
 pub(crate) use self::error::DiskError;

@@ -22,6 +22,7 @@ mod shown_map;
 mod snapshots;
 pub(crate) mod statistics;
 mod stillness;
+mod unsharing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,6 +38,7 @@ use self::limits::Governor;
 use self::options::CurrentOptions;
 use self::shown_map::ShownMap;
 use self::snapshots::Snapshots;
+use self::unsharing::{Unshare, Whose};
 use crate::disk::Disk;
 use crate::disk::snapshots::SnapshotFolder;
 use crate::host::feed::Feed;
@@ -48,7 +50,7 @@ use crate::options::limit;
 use crate::options::settings::Settings;
 use crate::protocol::done::{
     Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
-    SnapshotCancelled, SnapshotList, SnapshotTaken,
+    SnapshotCancelled, SnapshotList, SnapshotTaken, UnshareCancelled, Unsharing,
 };
 use crate::protocol::events::Event;
 use crate::protocol::extents::{Heat, Page};
@@ -60,6 +62,9 @@ use crate::protocol::statistics::{ExtentCounts, Statistics};
 use crate::protocol::{Advice, Answer, Code, Failure, Request};
 use crate::swap::SwapMode;
 
+/// How long a piece that is being unshared may keep the end waiting.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// Carries out requests for one disk.
 pub(crate) struct Operator {
     offered: Options,
@@ -69,9 +74,10 @@ pub(crate) struct Operator {
     feed: Feed<Event>,
     limits: Governor,
     /// One resize at a time.
-    resizing: Mutex<()>,
+    resizing: Arc<Mutex<()>>,
     options: CurrentOptions,
     snapshots: Snapshots,
+    unshare: Unshare,
     /// Loaded by advice where requests go by the file.
     shown: ShownMap,
 }
@@ -97,6 +103,8 @@ pub(crate) enum Done {
     Snapshot(SnapshotTaken),
     SnapshotCancel(SnapshotCancelled),
     Snapshots(SnapshotList),
+    Unshare(Unsharing),
+    UnshareCancel(UnshareCancelled),
     Limits(LimitsNow),
 }
 
@@ -120,10 +128,11 @@ impl Operator {
             swap,
             feed,
             limits,
-            resizing: Mutex::new(()),
+            resizing: Arc::default(),
             options: CurrentOptions::new(options),
             shown: ShownMap::default(),
             snapshots: Snapshots::new(None),
+            unshare: Unshare::default(),
         }
     }
 
@@ -150,6 +159,7 @@ impl Operator {
                 .held()
                 .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             snapshot: self.snapshots.making(),
+            unshare: self.unshare.now(),
             disk: self.disk.describe(),
             swap: self.swap.as_ref().map(|swap| swap.describe(&self.disk)),
             sandbox: sandbox::in_force().map(given_up),
@@ -267,7 +277,17 @@ impl Operator {
     /// This process ends, or becomes another one: what is not whole by now is
     /// given up.
     pub(crate) fn leave(&self) {
-        self.disk.give_clone_up("extentd ends");
+        let reason = "extentd ends";
+        self.disk.give_clone_up(reason);
+        // It may not be under way.
+        let _ended = self.unshare.cancel(reason);
+    }
+
+    /// Waits for a moment until nothing of that is under way.
+    pub(crate) fn settle(&self) {
+        self.leave();
+        self.disk.settle_clone();
+        self.unshare.wait_for_end(SETTLING);
     }
 
     /// Tells the guest and others of another size; whether it is one.
@@ -350,6 +370,15 @@ impl Operator {
             })?,
         }
         Ok(self.path())
+    }
+
+    fn whose(&self) -> Whose {
+        Whose {
+            disk: Arc::clone(&self.disk),
+            limits: Arc::clone(&self.limits.limits),
+            feed: self.feed.clone(),
+            resizing: Arc::clone(&self.resizing),
+        }
     }
 
     fn taken_of(&self) -> snapshots::Of<'_> {
@@ -444,6 +473,11 @@ impl Controlled for Operator {
                 self.snapshots.cancel(&self.disk).map(Done::SnapshotCancel)
             }
             Request::Snapshots {} => self.snapshots.list().map(Done::Snapshots),
+            Request::Unshare { rate } => self.unshare.begin(self.whose(), rate).map(Done::Unshare),
+            Request::UnshareCancel {} => self
+                .unshare
+                .cancel("an operator has cancelled it")
+                .map(Done::UnshareCancel),
             Request::Limits { set } => {
                 let now = self.limits.change(set);
                 let typed = limit::display(&now.limits.given());

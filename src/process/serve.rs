@@ -180,7 +180,7 @@ pub fn run(config: &Config, settings: Settings, activation: Activation) -> Resul
     logging::wait_no_more();
     allocations::started();
     let result = server.run(endpoint);
-    disk.settle_clone();
+    operator.settle();
     if let (Ok(()), Ok(successor)) = (&result, &successor)
         && let begun = begun.load(Ordering::Acquire)
         && ![SERVING, STOPPING].contains(&begun)

@@ -212,3 +212,36 @@ pub struct SnapshotList {
     /// The one that is being made, if there is one.
     pub making: Option<SnapshotInMaking>,
 }
+
+/// How blocks that the image shares become its own: under way, or as it has
+/// ended last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct Unsharing {
+    /// It goes on.
+    pub running: bool,
+    /// Bytes that were shared when it began.
+    pub shared_bytes: u64,
+    /// Bytes that were copied since, and are the image's own.
+    pub unshared_bytes: u64,
+    /// Bytes that were shared still when it had ended; null before.
+    pub left_bytes: Option<u64>,
+    /// Most bytes a second; null: as many as leave as much time to the guest.
+    pub rate: Option<u64>,
+    /// What it waits for; null if for nothing.
+    pub waits: Option<String>,
+    /// The longest that a piece has kept requests waiting, in microseconds.
+    pub longest_piece_us: u64,
+    /// For how long it goes on, or went on, in milliseconds.
+    pub since_ms: u64,
+    /// Why it has ended early; null if it has not.
+    pub error: Option<String>,
+}
+
+/// The answer to `unshare-cancel`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[non_exhaustive]
+pub struct UnshareCancelled {
+    /// Bytes that are the image's own by it, and stay so.
+    pub unshared_bytes: u64,
+}

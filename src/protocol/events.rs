@@ -65,6 +65,13 @@ pub enum Event {
         /// Why: one sentence.
         reason: String,
     },
+    /// Blocks that the image shared are its own, or that was ended early.
+    UnshareEnded {
+        /// Bytes that were copied.
+        unshared_bytes: u64,
+        /// Why it has ended early: one sentence; null if it has not.
+        reason: Option<String>,
+    },
     /// The thread that looks at the lease is late; workers look themselves.
     GuardLate {
         /// For how long it has not looked, in seconds.
@@ -141,6 +148,8 @@ pub enum EventKind {
     SnapshotTaken,
     /// A snapshot was not taken, or given up
     SnapshotFailed,
+    /// Blocks that were shared are the image's own, or that ended early
+    UnshareEnded,
     /// The thread that looks at the lease is late
     GuardLate,
     /// It looks again
@@ -174,6 +183,7 @@ impl Event {
             Event::SnapshotBegun { .. } => EventKind::SnapshotBegun,
             Event::SnapshotTaken { .. } => EventKind::SnapshotTaken,
             Event::SnapshotFailed { .. } => EventKind::SnapshotFailed,
+            Event::UnshareEnded { .. } => EventKind::UnshareEnded,
             Event::GuardLate { .. } => EventKind::GuardLate,
             Event::GuardOnTime {} => EventKind::GuardOnTime,
             Event::RequestsHeld { .. } => EventKind::RequestsHeld,

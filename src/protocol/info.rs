@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::done::SnapshotInMaking;
+use super::done::{SnapshotInMaking, Unsharing};
 use super::limits::LimitsNow;
 use super::words::{DeviceIo, EngineName, ImageKind, Named, Way};
 use crate::options::config::{OnError, Swap};
@@ -34,6 +34,9 @@ pub struct Info {
     pub held_ms: Option<u64>,
     /// The snapshot that is being made, if there is one.
     pub snapshot: Option<SnapshotInMaking>,
+    /// How blocks that are shared become the image's own, or became it last;
+    /// null if nobody has asked for that.
+    pub unshare: Option<Unsharing>,
     /// The disk.
     pub disk: DiskInfo,
     /// Swap-grade mode; `None` without `--swap`.

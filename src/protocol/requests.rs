@@ -112,6 +112,16 @@ pub enum Request {
     SnapshotCancel {},
     /// What is in the folder of --snapshot-dir.
     Snapshots {},
+    /// Give the image blocks of its own for those that it shares with other
+    /// files, while it is served. Answered when that has begun.
+    Unshare {
+        /// Most bytes that are copied a second, at least 1; null: as many as
+        /// leave as much time to the guest.
+        #[serde(default)]
+        rate: Option<u64>,
+    },
+    /// End that; what is done stays done.
+    UnshareCancel {},
     /// The options that are in force, as on a command line.
     Options {},
     /// Change limits on requests and bytes per second, if there is something
@@ -173,6 +183,7 @@ impl Request {
                 | Request::LogLevel { .. }
                 | Request::Resume { .. }
                 | Request::SnapshotCancel {}
+                | Request::UnshareCancel {}
         )
     }
 
@@ -214,6 +225,11 @@ impl Request {
             }
             Request::Snapshot { name, .. } => Some(format!("snapshot {name:?}")),
             Request::SnapshotCancel {} => Some("snapshot-cancel".to_owned()),
+            Request::Unshare { rate } => {
+                let most = rate.map_or_else(String::new, |rate| format!(" with {rate} bytes/s"));
+                Some(format!("unshare{most}"))
+            }
+            Request::UnshareCancel {} => Some("unshare-cancel".to_owned()),
             Request::Limits { set } => {
                 let set = set.given();
                 (!set.is_empty()).then(|| format!("limits {}", limit::display(&set)))

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::done::{
     Advised, LogLevelNow, OnErrorNow, OptionsNow, PathNow, Quiesced, Resized, Resumed, Retried,
-    SnapshotCancelled, SnapshotList, SnapshotTaken,
+    SnapshotCancelled, SnapshotList, SnapshotTaken, UnshareCancelled, Unsharing,
 };
 use super::events::{EVENT, Subscribed, Told};
 use super::extents::{Heat, Page};
@@ -41,6 +41,8 @@ const OF_DISK: &[Row] = &[
     ("snapshot", of::<SnapshotTaken>),
     ("snapshot-cancel", of::<SnapshotCancelled>),
     ("snapshots", of::<SnapshotList>),
+    ("unshare", of::<Unsharing>),
+    ("unshare-cancel", of::<UnshareCancelled>),
     ("options", of::<OptionsNow>),
     ("limits", of::<LimitsNow>),
 ];

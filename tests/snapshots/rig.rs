@@ -5,11 +5,12 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use extentd::protocol::client::Client;
 use extentd::protocol::events::EventKind;
 use front_end::{Daemon, limit, set_limit};
-use rig::file_systems::{Made, Mounted};
+use rig::file_systems::{Made, Mounted, sync};
 use rig::files::{pattern, write_direct};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -55,6 +56,22 @@ pub fn mounted(made: Made) -> Option<Mounted> {
         println!("SKIP: no {} on a loop device here", made.name);
     }
     mounted
+}
+
+/// Removes a file, and waits until so many bytes more are free: XFS gives them back some time
+/// afterwards, and tells nobody.
+pub fn remove(mounted: &Mounted, file: &Path, bytes: u64) {
+    let free = || {
+        let stat = rustix::fs::statvfs(mounted.root()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    let (start, before) = (Instant::now(), free());
+    std::fs::remove_file(file).unwrap();
+    while free() < before + bytes {
+        assert!(start.elapsed() < limit(), "{} stays", file.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    sync(mounted);
 }
 
 impl Disk {
@@ -173,7 +190,7 @@ impl Disk {
 
 fn start(socket: &Path, image: &Path, arguments: &[String], variables: &[(&str, &str)]) -> Daemon {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    set_limit(std::time::Duration::from_secs(20));
+    set_limit(Duration::from_secs(20));
     Daemon::start_with(&extentd(), socket, image, &arguments, variables).unwrap()
 }
 

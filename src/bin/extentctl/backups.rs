@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use extentd::backup::restore::{self, From};
@@ -190,38 +190,50 @@ impl CloneCommand {
 /// An image that gets blocks of its own.
 #[derive(Debug, Clone, Args)]
 pub struct UnshareCommand {
-    /// The image, which nobody uses
+    /// The image, which nobody uses. Not given, that of --control-path while it is served
     #[arg(value_name = "IMAGE")]
-    pub image: PathBuf,
+    pub image: Option<PathBuf>,
     /// Most bytes that are copied a second: bytes, or with K, M, G or T
     #[arg(long, value_name = "BYTES", value_parser = size::parse)]
     pub rate: Option<u64>,
+    /// Where it is served: return when it has ended, which Ctrl-C does not end
+    #[arg(long, conflicts_with = "image")]
+    pub wait: bool,
+    /// End what is under way where it is served
+    #[arg(long, conflicts_with_all = ["image", "rate", "wait"])]
+    pub cancel: bool,
 }
 
 impl UnshareCommand {
-    /// Copies what is shared.
+    /// What it may be asked with.
+    ///
+    /// # Errors
+    /// The rate is none.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.rate == Some(0) {
+            let line = "--rate 0: nothing would be copied: give more, or leave it out";
+            return Err(line.to_owned().into());
+        }
+        Ok(())
+    }
+
+    /// Copies what an image shares that nobody uses.
     ///
     /// # Errors
     /// Some of it is shared still.
-    pub fn run(&self, as_json: bool) -> Result<(), Failure> {
-        if self.rate == Some(0) {
-            return Err(
-                "--rate 0: nothing would be copied: give more, or leave it out"
-                    .to_owned()
-                    .into(),
-            );
-        }
+    pub fn run(&self, image: &Path, as_json: bool) -> Result<(), Failure> {
+        self.check()?;
         let done = watched("unsharing", |watch| {
-            unshare::unshare(&self.image, self.rate, watch)
+            unshare::unshare(image, self.rate, watch)
         })?;
         let answer = json!({
-            "image": self.image.to_string_lossy(),
+            "image": image.to_string_lossy(),
             "size_bytes": done.size,
             "unshared_bytes": done.unshared,
         });
         let line = format!(
             "{}: {} of {} were shared, and are its own now\n",
-            harmless(&self.image.display().to_string()),
+            harmless(&image.display().to_string()),
             size::display(done.unshared),
             size::display(done.size),
         );

@@ -101,7 +101,13 @@ when one of the two is written there first. The new image is there whole or not 
 
 const UNSHARE: &str = "\
 Blocks that other files use as well are copied, so that writes to them need no room any more, take the disk path again at once, and \
---swap is possible. It needs XFS, and as much room as is shared. Ctrl-C ends it; what is done stays done, and the next run goes on.";
+--swap is possible. It needs XFS, and as much room as is shared. Ctrl-C ends it; what is done stays done, and the next run goes on.
+
+Without IMAGE it is the disk of --control-path, while its guest uses it. The command returns when it has begun; extentctl info and \
+extentctl events unshare-ended tell of it. Its pieces are small, and the guest has as much time as they take, or more by --rate. It waits \
+while a snapshot is made, the disk is held still, or no guest uses it. What a snapshot shares meanwhile may stay shared.
+
+  extentctl --control-path /run/extentd/vm1.control unshare --rate 50M --wait";
 
 const ON_ERROR: &str = "\
 hold: the request waits, the guest sees no error, and it is tried again by itself and by retry. report: the guest is told; what is held is tried once more, and told if it fails again. The choice lasts until extentd ends.";
@@ -294,7 +300,8 @@ pub enum Command {
     /// Make a new image that shares its blocks with a snapshot. Needs no extentd
     #[command(after_long_help = CLONE)]
     Clone(CloneCommand),
-    /// Give an image that nobody uses blocks of its own. Needs no extentd
+    /// Give an image blocks of its own: one that nobody uses, which needs no extentd, or a disk
+    /// that is served
     #[command(after_long_help = UNSHARE)]
     Unshare(UnshareCommand),
     /// Print the counters as OpenMetrics text, for Prometheus and its kin

@@ -9,7 +9,7 @@ use extentd::options::size;
 use extentd::protocol::Request;
 use extentd::protocol::done::{
     LogLevelNow, OptionsNow, PathNow, Quiesced, Resized, Retried, SnapshotCancelled, SnapshotList,
-    SnapshotTaken,
+    SnapshotTaken, UnshareCancelled, Unsharing,
 };
 use extentd::protocol::extents::Page;
 use extentd::protocol::info::Selftest;
@@ -34,7 +34,9 @@ use crate::table::{columns, drawn, sized, table};
 /// It is refused, or nobody answers.
 pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
     let patience = match request {
-        Request::Quiesce { .. } | Request::Snapshot { .. } => LONG_PATIENCE,
+        Request::Quiesce { .. } | Request::Snapshot { .. } | Request::Unshare { .. } => {
+            LONG_PATIENCE
+        }
         _ => PATIENCE,
     };
     let json = ask(path, request, patience)?;
@@ -48,6 +50,8 @@ pub fn request(request: &Request, path: &Path) -> Result<Shown, Failure> {
         Request::Snapshot { .. } => taken(&understand(&json)?),
         Request::SnapshotCancel {} => cancelled(&understand(&json)?),
         Request::Snapshots {} => snapshots(&understand(&json)?),
+        Request::Unshare { .. } => unsharing(&understand(&json)?),
+        Request::UnshareCancel {} => unshare_cancelled(&understand(&json)?),
         Request::Resume { .. } => "the disk goes on\n".to_owned(),
         Request::Options {} => as_file(&understand(&json)?),
         Request::Selftest {} => {
@@ -258,6 +262,20 @@ fn snapshots(list: &SnapshotList) -> String {
         ));
     }
     text
+}
+
+fn unsharing(now: &Unsharing) -> String {
+    format!(
+        "{} are shared, and become the image's own: extentctl info tells how far it is\n",
+        size::display(now.shared_bytes)
+    )
+}
+
+fn unshare_cancelled(done: &UnshareCancelled) -> String {
+    format!(
+        "it ends; {} are the image's own by it\n",
+        size::display(done.unshared_bytes)
+    )
 }
 
 fn resized(done: &Resized) -> String {

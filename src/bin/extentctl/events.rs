@@ -167,6 +167,13 @@ fn sentence(event: &Event) -> String {
         }
         Event::SnapshotBegun { name } | Event::SnapshotTaken { name } => name.clone(),
         Event::SnapshotFailed { name, reason } => format!("{name}: {reason}"),
+        Event::UnshareEnded {
+            reason: Some(reason),
+            ..
+        } => reason.clone(),
+        Event::UnshareEnded { unshared_bytes, .. } => {
+            format!("{} were copied", size::display(*unshared_bytes))
+        }
         Event::Quiesced {} => "nothing is in flight".to_owned(),
         Event::Resumed { by_itself: true } => "by itself: nobody has resumed it".to_owned(),
         Event::Resumed { by_itself: false } => "as it was told to".to_owned(),

@@ -28,6 +28,7 @@ mod svg;
 mod table;
 mod together;
 mod top;
+mod unsharing;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -63,7 +64,11 @@ fn main() -> ExitCode {
         Command::Backup(command) => return status(&command.run(args.json)),
         Command::Restore(command) => return status(&command.run(args.json)),
         Command::Clone(command) => return status(&command.run(args.json)),
-        Command::Unshare(command) => return status(&command.run(args.json)),
+        Command::Unshare(command) => {
+            if let Some(image) = &command.image {
+                return status(&command.run(image, args.json));
+            }
+        }
         Command::Exporter { listen, timeout } => {
             return status(&exporter::serve(&args, listen, *timeout));
         }
@@ -119,8 +124,7 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         | Command::Exporter { .. }
         | Command::Backup(_)
         | Command::Restore(_)
-        | Command::Clone(_)
-        | Command::Unshare(_) => Ok(()),
+        | Command::Clone(_) => Ok(()),
         Command::Info { config: true } => show(Request::Options {}),
         Command::Info { config: false } => show(Request::Info {}),
         Command::Selftest => show(Request::Selftest {}),
@@ -172,6 +176,14 @@ fn run(args: &Args, paths: &[PathBuf]) -> Result<(), Failure> {
         } => snapshot::take(paths, by_name, args.json, name, within * 1000),
         // The command line asks for one of them.
         Command::Snapshot { name: None, .. } => show(Request::SnapshotCancel {}),
+        Command::Unshare(command) if command.cancel => show(Request::UnshareCancel {}),
+        Command::Unshare(command) => {
+            command.check()?;
+            let draws = paths.len() == 1 && !args.json;
+            disks::show_all(paths, by_name, args.json, |path| {
+                unsharing::begin(path, command.rate, command.wait, draws)
+            })
+        }
         Command::Limits(set) => show(Request::Limits { set: *set }),
         Command::OnError { enospc, io_error } => show(Request::OnError {
             enospc: *enospc,

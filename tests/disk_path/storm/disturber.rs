@@ -91,6 +91,20 @@ const ALL: &[Disturber] = {
         disturber("exchange", Xfs, Paced, 2, blocks::exchange),
         disturber("snapshot", Snapshots, Paced, 10, snapshots::take),
         disturber("cancel a snapshot", Snapshots, Quiet, 1, snapshots::cancel),
+        disturber(
+            "unshare what is served",
+            Snapshots,
+            Quiet,
+            4,
+            snapshots::unshare,
+        ),
+        disturber(
+            "end unsharing",
+            Snapshots,
+            Quiet,
+            1,
+            snapshots::end_unsharing,
+        ),
         disturber("move blocks", Ext4, Paced, 16, blocks::move_blocks),
         disturber("allocate", Both, Paced, 2, blocks::allocate),
         disturber("defragment", Both, Paced, 1, blocks::defragment),
@@ -112,12 +126,13 @@ const ALL: &[Disturber] = {
 /// What some hosts, file systems and versions of them never do: they lack the
 /// privilege (`grow` on ext4 takes CAP_SYS_RESOURCE), the feature, or respect
 /// for a lock; or what it is about is over too soon.
-const ATTEMPTS: [&str; 5] = [
+const ATTEMPTS: [&str; 6] = [
     "grow",
     "exchange",
     "move blocks",
     "defragment",
     "cancel a snapshot",
+    "end unsharing",
 ];
 
 /// Copies that share blocks with the image.

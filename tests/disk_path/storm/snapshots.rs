@@ -65,6 +65,18 @@ pub fn cancel(storm: &Storm, _: &mut Random) -> Did {
     ask(storm, &Request::SnapshotCancel {})
 }
 
+/// Ends what the image shares with all that has cloned it, while it is served: at
+/// once, or so slowly that it goes on for some time. One may be under way.
+pub fn unshare(storm: &Storm, random: &mut Random) -> Did {
+    let rate = (random.below(2) == 0).then_some(4 << 20);
+    ask(storm, &Request::Unshare { rate })
+}
+
+/// Nobody wants that any more.
+pub fn end_unsharing(storm: &Storm, _: &mut Random) -> Did {
+    ask(storm, &Request::UnshareCancel {})
+}
+
 /// Sectors that differ and are in no range that is told to.
 fn missed(before: &Path, after: &Path) -> io::Result<usize> {
     let open = |path| File::open(path).map(Arc::new);
