@@ -304,6 +304,9 @@ impl<E: Engine> BlockIo<E> {
                 task.done += moved;
                 moved > 0
             }
+            // Another one has failed meanwhile, and may have been told of what
+            // this one was to make stable.
+            Step::Sync(..) if self.shared.has_lost_writes() => false,
             Step::Sync(target, covers) => {
                 task.step = Step::Synced;
                 if target == Target::Image {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mapping::DiskPath;
 use mapping::lease::LeaseError;
-use mapping::path::Obstacle;
+use mapping::path::{Change, Obstacle};
 use vhost_backend::device::SECTOR;
 use vhost_backend::{
     Device, DiscardLimits, DiskInfo, HeldRequests, IoChannel, Topology, WriteZeroesLimits,
@@ -315,7 +315,13 @@ impl Disk {
     /// Has what happens to the way of requests told there. To be called once.
     pub(crate) fn report_to(&self, feed: Feed<Event>) {
         if let Ok(path) = self.disk_path() {
-            path.observe(move |change| reports::report(&feed, change));
+            let shared = Arc::clone(&self.shared);
+            path.observe(move |change| {
+                if change == Change::SyncFailed {
+                    shared.lose_writes();
+                }
+                reports::report(&feed, change);
+            });
         }
     }
 
@@ -339,11 +345,12 @@ impl Disk {
     /// # Errors
     /// What fsync(2) says.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        self.image.sync_all()?;
-        match &self.raw {
+        let synced = self.image.sync_all().and_then(|()| match &self.raw {
             Ok(way) => way.path.device().file().sync_data(),
             Err(_) => Ok(()),
-        }
+        });
+        // What is lost is told once, and the guest has to hear of it.
+        synced.inspect_err(|_| self.shared.lose_writes())
     }
 
     /// Bytes of memory that a map of its extents may take.

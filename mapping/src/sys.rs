@@ -149,6 +149,12 @@ pub(crate) fn fiemap_count(file: &File, start: u64, length: u64) -> io::Result<u
     Ok(u64::from(head.mapped))
 }
 
+/// Writes the file's dirty pages out and waits for them. What fails is told by this, and by the next sync of each
+/// open file as well, as if this had not been.
+pub(crate) fn write_out(file: &File) -> io::Result<()> {
+    fiemap_count(file, 0, 1).map(drop)
+}
+
 /// `struct cachestat_range` and `struct cachestat`.
 #[repr(C)]
 struct CachestatRange {

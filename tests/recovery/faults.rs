@@ -1,16 +1,20 @@
 //! Disks that fail: the right status for the right request, the rest
 //! unharmed, counted, and logged ever more rarely.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use front_end::Op;
 use front_end::codes::status;
+use mapping::{ExtentSource, Fiemap};
 use rig::asker::{Asker, LENGTH, REQUESTS, even, sectors};
 use rig::file_systems::{EXT4, Mounted, occupy, sync};
 use rig::model::{SECTOR, content};
 use rig::program::run;
+use rustix::fs::FallocateFlags;
 
 /// Half of the requests find no room, round after round; then there is room.
 fn half_fails(image: &Path, arguments: &[&str], full: impl FnOnce(), free: impl FnOnce()) {
@@ -142,6 +146,40 @@ fn a_full_file_system_fails_the_writes_that_need_room() {
         sync(&host);
     };
     half_fails(&image, &["--on-enospc", "report"], fill, free);
+}
+
+/// Who writes pages out for the map is told that some are lost, and so is the next FLUSH.
+#[test]
+fn what_the_map_finds_lost_is_told_by_the_next_sync_as_well() {
+    let Some(thin) = Thin::new() else {
+        return;
+    };
+    // All that the file system writes for itself has its place in the small one.
+    run(Command::new("mkfs.ext4")
+        .args([
+            "-q",
+            "-E",
+            "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
+        ])
+        .args(["-O", "^metadata_csum,^has_journal", &thin.device]))
+    .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run(Command::new("mount").arg(&thin.device).arg(folder.path())).unwrap();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    let file = Arc::new(options.open(folder.path().join("image")).unwrap());
+    rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 2 << 20).unwrap();
+    file.sync_all().unwrap();
+    thin.fill();
+    file.write_all_at(&[7; 1 << 20], 0).unwrap();
+    let source = Fiemap::new(Arc::clone(&file)).exclusive();
+    let settled = source.settle(0..2 << 20);
+    let synced = file.sync_data();
+    drop((source, file));
+    thin.free();
+    run(Command::new("umount").arg(folder.path())).unwrap();
+    settled.unwrap_err();
+    synced.unwrap_err();
 }
 
 /// The image ends earlier than the disk does: transfers come out short.

@@ -134,9 +134,11 @@ impl BackingDevice {
 
 /// Writes the file out, drops it from the page cache and proves that nothing is left there.
 fn empty_cache(file: &File, size: u64) -> Result<(), Refusal> {
+    // What fails here is still told by the next sync, as that of a guest's FLUSH.
+    sys::write_out(file).map_err(failed("write pages out"))?;
     // Not just its data: ext4 does not count blocks that a defragmenter has moved among what fdatasync makes
     // stable, and what is written to the device from here on must not be found missing after a crash.
-    file.sync_all().map_err(failed("fsync"))?;
+    file.sync_all().map_err(Refusal::Sync)?;
     // Beyond the end too: a page of the last block may lie there.
     let all = 0..size.saturating_add(1 << 20);
     sys::drop_cache(file, &all).map_err(failed("posix_fadvise"))?;

@@ -54,6 +54,9 @@ pub enum Refusal {
     /// The file is protected by fs-verity.
     #[error("the file is protected by fs-verity")]
     Verity,
+    /// It cannot be synced: what was written before may be lost, and the kernel does not say so again.
+    #[error("the image could not be synced: {0}")]
+    Sync(#[source] io::Error),
     /// The data are inside the inode.
     #[error("the file's data are stored inside its inode")]
     Inline,

@@ -16,6 +16,9 @@ pub enum Change<'a> {
     LeaseTaken,
     /// Somebody else wants the file: the path is being left.
     LeaseLost,
+    /// A sync of the file has failed: writes that had ended may be lost, of which the kernel tells nobody else who
+    /// has this open file.
+    SyncFailed,
     /// The guard has not looked at the lease for so long. Workers look too.
     GuardLate(Duration),
     /// The guard looks again.

@@ -189,7 +189,12 @@ impl Core {
                     attempts += 1;
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                Err(refusal) => return Err(refusal.into()),
+                Err(refusal) => {
+                    if matches!(refusal, Refusal::Sync(_)) {
+                        self.observer.tell(Change::SyncFailed);
+                    }
+                    return Err(refusal.into());
+                }
             }
         }
     }

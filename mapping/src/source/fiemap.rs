@@ -132,7 +132,7 @@ impl ExtentSource for Fiemap {
         if !self.exclusive || sys::cached_pages(&self.file, &range)? == 0 {
             return Ok(true);
         }
-        self.file.sync_data()?;
+        sys::write_out(&self.file)?;
         sys::drop_cache(&self.file, &range)?;
         Ok(sys::cached_pages(&self.file, &range)? == 0)
     }
