@@ -15,12 +15,16 @@ pub struct BreakTime {
     /// Locked; holds what the setting was, so that a test that was killed
     /// leaves a trace of it.
     before: File,
+    /// The setting, locked: other runs of the tests have other records.
+    _setting: File,
 }
 
 impl BreakTime {
     /// `None`, with the reason printed, where it cannot be set. Waits for other
     /// tests that have changed it.
     pub fn seconds(seconds: u64) -> Option<BreakTime> {
+        let setting = File::open(SETTING).unwrap();
+        rustix::fs::flock(&setting, rustix::fs::FlockOperation::LockExclusive).unwrap();
         let parent = std::env::var_os("EXTENTD_TEST_DIR").unwrap_or_else(|| "/var/tmp".into());
         let path = PathBuf::from(parent).join("extentd-lease-break-time");
         let mut before = OpenOptions::new()
@@ -41,7 +45,10 @@ impl BreakTime {
             eprintln!("SKIP: {SETTING} cannot be set: {error}");
             return None;
         }
-        Some(BreakTime { before })
+        Some(BreakTime {
+            before,
+            _setting: setting,
+        })
     }
 }
 

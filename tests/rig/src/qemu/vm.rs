@@ -198,6 +198,14 @@ impl Running {
     }
 }
 
+impl Running {
+    /// How it has ended, which its closed connections have told.
+    fn ended(&mut self) -> String {
+        let status = self.0.take().map(|mut child| child.wait());
+        format!("QEMU ended: {status:?}")
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if let Some(mut child) = self.0.take() {
@@ -231,7 +239,7 @@ impl Guest {
                     }
                     line.clear();
                 }
-                Ok(_) => panic!("QEMU ended\n{}", self.console()),
+                Ok(_) => panic!("{}\n{}", self.qemu.ended(), self.console()),
                 Err(error) if start.elapsed() > LIMIT => {
                     panic!("the guest is silent: {error}\n{}", self.console())
                 }
@@ -403,7 +411,7 @@ impl Guest {
         let mut bytes = Vec::new();
         match self.agent.read_until(b'\n', &mut bytes) {
             Ok(length) if length > 0 => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
-            Ok(_) => panic!("QEMU ended\n{}", self.console()),
+            Ok(_) => panic!("{}\n{}", self.qemu.ended(), self.console()),
             Err(error) => {
                 // Where its CPUs are tells a guest that waits from one that spins or stands.
                 let registers = self.qmp.execute(
