@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mapping::DiskPath;
 use mapping::lease::LeaseError;
-use mapping::path::{Change, Obstacle};
+use mapping::path::Obstacle;
 use vhost_backend::device::SECTOR;
 use vhost_backend::{
     Device, DiscardLimits, DiskInfo, HeldRequests, IoChannel, Topology, WriteZeroesLimits,
@@ -22,13 +22,11 @@ use crate::block_io::{BlockIo, ByKind, Shared, Sums, Tally};
 use crate::engine::pin::Pinner;
 use crate::engine::{Any, Features, Files, manner::Manner, sync::Sync, uring::Uring};
 use crate::host::allocations;
-use crate::host::feed::Feed;
 use crate::host::sandbox::{self, Kind};
 use crate::host::switches;
 use crate::host::sys::{self, DirectAlign};
 pub use crate::options::config::DiskOptions;
 use crate::options::config::{IoPath, Swap};
-use crate::protocol::events::Event;
 
 pub mod at_rest;
 pub(crate) mod cloning;
@@ -309,19 +307,6 @@ impl Disk {
         match &self.raw {
             Ok(way) => Ok(&way.path),
             Err(reason) => Err(reason),
-        }
-    }
-
-    /// Has what happens to the way of requests told there. To be called once.
-    pub(crate) fn report_to(&self, feed: Feed<Event>) {
-        if let Ok(path) = self.disk_path() {
-            let shared = Arc::clone(&self.shared);
-            path.observe(move |change| {
-                if change == Change::SyncFailed {
-                    shared.lose_writes();
-                }
-                reports::report(&feed, change);
-            });
         }
     }
 
