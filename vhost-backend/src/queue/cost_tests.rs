@@ -107,6 +107,7 @@ impl IoChannel for Ended {
     fn wait(&mut self, _timeout: Option<Duration>) {}
 }
 
+#[inline(never)]
 fn serve(kept: Kept, batches: u32) {
     let guest = Guest::new(&[(0, 0x10_0000)]);
     let mut driver = Driver::new(&guest, 0x1000, SIZE);
@@ -191,6 +192,8 @@ fn total(kept: Kept, batches: u32) -> Option<f64> {
     let out = directory.path().join("callgrind");
     let output = Command::new("valgrind")
         .args(["-q", "--tool=callgrind"])
+        // Not what the runner of the tests does, which tells of a slow one.
+        .arg("--toggle-collect=*cost_tests*serve*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe().unwrap())
         .args([NAME, "--exact", "--test-threads=1"])
