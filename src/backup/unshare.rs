@@ -1,6 +1,6 @@
 //! Gives an image that nobody uses blocks of its own, piece by piece.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,11 +43,15 @@ pub fn unshare(
     let image = AtRest::open_to_change(path)?;
     let size = image.size()?;
     let extents = Fiemap::new(Arc::clone(&image.file));
-    let mut shared = Vec::new();
+    let mut shared: Vec<Range<u64>> = Vec::new();
     let told = extents.fill(0..size, &mut |extent| {
         // What is not told exactly is tried as well.
         if matches!(extent.kind, Kind::Shared | Kind::Opaque(_)) {
-            shared.push(extent.range());
+            let range = extent.range();
+            match shared.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => shared.push(range),
+            }
         }
         ControlFlow::Continue(())
     });
@@ -55,19 +59,20 @@ pub fn unshare(
     let total = shared.iter().map(|range| range.end - range.start).sum();
     let begun = Instant::now();
     let mut done = 0_u64;
-    for range in shared {
-        let mut at = range.start;
-        while at < range.end {
+    // Backwards, as where it is served: XFS looks each time for the first that is shared.
+    for range in shared.into_iter().rev() {
+        let mut end = range.end;
+        while end > range.start {
             if wait(begun, due(done, rate), &mut || watch(done, total)).is_break() {
                 return Err(BackupError::Stopped(
                     path.to_owned(),
                     "what was unshared stays so",
                 ));
             }
-            let piece = (range.end - at).min(PIECE);
-            unshare_piece(&image, at, piece)?;
-            at += piece;
-            done += piece;
+            let at = ((end - 1) / PIECE * PIECE).max(range.start);
+            unshare_piece(&image, at, end - at)?;
+            done += end - at;
+            end = at;
         }
     }
     let stable = image.file.sync_all();
