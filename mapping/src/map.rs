@@ -15,6 +15,7 @@ pub(crate) mod table;
 pub(crate) mod wish;
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use self::config::Config;
 use self::hold::Hold;
@@ -158,6 +159,22 @@ impl Map {
     /// [`Error::Range`] for an empty range or one that reaches beyond the file.
     pub fn hold(&self, range: Range<u64>) -> Result<Hold, Error> {
         Hold::new(&self.shared, range)
+    }
+
+    /// As [`hold`](Self::hold), but waits for holds of others to be released, for this long at most.
+    ///
+    /// # Errors
+    /// As [`hold`](Self::hold).
+    pub fn hold_within(&self, range: &Range<u64>, patience: Duration) -> Result<Hold, Error> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.hold(range.clone()) {
+                Err(Error::Overlap(_)) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                result => return result,
+            }
+        }
     }
 
     /// Forgets whatever is known about the windows that overlap `range`; loads begun earlier do not

@@ -1,17 +1,16 @@
 //! Gives an image that nobody uses blocks of its own, piece by piece.
 
 use std::ops::{ControlFlow, Range};
-use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mapping::{ExtentSource, Fiemap, Kind};
+use mapping::{ExtentSource, Fiemap, Kind, sharing};
 
 use super::error::BackupError;
 use super::progress::Watch;
 use crate::disk::at_rest::AtRest;
-use crate::host::sys;
+use crate::disk::unsharing::time_for;
 
 /// Bytes that are copied at once: as long is waited for an answer to a wish to
 /// stop.
@@ -43,15 +42,11 @@ pub fn unshare(
     let image = AtRest::open_to_change(path)?;
     let size = image.size()?;
     let extents = Fiemap::new(Arc::clone(&image.file));
-    let mut shared: Vec<Range<u64>> = Vec::new();
+    let mut shared = Vec::new();
     let told = extents.fill(0..size, &mut |extent| {
         // What is not told exactly is tried as well.
         if matches!(extent.kind, Kind::Shared | Kind::Opaque(_)) {
-            let range = extent.range();
-            match shared.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => shared.push(range),
-            }
+            sharing::append(&mut shared, extent.range());
         }
         ControlFlow::Continue(())
     });
@@ -59,18 +54,18 @@ pub fn unshare(
     let total = shared.iter().map(|range| range.end - range.start).sum();
     let begun = Instant::now();
     let mut done = 0_u64;
-    // Backwards, as where it is served: XFS looks each time for the first that is shared.
+    // The last one first, as sharing::append says.
     for range in shared.into_iter().rev() {
         let mut end = range.end;
         while end > range.start {
-            if wait(begun, due(done, rate), &mut || watch(done, total)).is_break() {
+            if wait(begun, time_for(done, rate), &mut || watch(done, total)).is_break() {
                 return Err(BackupError::Stopped(
                     path.to_owned(),
                     "what was unshared stays so",
                 ));
             }
             let at = ((end - 1) / PIECE * PIECE).max(range.start);
-            unshare_piece(&image, at, end - at)?;
+            unshare_piece(&image, &(at..end))?;
             done += end - at;
             end = at;
         }
@@ -81,15 +76,6 @@ pub fn unshare(
         size,
         unshared: done,
     })
-}
-
-/// When so many bytes may be done, after the start.
-fn due(done: u64, rate: Option<u64>) -> Duration {
-    let Some(rate) = rate else {
-        return Duration::ZERO;
-    };
-    let ns = u128::from(done) * 1_000_000_000 / u128::from(rate.max(1));
-    Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
 }
 
 /// Until it is time, or somebody asks to stop.
@@ -108,10 +94,8 @@ fn wait(
     }
 }
 
-fn unshare_piece(image: &AtRest, at: u64, length: u64) -> Result<(), BackupError> {
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let mode = libc::FALLOC_FL_UNSHARE_RANGE;
-    let done = sys::fallocate(image.file.as_raw_fd(), mode, number(at), number(length));
+fn unshare_piece(image: &AtRest, piece: &Range<u64>) -> Result<(), BackupError> {
+    let done = sharing::unshare(&image.file, piece);
     done.map_err(|error| match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => BackupError::NoUnshare(image.path.clone(), error),
         _ => BackupError::host(&image.path, "give it blocks of its own")(error),
@@ -121,14 +105,6 @@ fn unshare_piece(image: &AtRest, at: u64, length: u64) -> Result<(), BackupError
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_are_due_at_their_rate() {
-        assert_eq!(due(1 << 30, None), Duration::ZERO);
-        assert_eq!(due(0, Some(10)), Duration::ZERO);
-        assert_eq!(due(25, Some(10)), Duration::from_millis(2500));
-        assert_eq!(due(u64::MAX, Some(1)), Duration::from_nanos(u64::MAX));
-    }
 
     #[test]
     fn who_asks_to_stop_does_not_wait_for_the_time() {

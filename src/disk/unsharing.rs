@@ -15,7 +15,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mapping::{DiskPath, Error, ExtentSource, Fiemap, Hold, Kind, sharing};
+use mapping::{DiskPath, ExtentSource, Fiemap, Hold, Kind, sharing};
 use rustix::fs::Advice;
 
 use super::Disk;
@@ -182,7 +182,11 @@ impl Walk {
         };
         let mut bytes = 0;
         // As it is now that nobody changes it: in a hole it would allocate.
-        for part in joined(self.shared(piece.clone())?) {
+        let mut parts = Vec::new();
+        for part in self.shared(piece.clone())? {
+            sharing::append(&mut parts, part);
+        }
+        for part in parts {
             let moved = sharing::unshare(&disk.image, &part);
             // Before anybody can write raw where it lies now, and whatever came of it.
             if !switches::left_out("unsharecount") {
@@ -223,31 +227,20 @@ impl Walk {
 /// flight; `None` if that takes long.
 fn hold(path: &DiskPath, piece: &Range<u64>) -> Option<Hold> {
     let until = Instant::now() + PATIENCE;
-    loop {
-        match path.map().hold(piece.clone()) {
-            Ok(hold) => {
-                let left = until.saturating_duration_since(Instant::now());
-                return hold.fence().wait(left).then_some(hold);
-            }
-            Err(Error::Overlap(_)) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_micros(100));
-            }
-            // Somebody has it for long, or the image is shorter by now.
-            Err(_) => return None,
-        }
-    }
+    // Somebody has it for long, or the image is shorter by now.
+    let hold = path.map().hold_within(piece, PATIENCE).ok()?;
+    let left = until.saturating_duration_since(Instant::now());
+    hold.fence().wait(left).then_some(hold)
 }
 
-/// As few ranges as there can be.
-fn joined(parts: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    for part in parts {
-        match ranges.last_mut() {
-            Some(last) if last.end == part.start => last.end = part.end,
-            _ => ranges.push(part),
-        }
-    }
-    ranges
+/// How long so many bytes take.
+pub(crate) fn time_for(bytes: u64, rate: Option<u64>) -> Duration {
+    let Some(rate) = rate else {
+        return Duration::ZERO;
+    };
+    let ns = u128::from(bytes).saturating_mul(1_000_000_000);
+    let ns = ns.checked_div(u128::from(rate)).unwrap_or(u128::MAX);
+    Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
 }
 
 /// How many shared bytes a piece may have.
@@ -330,8 +323,10 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_touch_are_one() {
-        assert_eq!(joined(vec![0..4, 4..6, 8..9]), [0..6, 8..9]);
-        assert!(joined(Vec::new()).is_empty());
+    fn bytes_take_their_time() {
+        assert_eq!(time_for(1 << 30, None), Duration::ZERO);
+        assert_eq!(time_for(0, Some(10)), Duration::ZERO);
+        assert_eq!(time_for(25, Some(10)), Duration::from_millis(2500));
+        assert_eq!(time_for(u64::MAX, Some(1)), Duration::from_nanos(u64::MAX));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use vhost_backend::Limits;
 
 use crate::disk::Disk;
-use crate::disk::unsharing::{Step, UnshareError, Walk};
+use crate::disk::unsharing::{Step, UnshareError, Walk, time_for};
 use crate::host::feed::Feed;
 use crate::host::hardening::SMALL_STACK;
 use crate::options::size;
@@ -295,16 +295,6 @@ fn obstacle(whose: &Whose) -> Option<&'static str> {
     None
 }
 
-/// How long so many bytes take.
-fn time_for(bytes: u64, rate: Option<u64>) -> Duration {
-    let Some(rate) = rate else {
-        return Duration::ZERO;
-    };
-    let ns = u128::from(bytes).saturating_mul(1_000_000_000);
-    let ns = ns.checked_div(u128::from(rate)).unwrap_or(u128::MAX);
-    Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
-}
-
 /// So long after `start`, but not for ever.
 fn after(start: Instant, time: Duration) -> Instant {
     start.checked_add(time.min(LONGEST)).unwrap_or(start)
@@ -313,13 +303,6 @@ fn after(start: Instant, time: Duration) -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_take_their_time() {
-        assert_eq!(time_for(1 << 30, None), Duration::ZERO);
-        assert_eq!(time_for(25, Some(10)), Duration::from_millis(2500));
-        assert_eq!(time_for(u64::MAX, Some(1)), Duration::from_nanos(u64::MAX));
-    }
 
     #[test]
     fn who_is_to_end_does_not_rest() {

@@ -46,6 +46,16 @@ pub fn unshare(file: &File, range: &Range<u64>) -> io::Result<()> {
     sys::unshare(file, range)
 }
 
+/// Adds a range to others that lie before it, to the last of these if they touch: each call of [`unshare`] waits for
+/// the disk, and XFS looks after it for what is shared still, extent by extent from the file's beginning to the first
+/// one. Hence as few as can be, and the last one first.
+pub fn append(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
 /// Bytes that the file system has set aside for `file` beyond its extents, of which there are `extents` with
 /// `allocated` bytes up to its end: what is in the copy-on-write fork, but for small amounts that could be the
 /// tree of its extents or its attributes as well. 0 on file systems without sharing.
@@ -71,4 +81,18 @@ pub fn set_aside(file: &File, extents: u64, allocated: u64) -> io::Result<u64> {
     let allocated = allocated.saturating_add(records.iter().map(behind).sum());
     let explained = allocated.saturating_add((tree + OTHER_BLOCKS).saturating_mul(stat.blksize()));
     Ok(stat.blocks().saturating_mul(512).saturating_sub(explained))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_touch_are_one() {
+        let mut ranges = Vec::new();
+        for range in [0..4, 4..6, 8..9] {
+            append(&mut ranges, range);
+        }
+        assert_eq!(ranges, [0..6, 8..9]);
+    }
 }

@@ -1,12 +1,12 @@
 //! Entering the disk path and leaving it: what has to be true, in which order
 //! it is made so, and how it ends. Called by the guard only.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::device::{Proof, Refusal};
-use crate::{ExtentSource, Fence, Hold};
+use crate::{ExtentSource, Fence};
 
 use super::ablation;
 use super::away::{Away, Obstacle};
@@ -108,21 +108,6 @@ impl Core {
         Ok(())
     }
 
-    /// Keeps a small range as it is, once no request is changing it; `None` if
-    /// that takes long.
-    fn hold(&self, range: Range<u64>) -> Option<Hold> {
-        let until = Instant::now() + HOLDING;
-        loop {
-            match self.map.hold(range.clone()) {
-                Ok(hold) => return Some(hold),
-                Err(crate::Error::Overlap(_)) if Instant::now() < until => {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-                Err(_) => return None,
-            }
-        }
-    }
-
     /// Loads the whole map and keeps it. Workers use what there is of it
     /// meanwhile.
     fn pin(&self, grade: Swap) -> Result<(), Obstacle> {
@@ -180,8 +165,9 @@ impl Core {
             let proof = if self.needs_no_holds() {
                 self.compare()
             } else {
-                self.device
-                    .prove_while(&self.image, |range| self.hold(range))
+                self.device.prove_while(&self.image, |range| {
+                    self.map.hold_within(&range, HOLDING).ok()
+                })
             };
             match proof {
                 Ok(_) => return Ok(()),
