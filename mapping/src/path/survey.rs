@@ -126,10 +126,11 @@ pub fn unshare(source: &Fiemap, may: &mut dyn FnMut() -> bool) -> io::Result<()>
     let mut shared = Vec::new();
     each_extent(source, 0..size, &mut |kind, range| {
         if kind == Kind::Shared {
-            shared.extend(pieces(range));
+            sharing::append(&mut shared, range);
         }
     })?;
-    for piece in shared {
+    let shared: Vec<_> = shared.into_iter().flat_map(pieces).collect();
+    for piece in shared.into_iter().rev() {
         if !may() {
             return Err(io::ErrorKind::Interrupted.into());
         }
