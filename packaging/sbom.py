@@ -13,8 +13,6 @@ import subprocess
 import tomllib
 import zlib
 
-CRATES_IO = "registry+https://github.com/rust-lang/crates.io-index"
-
 
 def output(*command):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -69,7 +67,7 @@ class Graph:
         for package, inside in listed:
             about = self.packages[package]
             entry = {"name": about["name"], "version": about["version"]}
-            entry["source"] = "crates.io" if about["source"] == CRATES_IO else "local"
+            entry["source"] = "crates.io" if (about["source"] or "").startswith("registry+") else "local"
             if not inside:
                 entry["kind"] = "build"
             if needed := sorted(index[one] for one, _ in self.edges[package]):
